@@ -1,0 +1,296 @@
+"""The genome language: one block type for each residual block of a network, as text.
+
+    genome = stage *("/" stage)
+    stage  = run *("," run)
+    run    = [count "x"] type
+    type   = "S" | "G" g | "W" w | "B" b | "B" b "G" g | "B" b "W" w | "M" e | "D"
+
+This module needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+__all__ = ["BlockType", "Conv", "Genome", "GenomeError", "SEARCH_TYPES"]
+
+_TYPE = re.compile(r"S|D|[GWM][0-9]+|B[0-9]+(?:[GW][0-9]+)?")
+_RUN = re.compile(r"(?:([0-9]+)\s*x\s*)?(.*)", re.DOTALL)
+# No network that anyone trains has more blocks in a run or more channels than these digits can say.
+_MAX_DIGITS = 4
+_MAX_BLOCKS = 9999
+
+
+class GenomeError(ValueError):
+    """A genome that cannot be read, or does not fit the network: says what is wrong, where, and what to write."""
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution of a block's branch, without a bias."""
+
+    in_chs: int
+    out_chs: int
+    kernel: int
+    stride: int = 1
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class BlockType:
+    """One type of residual block (paper, section 3.1 and Table 5).
+
+    `family` is S, G (grouped + pointwise), B (bottleneck), M (inverted bottleneck) or D (DARTS separable convolution);
+    `factor` is the contraction of B or the expansion of M. A grouped 3x3 has either a number of `groups` or a `width`
+    of channels a group.
+    """
+
+    family: str
+    factor: int = 1
+    groups: int | None = None
+    width: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> BlockType:
+        """Reads one block type, such as `B2G4`; raises GenomeError."""
+        if not isinstance(text, str):
+            raise GenomeError(f"a block type is text such as 'B2G4', not {type(text).__name__}")
+        if not _TYPE.fullmatch(text):
+            raise GenomeError(f"unknown block type {_quote(text)}{_advice(text)}")
+        letters = re.findall(r"[A-Z]", text)
+        numbers = [_number(digits, text) for digits in re.findall(r"[0-9]+", text)]
+        sizes = dict(zip(letters, numbers, strict=False))
+        for letter, size in sizes.items():
+            if size < 2 and letter != "W":
+                raise GenomeError(f"block type {_quote(text)}: {_TOO_SMALL[letter]}")
+            if size < 1:
+                raise GenomeError(f"block type {_quote(text)}: a group has at least 1 channel; write 'W1' or more")
+        family = "G" if letters[0] == "W" else letters[0]
+        factor = sizes[family] if family in "BM" else 1
+        return cls(family, factor, groups=sizes.get("G"), width=sizes.get("W"))
+
+    def __str__(self) -> str:
+        head = f"{self.family}{self.factor}" if self.family in "BM" else self.family if self.family in "SD" else ""
+        tail = f"G{self.groups}" if self.groups else f"W{self.width}" if self.width else ""
+        return head + tail
+
+    def convs(self, in_chs: int, out_chs: int, stride: int = 1) -> tuple[Conv, ...]:
+        """Lists the convolutions of the block's branch, in order; raises GenomeError where the widths do not divide.
+
+        Two blocks with the same convolutions are the same network, however they are spelled.
+        """
+        if self.family == "S":
+            return Conv(in_chs, out_chs, 3, stride), Conv(out_chs, out_chs, 3)
+        if self.family == "G":
+            return (
+                Conv(in_chs, in_chs, 3, stride, self._groups_of(in_chs)),
+                Conv(in_chs, out_chs, 1),
+                Conv(out_chs, out_chs, 3, 1, self._groups_of(out_chs)),
+                Conv(out_chs, out_chs, 1),
+            )
+        if self.family == "B":
+            if out_chs % self.factor:
+                raise GenomeError(f"its {out_chs} channels do not divide by {self.factor}")
+            mid = out_chs // self.factor
+            grouped = Conv(mid, mid, 3, stride, self._groups_of(mid) if self.groups or self.width else 1)
+            return Conv(in_chs, mid, 1), grouped, Conv(mid, out_chs, 1)
+        if self.family == "M":
+            mid = in_chs * self.factor
+            return Conv(in_chs, mid, 1), Conv(mid, mid, 3, stride, mid), Conv(mid, out_chs, 1)
+        # D works on the projected input where the widths differ, so that it never changes width or stride itself.
+        depthwise, pointwise = Conv(out_chs, out_chs, 3, 1, out_chs), Conv(out_chs, out_chs, 1)
+        return depthwise, pointwise, depthwise, pointwise
+
+    def _groups_of(self, chs: int) -> int:
+        if self.width is not None:
+            if chs % self.width:
+                raise GenomeError(f"its 3x3 works on {chs} channels, which do not split into groups of {self.width}")
+            return chs // self.width
+        if self.groups is None or chs % self.groups:
+            raise GenomeError(f"its 3x3 works on {chs} channels, which do not split into {self.groups} groups")
+        return self.groups
+
+
+class Genome(str):
+    """The canonical text of a genome, with its block types by stage.
+
+    It is a string (no spaces, longest runs, no `1x`), so it goes wherever text goes: JSON, a shell, `genome=` of a timm
+    entry. Read one with `Genome.parse(text)` or `Genome(text)`; both take spaces and any runs and raise GenomeError.
+    """
+
+    stages: tuple[tuple[BlockType, ...], ...]
+
+    def __new__(cls, text: str) -> Genome:
+        if type(text) is cls:
+            return text
+        return cls.from_stages(_parse_stages(text))
+
+    def __getnewargs__(self) -> tuple[str]:
+        return (str(self),)
+
+    @classmethod
+    def parse(cls, text: str) -> Genome:
+        """Reads a genome; raises GenomeError."""
+        return cls(text)
+
+    @classmethod
+    def from_stages(cls, stages: Iterable[Iterable[BlockType | str]]) -> Genome:
+        """Makes a genome of block types by stage."""
+        typed = tuple(
+            tuple(block if isinstance(block, BlockType) else BlockType.parse(block) for block in stage)
+            for stage in stages
+        )
+        if not typed or not all(typed):
+            raise GenomeError("an empty genome or stage; write one block type a block, such as '6xS/6xS/6xS'")
+        self = super().__new__(cls, "/".join(_runs(stage) for stage in typed))
+        self.stages = typed
+        return self
+
+    @classmethod
+    def from_blocks(cls, blocks: Sequence[BlockType | str], depths: Sequence[int]) -> Genome:
+        """Makes a genome of a flat list of block types and the number of blocks in each stage."""
+        if len(blocks) != sum(depths):
+            raise GenomeError(f"{len(blocks)} block types do not fill stages of {_listed(depths)} blocks")
+        ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
+        return cls.from_stages(blocks[end - depth : end] for end, depth in zip(ends, depths, strict=True))
+
+    @classmethod
+    def from_reference(cls, names: Sequence[str], depths: Sequence[int]) -> Genome:
+        """Translates the names of the reference code, whose `G4B2` is a bottleneck 2 with groups of *width* 4."""
+        blocks = []
+        for place, name in enumerate(names, start=1):
+            block = _from_reference(name)
+            if block is None:
+                raise GenomeError(
+                    f"block {place}: the reference code has no block {_quote(name)}; "
+                    "its names look like 'Conv', 'DConvA4', 'DConvG4', 'ConvB2', 'A4B2' and 'G4B2'"
+                )
+            blocks.append(block)
+        return cls.from_blocks(blocks, depths)
+
+    @property
+    def blocks(self) -> tuple[BlockType, ...]:
+        """All block types, from the first block to the last."""
+        return tuple(block for stage in self.stages for block in stage)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The number of blocks in each stage."""
+        return tuple(len(stage) for stage in self.stages)
+
+
+_TOO_SMALL = {
+    "G": "a grouped 3x3 has at least 2 groups; without groups write 'S', or 'B2' for a bottleneck",
+    "B": "a bottleneck contracts by at least 2; without one write 'S', 'G4' or 'W4'",
+    "M": "an inverted bottleneck expands by at least 2; write 'M6'",
+}
+
+
+def _parse_stages(text: str) -> list[list[BlockType]]:
+    if not isinstance(text, str):
+        raise GenomeError(f"a genome is text such as '6xS/6xS/6xS', not {type(text).__name__}")
+    if not text.strip():
+        raise GenomeError("an empty genome; write one block type a block, such as '6xS/6xS/6xS'")
+    stages, total = [], 0
+    for stage_no, stage_text in enumerate(text.split("/"), start=1):
+        stage: list[BlockType] = []
+        for run_text in stage_text.split(","):
+            place = f"(stage {stage_no}, block {len(stage) + 1} of {_quote(text)})"
+            try:
+                count, block = _parse_run(run_text.strip())
+            except GenomeError as error:
+                raise GenomeError(f"{error} {place}") from None
+            total += count
+            if total > _MAX_BLOCKS:
+                raise GenomeError(f"more than {_MAX_BLOCKS} blocks; write fewer {place}")
+            stage += [block] * count
+        stages.append(stage)
+    return stages
+
+
+def _parse_run(text: str) -> tuple[int, BlockType]:
+    if not text:
+        raise GenomeError("a block type is missing; write one between separators, or drop the extra ',' or '/'")
+    if times := re.fullmatch(r"([0-9]+)\s*[X*×]\s*(.*)|(.*?)\s*[xX*×]\s*([0-9]+)", text, re.DOTALL):
+        count, block, block_first, count_last = times.groups()
+        raise GenomeError(f"unknown run {_quote(text)}; did you mean {_quote(f'{count or count_last}x{block or block_first}')}?")
+    digits, block_text = _RUN.fullmatch(text).groups()  # type: ignore[union-attr]  # it matches any text
+    count = 1 if digits is None else _number(digits, text)
+    if count < 1:
+        raise GenomeError(f"{_quote(text)} repeats a block 0 times; drop it")
+    if not block_text:
+        raise GenomeError(f"{_quote(text)} repeats nothing; write a block type after the 'x'")
+    return count, BlockType.parse(block_text)
+
+
+def _number(digits: str, text: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise GenomeError(f"{_quote(text)}: a number of {len(digits)} digits is too large; write at most {'9' * _MAX_DIGITS}")
+    if digits.startswith("0") and digits != "0":
+        raise GenomeError(f"{_quote(text)}: numbers have one spelling; write {int(digits)} for {digits}")
+    return int(digits)
+
+
+def _runs(stage: Iterable[BlockType]) -> str:
+    counted = [(sum(1 for _ in run), block) for block, run in groupby(stage)]
+    return ",".join(f"{count}x{block}" if count > 1 else str(block) for count, block in counted)
+
+
+def _from_reference(name: str) -> BlockType | None:
+    """Translates one name of the reference code, None if it has no such name."""
+    if not isinstance(name, str):
+        return None
+    plain = {"Conv": "S", "DConv": "W1", "MBConv6": "M6", "DARTSBlock": "D"}.get(name)
+    if plain is None:
+        for pattern, ours in _REFERENCE:
+            if pattern.fullmatch(name):
+                plain = pattern.sub(ours, name)
+    return BlockType.parse(plain) if plain else None
+
+
+_REFERENCE = tuple(
+    (re.compile(pattern), ours)
+    for pattern, ours in (
+        (r"DConvA(2|4|8|16)", r"G\1"),
+        (r"DConvG(2|4|8|16)", r"W\1"),
+        (r"ConvB(2|4)", r"B\1"),
+        (r"A(2|4|8|16)B(2)", r"B\2G\1"),
+        (r"G(2|4|8|16)B(2|4)", r"B\2W\1"),
+    )
+)
+
+
+def _advice(text: str) -> str:
+    if reference := _from_reference(text):
+        return f", a name of the reference code; write '{reference}' here"
+    bare = re.sub(r"[\s()_-]", "", text[:20].upper())
+    if bare in ("G(N)", "GN", "DW", "DEPTHWISE"):
+        return "; did you mean 'W1'?"
+    if _TYPE.fullmatch(bare):
+        return f"; did you mean '{bare}'?"
+    known = [str(block) for block in SEARCH_TYPES] + ["M6", "D"]
+    close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else "; write S, G4, W4, B2, B2G4, B2W4, M6 or D, with any numbers"
+
+
+def _quote(text: object, limit: int = 200) -> str:
+    """Quotes text on one line, shortened where it is very long."""
+    shown = repr(text)
+    return shown if len(shown) <= limit else f"{shown[: limit - 2]}…{shown[-1]}"
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    """Joins numbers as a person writes them: 3, 4, 6 and 3."""
+    texts = [str(number) for number in numbers]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+# The 23 block types from which the paper's networks were chosen (section 4).
+SEARCH_TYPES: tuple[BlockType, ...] = tuple(
+    BlockType.parse(name)
+    for name in "S G2 G4 G8 G16 W1 W2 W4 W8 W16 B2 B4 B2G2 B2G4 B2G8 B2G16 B2W2 B2W4 B2W8 B2W16 B4W2 B4W4 B4W8".split()
+)
