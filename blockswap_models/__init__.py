@@ -10,30 +10,28 @@ import importlib
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from .budgets import Budget, BudgetError, Cost
 from .genome import SEARCH_TYPES, BlockType, Genome, GenomeError
 from .layouts import Layout
 
 if TYPE_CHECKING:
-    from .cost import Budget, Cost, count, count_blocks
+    from .cost import count, count_blocks
     from .score import fisher_potential
-    from .search import SearchResult, search
+    from .searching import SearchResult, search
     from .space import SearchSpace
     from .zoo import save_pretrained
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Budget": "cost",
-    "Cost": "cost",
     "count": "cost",
     "count_blocks": "cost",
     "SearchSpace": "space",
     "fisher_potential": "score",
-    "SearchResult": "search",
-    "search": "search",
+    "SearchResult": "searching",
+    "search": "searching",
     "save_pretrained": "zoo",
 }
 
@@ -41,6 +39,7 @@ __all__ = [
     "SEARCH_TYPES",
     "BlockType",
     "Budget",
+    "BudgetError",
     "Cost",
     "Genome",
     "GenomeError",
@@ -68,19 +67,31 @@ def __dir__() -> list[str]:
 
 
 class _RegisterAfterTimm(MetaPathFinder):
-    """Registers the zoo as soon as timm has been imported, for a program that imports this package before timm."""
+    """Registers the zoo once timm has been imported, by whomever, for a program that imports this package before timm.
+
+    The zoo needs `networks`, which imports timm itself; so the registration waits until both are whole.
+    """
+
+    names = ("timm", f"{__name__}.networks")
+    loading = 0
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname != "timm":
+        if fullname not in self.names:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        specs = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
             def load_and_register(module: Any) -> None:
-                load(module)
-                importlib.import_module(".zoo", __name__)
+                self.loading += 1
+                try:
+                    load(module)
+                finally:
+                    self.loading -= 1
+                if not self.loading and self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                    importlib.import_module(".zoo", __name__)
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec

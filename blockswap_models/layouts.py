@@ -64,11 +64,10 @@ class Layout:
 
     @classmethod
     def named(cls, name: str) -> Layout:
-        """Finds the layout that a name such as `wrn40_2`, `blockswap_resnet34` or `resnet34_3m` starts with."""
-        if match := re.match(r"(?:blockswap_)?wrn([0-9]{1,4})_([0-9]{1,3})(?![0-9a-zA-Z])", name):
-            return cls.wide_resnet(int(match[1]), int(match[2]))
-        if match := re.match(r"(?:blockswap_)?resnet([0-9]{1,4})(?![0-9a-zA-Z])", name):
-            return cls.resnet(int(match[1]))
+        """Finds the layout of a name such as `wrn40_2`, `blockswap_resnet34` or `resnet34_3m`; raises ValueError."""
+        if match := re.fullmatch(r"(?:blockswap_)?(?:wrn([0-9]{1,3})_([0-9]{1,2})|resnet([0-9]{1,3}))(?:_[0-9]+[km])?", name):
+            depth, widen, resnet_depth = match.groups()
+            return cls.resnet(int(resnet_depth)) if resnet_depth else cls.wide_resnet(int(depth), int(widen))
         raise ValueError(f"unknown network {_quote(name)}; write wrn40_2, resnet34 or another name of 'blockswap list'")
 
     @property

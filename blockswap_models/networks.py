@@ -1,7 +1,7 @@
 """The networks that carry a genome: WideResNet (pre-activation) and ResNet (post-activation), as timm models."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: torch.fx writes the types of a traced forward into the code it makes,
+# and TorchScript cannot read them there as text.
 from collections.abc import Callable, Iterator
 from typing import Any
 

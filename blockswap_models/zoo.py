@@ -13,7 +13,7 @@ from .genome import Genome, GenomeError
 from .layouts import Layout
 from .networks import ResNet, WideResNet
 
-__all__ = ["GENOMES", "PAPER_ERRORS", "save_pretrained"]
+__all__ = ["GENOMES", "PAPER_ERRORS", "data_config", "save_pretrained"]
 
 GENOMES: dict[str, Genome] = {
     name: Genome(text)
@@ -85,6 +85,12 @@ _IMAGENET = {
     "mean": IMAGENET_DEFAULT_MEAN,
     "std": IMAGENET_DEFAULT_STD,
 }
+
+
+def data_config(layout: Layout) -> dict[str, Any]:
+    """The image size, normalisation and crop of a layout, as in a timm cfg: CIFAR-10's for a WRN, ImageNet's for a ResNet."""
+    return _CIFAR10 if layout.preact else _IMAGENET
+
 
 default_cfgs = generate_default_cfgs({name: _CIFAR10 if "wrn" in name else _IMAGENET for name in GENOMES})
 

@@ -1,0 +1,7 @@
+"""`python -m blockswap_models` is the command `blockswap`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
