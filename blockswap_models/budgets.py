@@ -9,6 +9,8 @@ import math
 import re
 from dataclasses import dataclass, fields
 
+from .genome import _quote
+
 __all__ = ["Budget", "BudgetError", "Cost", "parse_amount"]
 
 
@@ -55,7 +57,9 @@ class Budget:
             raise BudgetError("an empty budget; write Budget(params=400_000), or macs=")
         for name, (low, high) in self.windows.items():
             if not 0 <= low <= high:
-                raise BudgetError(f"a budget of {name} runs from a smaller to a larger amount, not from {low} to {high}")
+                raise BudgetError(
+                    f"a budget of {name} runs from a smaller to a larger amount, not from {low:,} to {high:,}"
+                )
 
     @property
     def windows(self) -> dict[str, tuple[float, float]]:
@@ -68,7 +72,8 @@ class Budget:
         if isinstance(amount, tuple):
             low, high = amount
             return 0 if low is None else low, float("inf") if high is None else high
-        return amount * (1 - self.tolerance), amount * (1 + self.tolerance)
+        # Rounded, since 400,000 · 1.025 in binary fractions is a hair less than 410,000, which fits.
+        return round(amount * (1 - self.tolerance), 3), round(amount * (1 + self.tolerance), 3)
 
     def fits(self, cost: Cost) -> bool:
         """Says whether a cost is within every window."""
@@ -80,24 +85,30 @@ class Budget:
             amount = getattr(self, name)
             if isinstance(amount, tuple):
                 low, high = self.windows[name]
-                parts.append(f"{name} {low:,.0f} to {high:,.0f}" if low else f"{name} up to {high:,.0f}")
+                start = f"{low:,.0f} to" if low else "up to"
+                parts.append(f"{name} from {low:,.0f}" if math.isinf(high) else f"{name} {start} {high:,.0f}")
             else:
-                parts.append(f"{name} {amount:,.0f} ± {self.tolerance:.1%}")
+                parts.append(f"{name} {amount:,.0f} ± {self.tolerance * 100:g}%")
         return ", ".join(parts)
 
 
+# No cost has more digits than this.
+_MAX_LENGTH = 40
 _COSTS = tuple(field.name for field in fields(Budget) if field.name != "tolerance")
 
 
 def parse_amount(text: str) -> Amount:
-    """Reads an amount: `400k`, `3m`, `1.2g`, `60_000_000`, a ceiling `..400k`, a floor `300k..` or a window `300k..400k`."""
-    if ".." in text:
-        low, _, high = text.partition("..")
-        if low or high:
-            return (parse_amount(low) if low else None, parse_amount(high) if high else None)  # type: ignore[return-value]
-    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)([kmgKMG]?)", text.strip())
-    if not match:
-        raise BudgetError(f"{text!r} is no amount; write 400k, 3m, 1.2g, ..400k or 300k..400k")
+    """Reads an amount: `400k`, `1.2g`, `60_000_000`, a ceiling `..400k`, a floor `300k..` or a window `300k..400k`."""
+    low, dots, high = text.partition("..")
+    if dots and (low or high):
+        return _parse_one(low, text) if low else None, _parse_one(high, text) if high else None
+    return _parse_one(text, text)
+
+
+def _parse_one(part: str, text: str) -> int:
+    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)([kmgKMG]?)", part.strip())
+    if not match or len(part) > _MAX_LENGTH:
+        raise BudgetError(f"{_quote(text)} is no amount; write 400k, 3m, 1.2g, ..400k or 300k..400k")
     scale = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2].lower()]
     # In whole numbers, so that 1.6m is exactly 1,600,000.
     whole, _, fraction = match[1].replace("_", "").partition(".")

@@ -73,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     searching.add_argument("--split", default="train", help="the split of the dataset (%(default)s)")
     searching.add_argument("--batch-size", type=int, default=128, help="images in the minibatch (%(default)s)")
     searching.add_argument("--draws", type=int, default=1, help="draws of the weights for each genome (%(default)s)")
-    searching.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s, one a core)")
+    searching.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s, one a core)"
+    )
     searching.add_argument("--device", default="cpu", help="where to score (%(default)s)")
     searching.add_argument("--out", help="the record, one JSON line a score (named after the search)")
     searching.add_argument(
@@ -92,7 +94,9 @@ def _add_space(command: argparse.ArgumentParser) -> None:
     command.add_argument("--params", metavar="AMOUNT", help="a budget of parameters, such as 400k")
     command.add_argument("--macs", metavar="AMOUNT", help="a budget of multiply-accumulates, such as 60m")
     command.add_argument("--tolerance", type=float, default=0.025, help="how far from a bare amount (%(default)s)")
-    command.add_argument("--types", metavar="TYPES", help="block types to choose from, such as S,G4,W1 (the paper's 23)")
+    command.add_argument(
+        "--types", metavar="TYPES", help="block types to choose from, such as S,G4,W1 (the paper's 23)"
+    )
     command.add_argument("--num-classes", type=int, help="classes (the network's own)")
     command.add_argument("--in-chans", type=int, help="input channels (the network's own)")
     command.add_argument("--image-size", type=int, help="height and width of the images (the network's own)")
@@ -142,7 +146,9 @@ def _count(options: argparse.Namespace) -> None:
             raise ValueError(f"no network {options.name!r} in the zoo; see 'blockswap list', or give a genome")
         genome = GENOMES.get(name, layout.original)
     arguments = {"num_classes": options.num_classes, "in_chans": options.in_chans}
-    model = build(layout, genome, device="meta", **{key: value for key, value in arguments.items() if value is not None})
+    model = build(
+        layout, genome, device="meta", **{key: value for key, value in arguments.items() if value is not None}
+    )
     total, blocks = count(model), count_blocks(model)
     rest = total - sum(blocks, Cost(0, 0))
     rows = [
@@ -292,7 +298,10 @@ def _print_result(options: argparse.Namespace, result: SearchResult, record: str
     _print_table(("rank", "score", "params", "MACs", "genome"), rows, right=(0, 1, 2, 3))
     if best.shares:
         shares = iter(f"{share:.0%}" for share in best.shares)
-        print("\nshare of the best score by block: " + " / ".join(" ".join(next(shares) for _ in s) for s in best.genome.stages))
+        print(
+            "\nshare of the best score by block: "
+            + " / ".join(" ".join(next(shares) for _ in s) for s in best.genome.stages)
+        )
     print(f"record: {record}\nbuild it: timm.create_model('{layout.name}', genome='{best.genome}')")
 
 
@@ -313,5 +322,3 @@ def _print_table(titles: Sequence[str], rows: Iterable[Sequence[object]], right:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-

@@ -10,6 +10,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .budgets import Cost
 from .networks import residual_blocks
@@ -40,21 +41,29 @@ def _count(model: nn.Module, parts: list[nn.Module], input_size: tuple[int, int,
 
 
 def count_parts(model: nn.Module, parts: list[nn.Module], x: torch.Tensor) -> list[Cost]:
-    """Counts parts of a model that is on the meta device, on an input `x` of one image."""
+    """Counts parts of a model on the meta device, on an input `x` of one image; the model is of no use afterwards."""
     macs: dict[nn.Module, int] = {}
 
     def hook(module: nn.Module, _: object, output: torch.Tensor) -> None:
         # Each element of the output of a convolution or linear layer takes one product a weight of one output channel.
         macs[module] = macs.get(module, 0) + output.numel() * module.weight[0].numel()  # type: ignore[index, operator]
 
-    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for module in model.modules():
+        # The user's own hooks are not called for a count.
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(hook)
+        elif isinstance(module, _BatchNorm):
+            # BN costs no MACs and keeps the shape, but takes most of the time on the meta device.
+            module.forward = _same  # type: ignore[method-assign]
+    with torch.no_grad():
+        model(x)
     return [
         Cost(sum(p.numel() for p in part.parameters()), sum(macs.get(module, 0) for module in part.modules()))
         for part in parts
     ]
+
+
+def _same(x: torch.Tensor) -> torch.Tensor:
+    return x

@@ -64,7 +64,9 @@ def dataset_minibatch(
     if root is None and Path(name).is_dir():
         name, root = "folder", name
     if root is None:
-        raise DataError(f"no folder {_quote(name)}; write a folder of images, or torch/cifar10 and its folder (--data-dir)")
+        raise DataError(
+            f"no folder {_quote(name)}; write a folder of images, or torch/cifar10 and its folder (--data-dir)"
+        )
     if not Path(root).is_dir():
         raise DataError(f"no data folder {_quote(str(root))}; write the folder that holds {name} (--data-dir)")
     try:
@@ -88,7 +90,12 @@ def dataset_minibatch(
 
 def tensor_minibatch(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor) -> Minibatch:
     """Takes images (N, C, H, W), normalised, with labels (N,); raises DataError where they do not fit the network."""
-    if images.ndim != 4 or images.shape[1] != space.input_size[0] or labels.shape != images.shape[:1] or not len(labels):
+    if (
+        images.ndim != 4
+        or images.shape[1] != space.input_size[0]
+        or labels.shape != images.shape[:1]
+        or not len(labels)
+    ):
         raise DataError(
             f"images are (N, {space.input_size[0]}, H, W) and labels (N,), "
             f"not {tuple(images.shape)} and {tuple(labels.shape)}"
@@ -99,13 +106,17 @@ def tensor_minibatch(space: SearchSpace, images: torch.Tensor, labels: torch.Ten
 def _draw(dataset: Any, name: str, number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     if hasattr(dataset, "__getitem__"):
         if len(dataset) < number:
-            raise DataError(f"{name} has {len(dataset)} images; write a batch size of at most {len(dataset)} (--batch-size)")
+            raise DataError(
+                f"{name} has {len(dataset)} images; write a batch size of at most {len(dataset)} (--batch-size)"
+            )
         chosen = np.random.default_rng(_data_seed(seed)).choice(len(dataset), number, replace=False)
         items = [dataset[int(index)] for index in chosen]
     else:
         items = list(islice(dataset, number))
         if len(items) < number:
-            raise DataError(f"{name} has {len(items)} images; write a batch size of at most {len(items)} (--batch-size)")
+            raise DataError(
+                f"{name} has {len(items)} images; write a batch size of at most {len(items)} (--batch-size)"
+            )
     return torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
 
 

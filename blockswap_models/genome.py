@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-__all__ = ["BlockType", "Conv", "Genome", "GenomeError", "SEARCH_TYPES"]
+__all__ = ["SEARCH_TYPES", "BlockType", "Conv", "Genome", "GenomeError"]
 
 _TYPE = re.compile(r"S|D|[GWM][0-9]+|B[0-9]+(?:[GW][0-9]+)?")
 _RUN = re.compile(r"(?:([0-9]+)\s*x\s*)?(.*)", re.DOTALL)
+# Runs as they are written elsewhere: 3XS, 3*S, Sx3.
+_OTHER_RUN = re.compile(r"([0-9]+)\s*[X*×](.*)|(.*)[xX*×]\s*([0-9]+)", re.DOTALL)
 # No network that anyone trains has more blocks in a run or more channels than these digits can say.
 _MAX_DIGITS = 4
 _MAX_BLOCKS = 9999
@@ -54,24 +56,17 @@ class BlockType:
     groups: int | None = None
     width: int | None = None
 
+    def __post_init__(self) -> None:
+        # A type is what its text says: BlockType("W", width=4), say, would be spelled W4 and built as something else.
+        if _sizes(str(self)) != (self.family, self.factor, self.groups, self.width):
+            raise GenomeError(f"there is no {self!r}; read one from text, such as BlockType.parse('B2G4')")
+
     @classmethod
     def parse(cls, text: str) -> BlockType:
         """Reads one block type, such as `B2G4`; raises GenomeError."""
         if not isinstance(text, str):
             raise GenomeError(f"a block type is text such as 'B2G4', not {type(text).__name__}")
-        if not _TYPE.fullmatch(text):
-            raise GenomeError(f"unknown block type {_quote(text)}{_advice(text)}")
-        letters = re.findall(r"[A-Z]", text)
-        numbers = [_number(digits, text) for digits in re.findall(r"[0-9]+", text)]
-        sizes = dict(zip(letters, numbers, strict=False))
-        for letter, size in sizes.items():
-            if size < 2 and letter != "W":
-                raise GenomeError(f"block type {_quote(text)}: {_TOO_SMALL[letter]}")
-            if size < 1:
-                raise GenomeError(f"block type {_quote(text)}: a group has at least 1 channel; write 'W1' or more")
-        family = "G" if letters[0] == "W" else letters[0]
-        factor = sizes[family] if family in "BM" else 1
-        return cls(family, factor, groups=sizes.get("G"), width=sizes.get("W"))
+        return cls(*_sizes(text))
 
     def __str__(self) -> str:
         head = f"{self.family}{self.factor}" if self.family in "BM" else self.family if self.family in "SD" else ""
@@ -125,6 +120,7 @@ class Genome(str):
     stages: tuple[tuple[BlockType, ...], ...]
 
     def __new__(cls, text: str) -> Genome:
+        """Reads a genome; raises GenomeError."""
         if type(text) is cls:
             return text
         return cls.from_stages(_parse_stages(text))
@@ -183,9 +179,24 @@ class Genome(str):
         return tuple(len(stage) for stage in self.stages)
 
 
+def _sizes(text: str) -> tuple[str, int, int | None, int | None]:
+    """Reads family, factor, groups and width of a block type."""
+    if not _TYPE.fullmatch(text):
+        raise GenomeError(f"unknown block type {_quote(text)}{_advice(text)}")
+    letters = re.findall(r"[A-Z]", text)
+    numbers = [_number(digits, text) for digits in re.findall(r"[0-9]+", text)]
+    sizes = dict(zip(letters, numbers, strict=False))
+    for letter, size in sizes.items():
+        if size < (1 if letter == "W" else 2):
+            raise GenomeError(f"block type {_quote(text)}: {_TOO_SMALL[letter]}")
+    family = "G" if letters[0] == "W" else letters[0]
+    return family, sizes[family] if family in "BM" else 1, sizes.get("G"), sizes.get("W")
+
+
 _TOO_SMALL = {
     "G": "a grouped 3x3 has at least 2 groups; without groups write 'S', or 'B2' for a bottleneck",
     "B": "a bottleneck contracts by at least 2; without one write 'S', 'G4' or 'W4'",
+    "W": "a group has at least 1 channel; write 'W1' or more",
     "M": "an inverted bottleneck expands by at least 2; write 'M6'",
 }
 
@@ -199,14 +210,13 @@ def _parse_stages(text: str) -> list[list[BlockType]]:
     for stage_no, stage_text in enumerate(text.split("/"), start=1):
         stage: list[BlockType] = []
         for run_text in stage_text.split(","):
-            place = f"(stage {stage_no}, block {len(stage) + 1} of {_quote(text)})"
             try:
                 count, block = _parse_run(run_text.strip())
+                total += count
+                if total > _MAX_BLOCKS:
+                    raise GenomeError(f"more than {_MAX_BLOCKS} blocks; write fewer")
             except GenomeError as error:
-                raise GenomeError(f"{error} {place}") from None
-            total += count
-            if total > _MAX_BLOCKS:
-                raise GenomeError(f"more than {_MAX_BLOCKS} blocks; write fewer {place}")
+                raise GenomeError(f"{error} (stage {stage_no}, block {len(stage) + 1} of {_quote(text)})") from None
             stage += [block] * count
         stages.append(stage)
     return stages
@@ -215,9 +225,11 @@ def _parse_stages(text: str) -> list[list[BlockType]]:
 def _parse_run(text: str) -> tuple[int, BlockType]:
     if not text:
         raise GenomeError("a block type is missing; write one between separators, or drop the extra ',' or '/'")
-    if times := re.fullmatch(r"([0-9]+)\s*[X*×]\s*(.*)|(.*?)\s*[xX*×]\s*([0-9]+)", text, re.DOTALL):
-        count, block, block_first, count_last = times.groups()
-        raise GenomeError(f"unknown run {_quote(text)}; did you mean {_quote(f'{count or count_last}x{block or block_first}')}?")
+    if other := _OTHER_RUN.fullmatch(text):
+        count_first, block_last, block_first, count_last = other.groups()
+        run, block = count_first or count_last, (block_last or block_first or "").strip()
+        if _reads(_number, run, text) and _reads(BlockType.parse, block):
+            raise GenomeError(f"unknown run {_quote(text)}; did you mean '{run}x{block}'?")
     digits, block_text = _RUN.fullmatch(text).groups()  # type: ignore[union-attr]  # it matches any text
     count = 1 if digits is None else _number(digits, text)
     if count < 1:
@@ -227,9 +239,18 @@ def _parse_run(text: str) -> tuple[int, BlockType]:
     return count, BlockType.parse(block_text)
 
 
+def _reads(read: Callable[..., object], *texts: str) -> bool:
+    """Says whether a text can be read, so that no advice is one that would be refused."""
+    try:
+        read(*texts)
+    except GenomeError:
+        return False
+    return True
+
+
 def _number(digits: str, text: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise GenomeError(f"{_quote(text)}: a number of {len(digits)} digits is too large; write at most {'9' * _MAX_DIGITS}")
+        raise GenomeError(f"{_quote(text)}: a number of {len(digits)} digits is too large; write at most {_MAX_BLOCKS}")
     if digits.startswith("0") and digits != "0":
         raise GenomeError(f"{_quote(text)}: numbers have one spelling; write {int(digits)} for {digits}")
     return int(digits)
@@ -270,7 +291,7 @@ def _advice(text: str) -> str:
     bare = re.sub(r"[\s()_-]", "", text[:20].upper())
     if bare in ("G(N)", "GN", "DW", "DEPTHWISE"):
         return "; did you mean 'W1'?"
-    if _TYPE.fullmatch(bare):
+    if _TYPE.fullmatch(bare) and _reads(BlockType.parse, bare):
         return f"; did you mean '{bare}'?"
     known = [str(block) for block in SEARCH_TYPES] + ["M6", "D"]
     close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
@@ -285,12 +306,11 @@ def _quote(text: object, limit: int = 200) -> str:
 
 def _listed(numbers: Iterable[int]) -> str:
     """Joins numbers as a person writes them: 3, 4, 6 and 3."""
-    texts = [str(number) for number in numbers]
+    texts = [str(number) for number in numbers] or ["0"]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 # The 23 block types from which the paper's networks were chosen (section 4).
-SEARCH_TYPES: tuple[BlockType, ...] = tuple(
-    BlockType.parse(name)
-    for name in "S G2 G4 G8 G16 W1 W2 W4 W8 W16 B2 B4 B2G2 B2G4 B2G8 B2G16 B2W2 B2W4 B2W8 B2W16 B4W2 B4W4 B4W8".split()
-)
+SEARCH_TYPES: tuple[BlockType, ...] = Genome(
+    "S,G2,G4,G8,G16,W1,W2,W4,W8,W16,B2,B4,B2G2,B2G4,B2G8,B2G16,B2W2,B2W4,B2W8,B2W16,B4W2,B4W4,B4W8"
+).blocks

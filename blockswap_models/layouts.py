@@ -13,6 +13,7 @@ from .genome import Genome, GenomeError, _listed, _quote
 
 __all__ = ["Layout", "Position"]
 
+_NAME = re.compile(r"(?:blockswap_)?(?:wrn([0-9]{1,3})_([0-9]{1,2})|resnet([0-9]{1,3}))(?:_[0-9]+[km])?")
 _RESNET_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
@@ -47,7 +48,8 @@ class Layout:
         """WRN-depth-widen for 32x32 images (Zagoruyko and Komodakis, 2016); raises ValueError for another depth."""
         if depth < 10 or (depth - 4) % 6 or widen < 1:
             raise ValueError(
-                f"there is no WRN-{depth}-{widen}: its depth is 6n + 4, such as 16, 22, 28 or 40, and its width at least 1"
+                f"there is no WRN-{depth}-{widen}: its depth is 6n + 4, such as 16, 22, 28 or 40, "
+                "and its width at least 1"
             )
         depths = ((depth - 4) // 6,) * 3
         channels = (16 * widen, 32 * widen, 64 * widen)
@@ -65,7 +67,7 @@ class Layout:
     @classmethod
     def named(cls, name: str) -> Layout:
         """Finds the layout of a name such as `wrn40_2`, `blockswap_resnet34` or `resnet34_3m`; raises ValueError."""
-        if match := re.fullmatch(r"(?:blockswap_)?(?:wrn([0-9]{1,3})_([0-9]{1,2})|resnet([0-9]{1,3}))(?:_[0-9]+[km])?", name):
+        if match := _NAME.fullmatch(name):
             depth, widen, resnet_depth = match.groups()
             return cls.resnet(int(resnet_depth)) if resnet_depth else cls.wide_resnet(int(depth), int(widen))
         raise ValueError(f"unknown network {_quote(name)}; write wrn40_2, resnet34 or another name of 'blockswap list'")

@@ -43,7 +43,7 @@ class WideResNet(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         act_layer, norm_layer = get_act_layer(act_layer), get_norm_layer(norm_layer)
         self.layout = layout
-        self.genome = layout.fit(genome or layout.original)
+        self.genome = layout.fit(layout.original if genome is None else genome)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -79,16 +79,20 @@ class WideResNet(nn.Module):
         self.act = act_layer(inplace=True)
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.init_weights()
+        self._draw_weights()
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Draws convolutions from N(0, 2 / (k² · out)) and the linear layer as PyTorch does, with a bias of zero."""
+        """Draws all weights anew: convolutions from N(0, 2 / (k² · out)), the linear layer as PyTorch, bias zero."""
+        _reset_parameters(self)
+        self._draw_weights()
+
+    @torch.jit.ignore
+    def _draw_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, nn.Linear):
-                module.reset_parameters()
                 nn.init.zeros_(module.bias)
 
     @torch.jit.ignore
@@ -214,7 +218,7 @@ class ResNet(TimmResNet):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        genome = layout.fit(genome or layout.original)
+        genome = layout.fit(layout.original if genome is None else genome)
         super().__init__(
             tuple(_BlockMaker(stage) for stage in genome.stages),
             layout.depths,
@@ -233,6 +237,15 @@ class ResNet(TimmResNet):
         )
         self.layout = layout
         self.genome = genome
+        self.zero_init = zero_init_last
+
+    @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool | None = None) -> None:
+        """Draws all weights anew, as timm; each branch starts at zero as it did when built, unless told otherwise."""
+        # timm's constructor calls this too, before it has a genome: there, every layer has just been made.
+        if hasattr(self, "genome"):
+            _reset_parameters(self)
+        super().init_weights(self.zero_init if zero_init_last is None else zero_init_last)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -263,6 +276,17 @@ class _BlockMaker:
             device=kwargs["device"],
             dtype=kwargs["dtype"],
         )
+
+
+def _reset_parameters(model: nn.Module) -> None:
+    """Gives every layer its first values, as when it was made.
+
+    So weights can be drawn after `to_empty`, and the random numbers that follow are those of a fresh network: the same
+    seed gives the same weights.
+    """
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
 
 
 def build(layout: Layout, genome: Genome | str | None = None, **kwargs: Any) -> WideResNet | ResNet:

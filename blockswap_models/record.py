@@ -24,7 +24,7 @@ class RecordError(ValueError):
 class Record:
     """The file of one search; opens a new one, or goes on with one of the same search.
 
-    `search` says all that the scores depend on. A line that was cut off when a search was killed is dropped. Use it as a
+    `search` says all that the scores depend on. A line that was cut off when a search was killed is dropped. It is a
     context manager.
     """
 
@@ -33,16 +33,16 @@ class Record:
         self.scores: dict[tuple[str, int], dict[str, Any]] = {}
         header = {"record": _KIND, **search}
         whole = 0
-        if self.path.exists() and self.path.stat().st_size:
-            if not resume:
-                raise RecordError(f"{self.path} exists; go on with it (--resume), or write another name (--out)")
-            found, rows, whole = _read(self.path)
-            if found is not None:
-                _check_same(self.path, found, header)
-            self.scores = {(row["genome"], row["draw"]): row for row in rows}
-        elif resume:
-            raise RecordError(f"no record {self.path} to go on with; leave --resume out to start one")
         try:
+            if self.path.exists() and self.path.stat().st_size:
+                if not resume:
+                    raise RecordError(f"{self.path} exists; go on with it (--resume), or write another name (--out)")
+                found, rows, whole = _read(self.path)
+                if found is not None:
+                    _check_same(self.path, found, header)
+                self.scores = {(row["genome"], row["draw"]): row for row in rows}
+            elif resume:
+                raise RecordError(f"no record {self.path} to go on with; leave --resume out to start one")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = open(self.path, "r+b" if whole else "wb")  # noqa: SIM115  # closed by close()
         except OSError as error:

@@ -34,7 +34,9 @@ def fisher_by_block(model: nn.Module, images: torch.Tensor, labels: torch.Tensor
     """
     ends = [block.get_submodule(block.branch_end) for block in residual_blocks(model)]
     if not ends:
-        raise TypeError(f"{type(model).__name__} has no residual blocks to score; build one with timm.create_model('blockswap_…')")
+        raise TypeError(
+            f"{type(model).__name__} has no residual blocks to score; build one with timm.create_model('blockswap_…')"
+        )
     activations: list[torch.Tensor] = []
 
     def probe(_: nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
@@ -45,16 +47,23 @@ def fisher_by_block(model: nn.Module, images: torch.Tensor, labels: torch.Tensor
     with _untouched(model), ExitStack() as hooks, torch.inference_mode(False), torch.enable_grad():
         for end in ends:
             hooks.callback(end.register_forward_hook(probe).remove)
-        loss = F.cross_entropy(model(images).float(), labels)
+        logits = model(images)
+        loss = F.cross_entropy(logits.to(_at_least_float(logits)), labels)
         gradients = torch.autograd.grad(loss, activations)
     scores = []
     for activation, gradient in zip(activations, gradients, strict=True):
-        by_channel = (activation.detach() * gradient).sum(dim=(2, 3), dtype=torch.promote_types(gradient.dtype, torch.float32))
+        by_channel = (activation.detach() * gradient).sum(dim=(2, 3), dtype=_at_least_float(gradient))
         scores.append(by_channel.double().square().sum() / (2 * len(images)))
     potentials = torch.stack(scores).tolist()
     if not any(potentials) and all(_is_zero(end) for end in ends):
-        raise ValueError("every branch of this network starts at zero, so that it scores 0; build it with zero_init_last=False")
+        raise ValueError(
+            "every branch of this network starts at zero, so that it scores 0; build it with zero_init_last=False"
+        )
     return potentials
+
+
+def _at_least_float(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _is_zero(module: nn.Module) -> bool:

@@ -7,11 +7,13 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +190,9 @@ def _run(job: _Job, tasks: list[tuple[Genome, int]], workers: int) -> Iterator[d
     try:
         yield from pool.map(_work, tasks)
     except BrokenProcessPool:
-        raise SearchError("a worker died, perhaps for want of memory; go on (--resume) with fewer (--workers)") from None
+        raise SearchError(
+            "a worker died, perhaps for want of memory; go on (--resume) with fewer (--workers)"
+        ) from None
     finally:
         processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
@@ -214,8 +218,16 @@ def _start_worker(job: _Job) -> None:
     global _job
     _job = job
     torch.set_num_threads(1)
-    # Ctrl-C is for the parent, which ends its workers.
+    # Ctrl-C is for the parent, which ends its workers; where it was killed, they end by themselves.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _work(task: tuple[Genome, int]) -> dict[str, Any]:

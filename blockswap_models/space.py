@@ -67,7 +67,7 @@ class SearchSpace:
         by_place: dict[tuple[Position, BlockType], Cost] = {}
         for block in dict.fromkeys((_STANDARD, *self.types)):
             fitting = [block if _structure(block, place) else _STANDARD for place in short.positions]
-            model = self.build(Genome.from_blocks(fitting, short.depths), short, norm_layer=_Norm, device="meta")
+            model = self.build(Genome.from_blocks(fitting, short.depths), short, device="meta").eval()
             blocks = residual_blocks(model)
             total, *parts = count_parts(model, [model, *blocks], torch.empty(1, *self.input_size, device="meta"))
             if block == _STANDARD:
@@ -81,9 +81,7 @@ class SearchSpace:
 
     def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> torch.nn.Module:
         """Builds the network of a genome, for this space's classes and channels; arguments as of the network."""
-        return build(
-            layout or self.layout, genome, num_classes=self.num_classes, in_chans=self.input_size[0], **kwargs
-        )
+        return build(layout or self.layout, genome, num_classes=self.num_classes, in_chans=self.input_size[0], **kwargs)
 
     def cost(self, genome: Genome | str) -> Cost:
         """Counts a genome of this space: stem, head and the sum over its blocks."""
@@ -93,7 +91,9 @@ class SearchSpace:
             self.layout.positions, genome.blocks, options, self._options, strict=True
         ):
             structure = _structure(block, place)
-            known = [cost for cost, (each, _) in zip(costs, choices, strict=True) if _structure(each, place) == structure]
+            known = [
+                cost for cost, (each, _) in zip(costs, choices, strict=True) if _structure(each, place) == structure
+            ]
             if not known:
                 raise GenomeError(
                     f"stage {place.stage}, block {place.block} '{block}': not in this search space of "
@@ -144,6 +144,8 @@ class SearchSpace:
 
     def sample_stated(self, number: int, budget: Budget, seed: int = 0) -> tuple[list[Genome], float]:
         """Draws as `sample` does, and states which share of the draws met the further costs of the budget."""
+        if number < 1:
+            raise ValueError(f"a sample has at least 1 genome, not {number}")
         name, window = self._exact_cost(budget)
         self._check_reach(budget)
         table = _Table(self, name, window)
@@ -152,16 +154,18 @@ class SearchSpace:
             raise BudgetError(self._unmet(budget, name))
         listable = total <= 100_000
         found: dict[Genome, None] = {}
-        tried = 0
+        tried = met = 0
         for draws in table.draw(seed):
             for picks in draws:
                 tried += 1
                 genome, cost = self._decode(picks)
                 if budget.fits(cost):
+                    met += 1
                     found[genome] = None
-                    if len(found) == number:
-                        return list(found), len(found) / tried
-            if (2 * len(found) > total and listable) or tried > 200 * max(number, 500):
+                    if len(found) == min(number, total):
+                        return list(found), met / tried
+            # Where all can be listed, the number does not say when, so that longer samples start as shorter ones.
+            if tried > (total if listable else 200 * max(number, 500)):
                 break
         if listable:
             # Few fit, and most are found: list them all, in an order drawn from the seed.
@@ -169,10 +173,10 @@ class SearchSpace:
             np.random.default_rng([seed, 1]).shuffle(rest)
             fitting = [genome for genome, cost in rest if budget.fits(cost)]
             found.update(dict.fromkeys(fitting))
-            tried = max(tried, len(rest))
+            met, tried = len(fitting), total
         if not found:
             raise BudgetError(f"{self._unmet(budget, name)}: none of {tried:,} genomes that meet its {name} do")
-        return list(found)[:number], len(found) / tried
+        return list(found)[:number], met / tried
 
     def _decode(self, picks: Sequence[int]) -> tuple[Genome, Cost]:
         total, options = self._costs
@@ -196,18 +200,11 @@ class SearchSpace:
         )
 
 
-class _Norm(torch.nn.BatchNorm2d):
-    """BN for counting, which needs its parameters and shape only: on the meta device BN takes most of the time."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-
 class _Table:
     """Counts of the genomes by their total of one cost, from which they are drawn uniformly.
 
-    Totals are counted in steps of their common divisor above the smallest. `ways[i][t]` is the number of choices for the
-    blocks from i on that spend exactly t steps.
+    Totals are counted in steps of their common divisor above the smallest. `ways[i][t]` is the number of choices for
+    the blocks from i on that spend exactly t steps.
     """
 
     def __init__(self, space: SearchSpace, name: str, window: tuple[float, float]) -> None:

@@ -26,12 +26,8 @@ GENOMES: dict[str, Genome] = {
         "blockswap_wrn40_2_556k": "W16,B2W8,G2,W1,W16,W4/B4,B2W16,G4,W8,B2G2,B2G4/W2,G2,W16,W2,W16,W2",
         "blockswap_wrn40_2_404k": "S,W16,W1,G2,B2,G8/W2,W16,G8,G16,W8,G4/2xW4,B2G4,2xW8,B2W16",
         "blockswap_wrn40_2_289k": "G16,G2,W4,G2,B2G8,B4/G2,B2,B2W4,W8,G16,B2G16/W2,B2W16,W4,B2W8,B2W2,B2W8",
-        "blockswap_wrn40_2_217k": (
-            "2xB2G16,B4,W1,B2W16,W1/B2G8,B2,B2W2,W16,B2W4,B2W8/W2,B2G16,B2G8,B2G16,B2G8,B2W4"
-        ),
-        "blockswap_wrn40_2_162k": (
-            "B2G2,B2W16,B4W8,2xW1,B2G4/2xW4,W2,B4W2,B2G8,B2W4/B2W16,B4W2,B4W8,B2W2,B4W4,B4"
-        ),
+        "blockswap_wrn40_2_217k": "2xB2G16,B4,W1,B2W16,W1/B2G8,B2,B2W2,W16,B2W4,B2W8/W2,B2G16,B2G8,B2G16,B2G8,B2W4",
+        "blockswap_wrn40_2_162k": "B2G2,B2W16,B4W8,2xW1,B2G4/2xW4,W2,B4W2,B2G8,B2W4/B2W16,B4W2,B4W8,B2W2,B4W4,B4",
         "blockswap_resnet34": "3xS/4xS/6xS/3xS",
         "blockswap_resnet18": "2xS/2xS/2xS/2xS",
         "blockswap_resnet34_8m": "B2W4,W4,B2G8/S,B2W4,B2W16,B2W8/S,B2G2,B2G8,B2G4,G4,S/S,W1,B2W8",
@@ -88,7 +84,7 @@ _IMAGENET = {
 
 
 def data_config(layout: Layout) -> dict[str, Any]:
-    """The image size, normalisation and crop of a layout, as in a timm cfg: CIFAR-10's for a WRN, ImageNet's for a ResNet."""
+    """The image size, normalisation and crop of a layout, as in a timm cfg: CIFAR-10's for a WRN, else ImageNet's."""
     return _CIFAR10 if layout.preact else _IMAGENET
 
 
@@ -99,10 +95,10 @@ def _create(name: str, pretrained: bool, genome: Genome | str | None = None, **k
     layout = Layout.named(name)
     own = GENOMES[name]
     genome = layout.fit(own if genome is None else genome)
-    # A cfg that is handed in whole comes from a folder or the Hub, with the weights of its own genome.
-    if pretrained and genome != own and isinstance(kwargs.get("pretrained_cfg"), (str, type(None))):
+    source = _genome_of_weights(own, **kwargs)
+    if pretrained and source is not None and genome != source:
         raise GenomeError(
-            f"{name} has pretrained weights for the genome '{own}' only, not for '{genome}'; write pretrained=False"
+            f"{name} has pretrained weights for the genome '{source}' only, not for '{genome}'; write pretrained=False"
         )
     features = {"out_indices": tuple(range(len(layout.depths) + 1))}
     model = build_model_with_cfg(
@@ -119,8 +115,25 @@ def _create(name: str, pretrained: bool, genome: Genome | str | None = None, **k
     return model
 
 
+def _genome_of_weights(
+    own: Genome,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    pretrained_model_args: dict[str, Any] | None = None,
+    **_: Any,
+) -> Genome | None:
+    """Says which genome the weights have that timm would load; None if only whoever hands them in knows."""
+    if saved := (pretrained_model_args or {}).get("genome"):
+        return Genome(saved)
+    # A cfg handed in whole, or another place for the weights.
+    places = [(pretrained_cfg_overlay or {}).get(key) for key in ("state_dict", "file", "url", "hf_hub_id")]
+    if not isinstance(pretrained_cfg, (str, type(None))) or any(places):
+        return None
+    return own
+
+
 def save_pretrained(model: nn.Module, directory: str | Path, **kwargs: Any) -> None:
-    """Saves weights (safetensors) and config.json, from which `timm.create_model('local-dir:…')` makes the same network.
+    """Saves weights (safetensors) and config.json; `timm.create_model('local-dir:…')` makes the same network from them.
 
     Further arguments go to timm's `save_for_hf`.
     """

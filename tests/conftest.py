@@ -1,0 +1,17 @@
+"""Fixtures: real images where BLOCKSWAP_DATA names their folder, and one thread a process."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    folder = os.environ.get("BLOCKSWAP_DATA")
+    if not folder:
+        pytest.skip("set BLOCKSWAP_DATA to a folder with cifar-10-batches-py and imagenet_val1300")
+    return Path(folder)

@@ -1,0 +1,151 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import timm
+
+from blockswap_models import Genome, SearchSpace
+from blockswap_models.cli import main
+
+SEARCH = "search wrn16_1 --params 60k --samples 4 --batch-size 4 --workers 1".split()
+
+
+def run(capsys, *arguments):
+    status = main([str(each) for each in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["search", "--help"],
+        ["count", "wrn40_2", "6xS/6xS/6xZ"],
+        ["count", "resnet34", "6xS"],
+    ],
+)
+def test_help_and_mistakes_need_no_torch(arguments):
+    code = (
+        "import sys\nfrom blockswap_models.cli import main\n"
+        f"try:\n    main({arguments})\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+    )
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    # Half a second on a machine with nothing else to do.
+    assert time.perf_counter() - start < 2
+
+
+def test_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "blockswap_models", "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("blockswap ")
+
+
+def test_list(capsys):
+    status, out, _ = run(capsys, "list", "--json")
+    rows = json.loads(out)
+    assert status == 0
+    assert [row["name"] for row in rows if row["params"] == 404_250] == ["blockswap_wrn40_2_404k"]
+    assert sorted(row["name"] for row in rows) == timm.list_models("blockswap_*")
+    _, out, _ = run(capsys, "list")
+    assert len(out.splitlines()) == len(rows) + 1
+
+
+def test_count(capsys):
+    status, out, _ = run(capsys, "count", "wrn40_2_404k", "--json")
+    report = json.loads(out)
+    assert status == 0
+    assert report["params"] == 404_250
+    assert [row["type"] for row in report["blocks"]] == [str(block) for block in Genome(report["genome"]).blocks]
+    _, out, _ = run(capsys, "count", "resnet34", "3xG4/4xG4/6xG4/3xG4")
+    assert "8,146,600  1,389.4 M" in out
+    _, out, _ = run(capsys, "count", "wrn28_10", "--num-classes", 100, "--json")
+    assert json.loads(out)["params"] == 36_536_884
+
+
+def test_space(capsys):
+    status, out, _ = run(capsys, "space", "wrn40_2", "--params", "400k", "--json")
+    report = json.loads(out)
+    assert status == 0
+    assert report["spellings"] == 23**18
+    assert 0 < report["fitting"] < report["fitting_spellings"] < report["spellings"]
+    _, out, _ = run(capsys, "space", "wrn16_1", "--types", "S,G4", "--params", "..100k", "--macs", "..20m")
+    assert "within params up to 100,000, macs up to 20,000,000: about" in out
+
+
+def test_search_builds_what_it_prints(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *SEARCH)
+    assert status == 0
+    assert "4/4" in err
+    assert (tmp_path / "wrn16_1-params60k-seed0.jsonl").read_bytes().count(b"\n") == 5
+    genome = out.splitlines()[2].strip()
+    assert f"build it: timm.create_model('blockswap_wrn16_1', genome='{genome}')" in out
+    params = sum(p.numel() for p in timm.create_model("blockswap_wrn16_1", genome=genome).parameters())
+    assert 58_500 <= params <= 61_500
+    status, again, _ = run(capsys, *SEARCH, "--resume")
+    assert (status, again) == (0, out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("count wrn40_2 6xS/6xS/5xS,BG2", "unknown block type 'BG2'; did you mean 'B2G2'? (stage 3, block 6 of "),
+        ("count nonsense", "unknown network 'nonsense'; write wrn40_2, resnet34 or another name of 'blockswap list'"),
+        ("count wrn40_2_5k", "no network 'wrn40_2_5k' in the zoo; see 'blockswap list', or give a genome"),
+        ("space wrn41_2", "there is no WRN-41-2: its depth is 6n + 4"),
+        ("space wrn16_1 --types S,Q", "unknown block type 'Q'"),
+        ("search wrn16_1", "a search needs a budget; write --params 400k, or --macs 60m"),
+        ("search wrn16_1 --params 60q", "'60q' is no amount; write 400k, 3m, 1.2g, ..400k or 300k..400k"),
+        ("search wrn16_1 --params 9m", "no genome of blockswap_wrn16_1 meets params 9,000,000 ± 2.5%; "),
+        ("search wrn16_1 --params 9k", "its params run from 10,090 to 176,218"),
+        ("search wrn16_1 --params 60k --data torch/cifar10 --data-dir nowhere", "no data folder 'nowhere'"),
+        ("search wrn16_1 --params 60k --data-dir nowhere", "a data folder needs the dataset's name"),
+        ("search wrn16_1 --params 60k --samples 0", "samples is at least 1, not 0"),
+        ("search wrn16_1 --params 60k --batch-size 1", "a minibatch has at least 2 images, not 1"),
+        ("search wrn16_1 --params 60k --resume nowhere.jsonl", "no record nowhere.jsonl to go on with"),
+    ],
+)
+def test_errors_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *arguments.split())
+    assert status == 2
+    assert out == ""
+    assert err.startswith(f"blockswap {arguments.split()[0]}: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_record_of_another_search_is_left_alone(capsys, tmp_path):
+    record = tmp_path / "record.jsonl"
+    run(capsys, *SEARCH, "--out", record)
+    before = record.read_bytes()
+    for more in (["--seed", 1], ["--params", "65k"]):
+        status, _, err = run(capsys, *SEARCH, *more, "--resume", record)
+        assert status == 2
+        assert "is the record of another search" in err
+    status, _, err = run(capsys, *SEARCH, "--out", record)
+    assert status == 2
+    assert "exists; go on with it (--resume), or write another name (--out)" in err
+    assert record.read_bytes() == before
+
+
+@pytest.mark.data
+def test_search_on_cifar10(capsys, tmp_path, data_dir):
+    arguments = ["--data", "torch/cifar10", "--data-dir", data_dir, "--out", tmp_path / "record.jsonl", "--json"]
+    status, out, _ = run(capsys, *SEARCH, *arguments)
+    assert status == 0
+    SearchSpace("wrn16_1").layout.fit(json.loads(out)["best"]["genome"])
+
+
+@pytest.mark.data
+def test_search_on_imagenet_images(capsys, tmp_path, data_dir):
+    command = "search resnet34 --params 3m --samples 2 --batch-size 4 --workers 1 --json".split()
+    images = data_dir / "imagenet_val1300"
+    status, out, _ = run(capsys, *command, "--data", images, "--out", tmp_path / "record.jsonl")
+    assert status == 0
+    assert 2_925_000 <= json.loads(out)["best"]["params"] <= 3_075_000

@@ -1,0 +1,203 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from blockswap_models import Budget, BudgetError, SearchSpace, fisher_potential, search
+from blockswap_models.data import noise_minibatch
+from blockswap_models.record import RecordError, read_record
+from blockswap_models.searching import SearchError
+
+SPACE = SearchSpace("wrn16_1", ["S", "G4", "W1", "B2", "B2G4"])
+BUDGET = Budget(params=70_000, tolerance=0.1)
+SMALL = {"samples": 6, "batch_size": 4}
+
+
+def test_returns_genomes_within_budget_ranked_by_score():
+    result = search(SPACE, BUDGET, **SMALL)
+    scores = [each.score for each in result.candidates]
+    assert len(scores) == 6
+    assert scores == sorted(scores, reverse=True)
+    assert result.best is result.candidates[0]
+    assert all(BUDGET.fits(each.cost) and each.cost == SPACE.cost(each.genome) for each in result.candidates)
+    assert all(sum(each.shares) == pytest.approx(1) for each in result.candidates)
+
+
+def test_a_score_is_the_fisher_potential_of_the_network_drawn_for_it():
+    seen = {}
+
+    def spy(model, images, labels):
+        seen[model.genome] = fisher_potential(model, images, labels)
+        return seen[model.genome]
+
+    result = search(SPACE, BUDGET, score=spy, **SMALL)
+    assert seen == {each.genome: each.score for each in search(SPACE, BUDGET, **SMALL).candidates}
+    assert result.best.shares is None
+
+
+def test_depends_on_seed_genome_and_draw_never_on_order_or_worker():
+    few = {each.genome: each.draws for each in search(SPACE, BUDGET, draws=2, **SMALL).candidates}
+    random_before = torch.get_rng_state()
+    many = {each.genome: each.draws for each in search(SPACE, BUDGET, samples=9, batch_size=4).candidates}
+    assert torch.equal(torch.get_rng_state(), random_before)
+    parallel = {each.genome: each.draws for each in search(SPACE, BUDGET, draws=2, workers=2, **SMALL).candidates}
+    other = {each.genome: each.draws for each in search(SPACE, BUDGET, seed=1, **SMALL).candidates}
+    assert few == parallel
+    assert few.keys() <= many.keys()
+    assert all(many[genome][0] == draws[0] != draws[1] for genome, draws in few.items())
+    assert few.keys() != other.keys()
+
+
+def test_draws_are_averaged_as_logarithms():
+    best = search(SPACE, BUDGET, draws=3, **SMALL).best
+    assert math.log(best.score) == pytest.approx(sum(map(math.log, best.draws)) / 3)
+
+
+def test_takes_tensors_and_minibatches():
+    minibatch = noise_minibatch(SPACE, 4, seed=0)
+    expected = search(SPACE, BUDGET, **SMALL).candidates
+    assert search(SPACE, BUDGET, 6, data=minibatch).candidates == expected
+    assert search(SPACE, BUDGET, 6, data=(minibatch.images, minibatch.labels)).candidates == expected
+
+
+def test_resnet_branches_do_not_start_at_zero():
+    space = SearchSpace("resnet18", ["S", "G4"], num_classes=10, image_size=32)
+    assert search(space, Budget(params=(0, None)), samples=2, batch_size=4).best.score > 0
+
+
+class Broken(Exception):
+    pass
+
+
+def failing_after(number):
+    calls = []
+
+    def score(model, images, labels):
+        calls.append(model)
+        if len(calls) > number:
+            raise Broken
+        return fisher_potential(model, images, labels)
+
+    score.__name__ = "fisher_potential"
+    return score
+
+
+def test_resumes_to_the_same_record(tmp_path):
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    score = failing_after(99)
+    expected = search(SPACE, BUDGET, score=score, draws=2, record=whole, **SMALL)
+    for number in (4, 3):
+        with pytest.raises(Broken):
+            search(SPACE, BUDGET, score=failing_after(number), draws=2, record=parts, resume=number == 3, **SMALL)
+    # A kill in the middle of a line.
+    parts.write_bytes(parts.read_bytes()[:-7])
+    calls = failing_after(6)
+    assert search(SPACE, BUDGET, score=calls, draws=2, record=parts, resume=True, **SMALL) == expected
+    assert parts.read_bytes() == whole.read_bytes()
+    # Nothing is left to score.
+    assert search(SPACE, BUDGET, score=failing_after(0), draws=2, record=parts, resume=True, **SMALL) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, "seed 0 there, 1 here"),
+        ({"samples": 7}, "samples 6 there, 7 here"),
+        ({"batch_size": 5}, 'data "1/f noise, 4 images" there, "1/f noise, 5 images" here'),
+        ({"draws": 2}, "draws 1 there, 2 here"),
+    ],
+)
+def test_refuses_the_record_of_another_search(tmp_path, change, said):
+    record = tmp_path / "record.jsonl"
+    search(SPACE, BUDGET, record=record, **SMALL)
+    before = record.read_bytes()
+    with pytest.raises(RecordError, match=f"is the record of another search: {said}"):
+        search(SPACE, BUDGET, record=record, resume=True, **{**SMALL, **change})
+    with pytest.raises(RecordError, match=r"exists; go on with it \(--resume\), or write another name"):
+        search(SPACE, BUDGET, record=record, **SMALL)
+    assert record.read_bytes() == before
+
+
+def test_scores_that_are_not_finite_stand_last_and_are_kept(tmp_path):
+    record = tmp_path / "record.jsonl"
+    broken = search(SPACE, BUDGET, **SMALL).best.genome
+
+    def score(model, images, labels):
+        return math.nan if model.genome == broken else fisher_potential(model, images, labels)
+
+    result = search(SPACE, BUDGET, score=score, record=record, **SMALL)
+    assert result.candidates[-1].genome == broken
+    assert math.isnan(result.candidates[-1].score)
+    _, rows = read_record(record)
+    assert [row["genome"] for row in rows if row["score"] is None] == [broken]
+    assert search(SPACE, BUDGET, score=score, record=record, resume=True, **SMALL).best == result.best
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_finite_score_is_an_error_that_loses_nothing(tmp_path, value):
+    record = tmp_path / "record.jsonl"
+    with pytest.raises(SearchError, match="none of 6 scores is finite; look at the data, or choose another score"):
+        search(SPACE, BUDGET, score=lambda *_: value, record=record, **SMALL)
+    assert len(read_record(record)[1]) == 6
+
+
+def test_nan_images_give_no_finite_score():
+    images = torch.full((4, 3, 32, 32), math.nan)
+    with pytest.raises(SearchError, match="none of 6 scores is finite"):
+        search(SPACE, BUDGET, 6, data=(images, torch.arange(4)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": 0}, "samples is at least 1, not 0"),
+        ({"draws": 0}, "draws is at least 1, not 0"),
+        ({"workers": 0}, "workers is at least 1, not 0"),
+        ({"seed": -1}, "a seed is 0 or more, not -1"),
+    ],
+)
+def test_arguments_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        search(SPACE, BUDGET, **{**SMALL, **arguments})
+
+
+def test_a_budget_that_cannot_be_met_leaves_no_record(tmp_path):
+    with pytest.raises(BudgetError, match="no genome of blockswap_wrn16_1 meets"):
+        search(SPACE, Budget(params=10), record=tmp_path / "record.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+COMMAND = "search wrn16_1 --params 60k --samples 30 --batch-size 16 --workers 2 --json".split()
+
+
+def start(record, *more):
+    arguments = [sys.executable, "-m", "blockswap_models", *COMMAND, "--out", str(record), *more]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_and_resumed_gives_the_same_answer(tmp_path, how):
+    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
+    first = start(stopped)
+    until = time.monotonic() + 60
+    while not (stopped.exists() and stopped.read_bytes().count(b"\n") > 3) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(first.pid, how)
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == (130 if how == signal.SIGINT else -9)
+    if how == signal.SIGINT:
+        assert errors.splitlines()[-1].startswith(
+            "blockswap search: interrupted; go on with the same command and --resume"
+        )
+        assert "Traceback" not in errors
+    assert stopped.read_bytes().count(b"\n") < 31, "it was done before it was stopped"
+    resumed, uninterrupted = start(stopped, "--resume"), start(whole)
+    answers = [json.loads(each.communicate(timeout=120)[0]) for each in (resumed, uninterrupted)]
+    assert answers[0]["top"] == answers[1]["top"]
+    assert stopped.read_bytes() == whole.read_bytes()
