@@ -58,8 +58,8 @@ def dataset_minibatch(
 ) -> Minibatch:
     """Draws images, without augmentation, from a dataset that timm can open; raises DataError.
 
-    `name` is a timm name such as `torch/cifar10`, `hfds/…` or `wds/…`, with its folder in `root`; or `folder`, for images
-    in one folder a class in `root`; or such a folder itself.
+    `name` is a timm name such as `torch/cifar10`, `hfds/…` or `wds/…`, with its folder in `root`; or `folder`, for
+    images in one folder a class in `root`; or such a folder itself.
     """
     if root is None and Path(name).is_dir():
         name, root = "folder", name

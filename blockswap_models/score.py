@@ -1,4 +1,4 @@
-"""Scores of randomly initialised networks: a score is any callable(model, images, labels) -> float, higher is better."""
+"""Scores of networks with random weights: a score is any callable(model, images, labels) -> float, higher is better."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _is_zero(module: nn.Module) -> bool:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Puts BN into training mode without touching its statistics, everything else into evaluation mode; then restores."""
+    """Puts BN into training mode without touching its statistics, everything else into evaluation mode, and back."""
     modes = {module: module.training for module in model.modules()}
     norms = {m: m.track_running_stats for m in model.modules() if isinstance(m, _BatchNorm)}
     checkpointing = getattr(model, "grad_checkpointing", False)

@@ -89,8 +89,8 @@ def search(
 
     The minibatch is `batch_size` images of 1/f noise, or `data`: one of `dataset_minibatch`, or a pair of tensors. Each
     of `draws` initialises the weights anew. A score depends on the seed, the genome and the draw, never on order or
-    worker. `workers` are processes of one thread each (on a CPU). With a `record` each score is written as it comes, and
-    `resume` goes on with it. `progress` wraps the iterable of scores, given how many there are and are done.
+    worker. `workers` are processes of one thread each (on a CPU). With a `record` each score is written as it comes,
+    and `resume` goes on with it. `progress` wraps the iterable of scores, given how many there are and are done.
 
     Raises BudgetError where no genome fits, RecordError for a record of another search, SearchError where no score is
     finite.

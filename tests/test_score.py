@@ -35,7 +35,7 @@ def minibatch(size=32, number=5, dtype=torch.float32):
 
 
 def plain_fisher(model, images, labels):
-    """The derivative of the loss by a gate on each image's channel is Σ_ij A·g: no activation and no gradient is kept."""
+    """The derivative of the loss by a gate on each image's channel is Σ_ij A·g: no activation or gradient is kept."""
     model = copy.deepcopy(model).train()
     blocks = residual_blocks(model)
     ends = [block.get_submodule(block.branch_end) for block in blocks]
