@@ -110,7 +110,8 @@ def search(
     with Record(record, description, resume) if record is not None else nullcontext() as kept:
         rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
         tasks = [(genome, draw) for draw in range(draws) for genome in genomes if (genome, draw) not in rows]
-        job = _Job(space, data.images.to(device), data.labels.to(device), score, seed, device)
+        images = data.images.to(device).contiguous(memory_format=torch.channels_last)
+        job = _Job(space, images, data.labels.to(device), score, seed, device)
         results = _run(job, tasks, workers)
         for row in progress(results, len(genomes) * draws, len(rows)) if progress else results:
             kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})

@@ -28,6 +28,10 @@ def network(layout, genome, **kwargs):
     return build(layout, genome, num_classes=7, **({} if layout.preact else {"zero_init_last": False}), **kwargs)
 
 
+def fast(images):
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 def minibatch(size=32, number=5, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(number, 3, size, size, generator=generator).to(dtype)
@@ -60,6 +64,20 @@ def test_equals_a_plain_autograd_computation(layout, genome):
     expected = plain_fisher(double, images, labels)
     assert fisher_by_block(double, images, labels) == pytest.approx(expected, rel=1e-10)
     assert fisher_potential(double, images, labels) == pytest.approx(sum(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("layout", "genome"), [*GENOMES, (WRN, "W2,G16/W4,B2W2/B2G16,B4W4"), (RESNET, "W2,B4W4/2xG16/B2W2,W1/W4,W8")]
+)
+def test_fast_kernels_give_the_same_score(layout, genome):
+    model = network(layout, genome)
+    images, labels = minibatch(number=16)
+    assert fisher_potential(model, fast(images), labels) == pytest.approx(
+        fisher_potential(model, images, labels), rel=1e-2
+    )
+    double, images = model.double(), images.double()
+    expected = fisher_by_block(double, images, labels)
+    assert fisher_by_block(double, fast(images), labels) == pytest.approx(expected, rel=1e-9)
 
 
 class Scale(ResidualBlock):
@@ -97,7 +115,8 @@ def test_equals_a_case_worked_out_by_hand():
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_leaves_the_model_as_it_was(broken):
+@pytest.mark.parametrize("layout_of", [torch.Tensor.contiguous, fast])
+def test_leaves_the_model_as_it_was(broken, layout_of):
     model = network(WRN, "G4,W1/B2,B4W2/B2G4,M6", drop_rate=0.3, drop_path_rate=0.3)
     model.set_grad_checkpointing()
     model.train()
@@ -106,7 +125,10 @@ def test_leaves_the_model_as_it_was(broken):
     state = copy.deepcopy(model.state_dict())
     flags = [(m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
     frozen = [p.requires_grad for p in model.parameters()]
+    parameters = dict(model.named_parameters())
+    groups = [getattr(module, "groups", None) for module in model.modules()]
     images, labels = minibatch()
+    images = layout_of(images)
     if broken:
         with pytest.raises(IndexError):
             fisher_potential(model, images, labels + 7)
@@ -117,6 +139,9 @@ def test_leaves_the_model_as_it_was(broken):
     assert [p.requires_grad for p in model.parameters()] == frozen
     assert all(p.grad is None for p in model.parameters())
     assert all(not m._forward_hooks and not m._backward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    assert [getattr(module, "groups", None) for module in model.modules()] == groups
+    assert not any("forward" in vars(module) for module in model.modules())
     assert model.grad_checkpointing
     assert images.grad is None
 

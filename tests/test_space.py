@@ -18,7 +18,8 @@ EVERYTHING = Budget(params=(0, None))
 # G16 is W1 on 16 channels, and G32 is W1 on 32, though not where a block goes from 16 to 32; G32 does not divide 16.
 SMALL = SearchSpace("wrn16_1", ["S", "G16", "W1", "G32", "B2"])
 PAIRS = SearchSpace("wrn16_1", ["S", "W1", "G8"])
-POSTACT = SearchSpace("resnet18", ["G4", "W16", "B2", "D"], image_size=64)
+# W16 is G4 on 64 channels; D has the convolutions of W1 where the width stays, but nothing between them.
+POSTACT = SearchSpace("resnet18", ["G4", "W16", "W1", "D"], image_size=64)
 # Its totals lie far apart.
 SPARSE = SearchSpace("wrn16_1", ["S", "W1"])
 
@@ -146,9 +147,10 @@ def test_costs_are_those_of_the_built_network(
     name: str, arguments: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Drawing weights takes most of the time, also on the meta device, and costs do not depend on them.
-    monkeypatch.setattr("torch.nn.init.kaiming_normal_", lambda tensor, **_: tensor)
+    for name_of_init in ("kaiming_normal_", "kaiming_uniform_"):
+        monkeypatch.setattr(f"torch.nn.init.{name_of_init}", lambda tensor, **_: tensor)
     space = SearchSpace(name, **arguments) if arguments else large(name)
-    for genome in space.sample(40, seed=3):
+    for genome in space.sample(10 if arguments else 40, seed=3):
         assert space.cost(genome) == count(space.build(genome, device="meta"), space.input_size)
 
 
@@ -272,6 +274,23 @@ def test_a_large_space_meets_two_costs() -> None:
     assert all(budget.fits(space.cost(genome)) for genome in found)
     wide = space.sample(500, Budget(params=400_000), seed=9)
     assert share == pytest.approx(np.mean([budget.fits(space.cost(genome)) for genome in wide]), abs=0.1)
+
+
+def test_a_search_for_a_second_cost_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A small space that is taken for one too large to list; what it decodes is kept, to be quick.
+    decode = lru_cache(SPARSE._decode)
+    monkeypatch.setattr(SPARSE, "_decode", lambda picks: decode(tuple(picks)))
+    monkeypatch.setattr(_Table, "count", lambda *_: 10**9)
+    some = Budget(params=(0, None), macs=(None, 11_000_000))
+    found, share = SPARSE.sample_stated(10, some)
+    assert set(found) == set(brute_force(SPARSE).genomes(some))
+    assert share == pytest.approx(8 / 64, abs=0.01)
+    none = Budget(params=(None, 60_000), macs=(20_000_000, None))
+    assert not brute_force(SPARSE).genomes(none)
+    with pytest.raises(
+        BudgetError, match=r"from 27,914 to 175,066: none of 10\d,\d\d\d genomes that meet its params do$"
+    ):
+        SPARSE.sample(10, none)
 
 
 def gap(space: SearchSpace) -> tuple[int, int]:
