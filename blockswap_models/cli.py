@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
-from . import __version__
-from .budgets import Budget, Cost, parse_amount
-from .genome import SEARCH_TYPES, BlockType
-from .layouts import Layout
-
-# What needs torch is imported by the subcommand that uses it, so that help and mistakes are answered at once.
-if TYPE_CHECKING:
-    from .data import Minibatch
-    from .searching import SearchResult
-    from .space import SearchSpace
+from . import __version__, commands
 
 __all__ = ["main"]
 
@@ -48,23 +37,23 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Amounts: 400k, 3m, 1.2g, a ceiling ..400k, a window 300k..400k. A bare amount means ± the tolerance.",
     )
     parser.add_argument("--version", action="version", version=f"blockswap {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="the zoo: cost, the paper's error, weights, genome")
-    listing.set_defaults(run=_list)
+    listing = subcommands.add_parser("list", help="the zoo: cost, the paper's error, weights, genome")
+    listing.set_defaults(run=commands.run_list)
 
-    counting = commands.add_parser("count", help="what a genome costs, block by block")
+    counting = subcommands.add_parser("count", help="what a genome costs, block by block")
     counting.add_argument("name", help="a network, such as wrn40_2 or resnet34_3m")
     counting.add_argument("genome", nargs="?", help="its block types, such as 6xS/6xG4/6xB2; its own where left out")
     counting.add_argument("--num-classes", type=int, help="classes (the network's own)")
     counting.add_argument("--in-chans", type=int, help="input channels (the network's own)")
-    counting.set_defaults(run=_count)
+    counting.set_defaults(run=commands.run_count)
 
-    spacing = commands.add_parser("space", help="how many genomes fit a budget, and what can be met")
+    spacing = subcommands.add_parser("space", help="how many genomes fit a budget, and what can be met")
     _add_space(spacing)
-    spacing.set_defaults(run=_space)
+    spacing.set_defaults(run=commands.run_space)
 
-    searching = commands.add_parser("search", help="the best genome for a budget, by Fisher potential")
+    searching = subcommands.add_parser("search", help="the best genome for a budget, by Fisher potential")
     _add_space(searching)
     searching.add_argument("--samples", type=int, default=1000, help="genomes to score (%(default)s)")
     searching.add_argument("--seed", type=int, default=0, help="seed of genomes, weights and minibatch (%(default)s)")
@@ -82,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", nargs="?", const="", metavar="RECORD", help="go on with a record, after an interruption"
     )
     searching.add_argument("--top", type=int, default=5, help="genomes to print (%(default)s)")
-    searching.set_defaults(run=_search)
+    searching.set_defaults(run=commands.run_search)
 
     for command in (listing, counting, spacing, searching):
         command.add_argument("--json", action="store_true", help="print JSON")
@@ -100,224 +89,6 @@ def _add_space(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-classes", type=int, help="classes (the network's own)")
     command.add_argument("--in-chans", type=int, help="input channels (the network's own)")
     command.add_argument("--image-size", type=int, help="height and width of the images (the network's own)")
-
-
-def _list(options: argparse.Namespace) -> None:
-    import timm
-
-    from .cost import count
-    from .zoo import GENOMES, PAPER_ERRORS
-
-    rows = []
-    for name, genome in GENOMES.items():
-        cost = count(timm.create_model(name, device="meta"))
-        weights = timm.list_models(f"{name}.*", pretrained=True)
-        rows.append(
-            {
-                "name": name,
-                "params": cost.params,
-                "macs": cost.macs,
-                "paper_error": PAPER_ERRORS[name],
-                "weights": [each.partition(".")[2] for each in weights],
-                "genome": genome,
-            }
-        )
-    if options.json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
-        return
-    table = [
-        (r["name"], f"{r['params']:,}", _macs(r["macs"]), r["paper_error"], ", ".join(r["weights"]) or "-", r["genome"])
-        for r in rows
-    ]
-    _print_table(("name", "params", "MACs", "paper's error %", "weights", "genome"), table, right=(1, 2))
-
-
-def _count(options: argparse.Namespace) -> None:
-    layout = Layout.named(options.name)
-    genome = None if options.genome is None else layout.fit(options.genome)
-
-    from .cost import count, count_blocks
-    from .networks import build
-    from .zoo import GENOMES
-
-    if genome is None:
-        name = f"blockswap_{options.name.removeprefix('blockswap_')}"
-        if name not in GENOMES and name != layout.name:
-            raise ValueError(f"no network {options.name!r} in the zoo; see 'blockswap list', or give a genome")
-        genome = GENOMES.get(name, layout.original)
-    arguments = {"num_classes": options.num_classes, "in_chans": options.in_chans}
-    model = build(
-        layout, genome, device="meta", **{key: value for key, value in arguments.items() if value is not None}
-    )
-    total, blocks = count(model), count_blocks(model)
-    rest = total - sum(blocks, Cost(0, 0))
-    rows = [
-        {
-            "stage": place.stage,
-            "block": place.block,
-            "type": str(block),
-            "in_chs": place.in_chs,
-            "out_chs": place.out_chs,
-            "stride": place.stride,
-            "params": cost.params,
-            "macs": cost.macs,
-        }
-        for place, block, cost in zip(layout.positions, genome.blocks, blocks, strict=True)
-    ]
-    if options.json:
-        whole = {"params": total.params, "macs": total.macs}
-        print(json.dumps({"network": layout.name, "genome": genome, **whole, "blocks": rows}, indent=1))
-        return
-    table = [
-        (r["stage"], r["block"], r["type"], f"{r['in_chs']} to {r['out_chs']}", f"{r['params']:,}", _macs(r["macs"]))
-        for r in rows
-    ]
-    table.append(("", "", "stem and head", "", f"{rest.params:,}", _macs(rest.macs)))
-    table.append(("", "", "total", "", f"{total.params:,}", _macs(total.macs)))
-    print(f"{layout.name} {genome}")
-    _print_table(("stage", "block", "type", "channels", "params", "MACs"), table, right=(0, 1, 4, 5))
-
-
-def _space_and_budget(options: argparse.Namespace) -> tuple[SearchSpace, Budget | None]:
-    layout = Layout.named(options.name)
-    types = SEARCH_TYPES if options.types is None else [BlockType.parse(each) for each in options.types.split(",")]
-    amounts = {name: parse_amount(text) for name in ("params", "macs") if (text := getattr(options, name)) is not None}
-    budget = Budget(**amounts, tolerance=options.tolerance) if amounts else None
-
-    from .space import SearchSpace
-
-    return SearchSpace(layout, types, options.num_classes, options.in_chans, options.image_size), budget
-
-
-def _space(options: argparse.Namespace) -> None:
-    space, budget = _space_and_budget(options)
-    report: dict[str, Any] = {
-        "network": space.layout.name,
-        "types": [str(block) for block in space.types],
-        "range": {cost: space.range(cost) for cost in ("params", "macs")},
-        "genomes": space.count(),
-        "spellings": space.count(distinct=False),
-    }
-    if budget is not None:
-        report["budget"] = str(budget)
-        if len(budget.windows) == 1:
-            report["fitting"] = space.count(budget)
-            report["fitting_spellings"] = space.count(budget, distinct=False)
-        else:
-            found, share = space.sample_stated(1000, budget)
-            first = Budget(**{next(iter(budget.windows)): getattr(budget, next(iter(budget.windows)))})
-            report["fitting_estimate"] = round(space.count(first) * share)
-            report["sampled"] = len(found)
-    if options.json:
-        print(json.dumps(report, indent=1))
-        return
-    least, most = report["range"]["params"]
-    fewest, greatest = report["range"]["macs"]
-    print(f"{space.layout.name}, {len(space.types)} block types: {' '.join(report['types'])}")
-    print(f"genomes     {report['genomes']:,} ({report['spellings']:,} spellings)")
-    print(f"parameters  {least:,} to {most:,}")
-    print(f"MACs        {_macs(fewest)} to {_macs(greatest)}")
-    if "fitting" in report:
-        print(f"within {budget}: {report['fitting']:,} ({report['fitting_spellings']:,} spellings)")
-    elif budget is not None:
-        print(f"within {budget}: about {report['fitting_estimate']:.2e}, estimated from {report['sampled']:,} found")
-
-
-def _search(options: argparse.Namespace) -> None:
-    if options.params is None and options.macs is None:
-        raise ValueError("a search needs a budget; write --params 400k, or --macs 60m")
-    if options.data_dir is not None and options.data is None:
-        raise ValueError("a data folder needs the dataset's name; write --data torch/cifar10, or --data folder")
-    space, budget = _space_and_budget(options)
-    assert budget is not None
-
-    from .searching import search
-
-    record = options.resume or options.out or _record_name(options)
-    options.advice = f"; go on with the same command and --resume{'' if not options.out else ' ' + record}"
-    result = search(
-        space,
-        budget,
-        options.samples,
-        options.seed,
-        data=_minibatch(options, space),
-        draws=options.draws,
-        workers=options.workers,
-        device=options.device,
-        record=record,
-        resume=options.resume is not None,
-        progress=_progress,
-    )
-    _print_result(options, result, record)
-
-
-def _minibatch(options: argparse.Namespace, space: SearchSpace) -> Minibatch:
-    from .data import dataset_minibatch, noise_minibatch
-
-    if options.batch_size < 2:
-        raise ValueError(f"a minibatch has at least 2 images, not {options.batch_size}")
-    if options.data is None:
-        return noise_minibatch(space, options.batch_size, options.seed)
-    return dataset_minibatch(space, options.data, options.data_dir, options.batch_size, options.seed, options.split)
-
-
-def _record_name(options: argparse.Namespace) -> str:
-    amounts = [f"{name}{text}" for name in ("params", "macs") if (text := getattr(options, name)) is not None]
-    return "-".join([options.name.removeprefix("blockswap_"), *amounts, f"seed{options.seed}"]) + ".jsonl"
-
-
-def _progress(results: Iterable[Any], total: int, done: int) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    best = 0.0
-    # A log file gets a line now and then, a terminal a moving bar.
-    with tqdm(
-        total=total, initial=done, unit="score", mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True
-    ) as bar:
-        for row in results:
-            best = max(best, row["score"] or 0.0)
-            bar.set_postfix_str(f"best {best:.3g}", refresh=False)
-            bar.update()
-            yield row
-
-
-def _print_result(options: argparse.Namespace, result: SearchResult, record: str) -> None:
-    best, layout = result.best, result.space.layout
-    if options.json:
-        top = [
-            {"genome": each.genome, "params": each.cost.params, "macs": each.cost.macs, "score": each.score}
-            for each in result.candidates[: options.top]
-        ]
-        print(json.dumps({"network": layout.name, "best": top[0], "top": top, "record": record}, indent=1))
-        return
-    print(f"best of {len(result.candidates):,} genomes of {layout.name} within {result.budget}:\n\n  {best.genome}\n")
-    rows = [
-        (rank, f"{each.score:.4g}", f"{each.cost.params:,}", _macs(each.cost.macs), each.genome)
-        for rank, each in enumerate(result.candidates[: options.top], start=1)
-    ]
-    _print_table(("rank", "score", "params", "MACs", "genome"), rows, right=(0, 1, 2, 3))
-    if best.shares:
-        shares = iter(f"{share:.0%}" for share in best.shares)
-        print(
-            "\nshare of the best score by block: "
-            + " / ".join(" ".join(next(shares) for _ in s) for s in best.genome.stages)
-        )
-    print(f"record: {record}\nbuild it: timm.create_model('{layout.name}', genome='{best.genome}')")
-
-
-def _macs(macs: int) -> str:
-    return f"{macs / 1e6:,.1f} M"
-
-
-def _print_table(titles: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> None:
-    lines = [tuple(map(str, row)) for row in [titles, *rows]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if place in right else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ ORDER = [
     "score",
     "record",
     "searching",
+    "commands",
     "cli",
 ]
 EXEMPT = {"__init__", "__main__"}
