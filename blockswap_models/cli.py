@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     searching.add_argument("--data", help="torch/cifar10 or another timm dataset, or a folder of images (1/f noise)")
     searching.add_argument("--data-dir", help="the folder of the dataset")
     searching.add_argument("--split", default="train", help="the split of the dataset (%(default)s)")
-    searching.add_argument("--batch-size", type=int, default=128, help="images in the minibatch (%(default)s)")
+    searching.add_argument("--batch-size", type=int, default=32, help="images in the minibatch (%(default)s)")
     searching.add_argument("--draws", type=int, default=1, help="draws of the weights for each genome (%(default)s)")
     searching.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s, one a core)"

@@ -32,7 +32,7 @@ class Minibatch:
     source: str
 
 
-def noise_minibatch(space: SearchSpace, batch_size: int = 128, seed: int = 0) -> Minibatch:
+def noise_minibatch(space: SearchSpace, batch_size: int = 32, seed: int = 0) -> Minibatch:
     """Makes images of 1/f noise, whose spectrum is that of natural images, with random labels."""
     generator = torch.Generator().manual_seed(_data_seed(seed))
     channels, height, width = space.input_size
@@ -52,7 +52,7 @@ def dataset_minibatch(
     space: SearchSpace,
     name: str,
     root: str | Path | None = None,
-    batch_size: int = 128,
+    batch_size: int = 32,
     seed: int = 0,
     split: str = "train",
 ) -> Minibatch:

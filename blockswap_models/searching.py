@@ -76,7 +76,7 @@ def search(
     seed: int = 0,
     *,
     data: Minibatch | tuple[torch.Tensor, torch.Tensor] | None = None,
-    batch_size: int = 128,
+    batch_size: int = 32,
     score: Score = fisher_potential,
     draws: int = 1,
     workers: int = 1,

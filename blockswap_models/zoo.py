@@ -7,6 +7,7 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, save_for_hf
+from timm.utils import unwrap_model
 from torch import nn
 
 from .genome import Genome, GenomeError
@@ -135,11 +136,13 @@ def _genome_of_weights(
 def save_pretrained(model: nn.Module, directory: str | Path, **kwargs: Any) -> None:
     """Saves weights (safetensors) and config.json; `timm.create_model('local-dir:…')` makes the same network from them.
 
-    Further arguments go to timm's `save_for_hf`.
+    What `torch.compile` or distributed training has wrapped is saved without the wrapper. Further arguments go to
+    timm's `save_for_hf`.
     """
+    model = unwrap_model(model)
     genome = getattr(model, "genome", None)
-    if genome is None:
-        raise TypeError(f"save_pretrained takes a network of the zoo, not {type(model).__name__}")
+    if genome is None or not hasattr(model, "pretrained_cfg"):
+        raise TypeError(f"save_pretrained takes a network of the zoo, made by timm, not {type(model).__name__}")
     model_args = {**kwargs.pop("model_args", {}), "genome": genome}
     save_for_hf(model, str(directory), model_args=model_args, **{"safe_serialization": True, **kwargs})
 

@@ -22,7 +22,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from blockswap_models import Genome, GenomeError, Layout, save_pretrained
-from blockswap_models.networks import residual_blocks
+from blockswap_models.networks import build, residual_blocks
 from blockswap_models.zoo import GENOMES, PAPER_ERRORS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -213,6 +213,7 @@ def test_classes_channels_and_pooling(case, kwargs):
         assert model(x).shape == (2, 5)
     model.reset_classifier(0, "avg")
     assert (model.num_classes, model.global_pool.pool_type) == (0, "avg")
+    assert model.head_hidden_size == model.num_features
     assert_near(model(x), features.mean(dim=(2, 3)))
     assert inspect.signature(model.reset_classifier).parameters["global_pool"].default is None
 
@@ -316,6 +317,8 @@ def test_intermediates_are_what_feature_info_says(case):
         (2, chs, x.shape[-2] // reduction, x.shape[-1] // reduction)
         for chs, reduction in zip(info.channels(), info.reduction(), strict=True)
     ]
+    # A ResNet's blocks end with a ReLU, a WideResNet's do not.
+    assert all((map_.min() >= 0) != model.layout.preact for map_ in maps)
     # Unchanged since they left their modules, whatever came after.
     assert [torch.equal(map_, as_seen) for map_, as_seen in zip(maps, seen, strict=True)] == [True] * len(maps)
 
@@ -428,15 +431,15 @@ def test_features_only(case, feature_cls):
 def test_the_same_seed_gives_the_same_weights(case):
     name, genome = case
 
-    def build(seed, **kwargs):
+    def fresh(seed, **kwargs):
         torch.manual_seed(seed)
         return timm.create_model(name, genome=genome, **kwargs)
 
-    model = build(3)
-    assert_same_weights(model, build(3))
-    assert not torch.equal(model.conv1.weight, build(4).conv1.weight)
+    model = fresh(3)
+    assert_same_weights(model, fresh(3))
+    assert not torch.equal(model.conv1.weight, fresh(4).conv1.weight)
     # The weights drawn after `to_empty` are those of a network built at once, zeros and norms included.
-    late = build(9, device="meta").to_empty(device="cpu")
+    late = fresh(9, device="meta").to_empty(device="cpu")
     for tensor in (*late.parameters(), *late.buffers()):
         tensor.data.fill_(7)
     torch.manual_seed(3)
@@ -669,9 +672,19 @@ def test_a_folders_weights_are_of_one_genome(tmp_path):
     assert str(Genome(WRN[1])) in str(error.value)
 
 
-def test_save_pretrained_takes_networks_of_the_zoo(tmp_path):
-    with pytest.raises(TypeError, match="zoo"):
-        save_pretrained(timm.create_model("test_resnet"), tmp_path)
+@pytest.mark.parametrize(
+    "model", [timm.create_model("test_resnet"), build(Layout.wide_resnet(10, 1))], ids=["timm's", "without timm"]
+)
+def test_save_pretrained_takes_networks_of_the_zoo(model, tmp_path):
+    with pytest.raises(TypeError, match="zoo, made by timm") as error:
+        save_pretrained(model, tmp_path)
+    assert type(model).__name__ in str(error.value)
+
+
+def test_save_pretrained_takes_off_wrappers(tmp_path):
+    model = make(WRN_SMALL)
+    save_pretrained(nn.DataParallel(torch.compile(model, backend="eager")), tmp_path)
+    assert_same_weights(timm.create_model(f"local-dir:{tmp_path}", pretrained=True), model)
 
 
 def test_a_network_made_without_timms_factory_keeps_its_genome(tmp_path):

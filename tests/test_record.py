@@ -81,8 +81,12 @@ def test_a_record_cut_off_anywhere_is_gone_on_with(tmp_path: Path) -> None:
 def test_a_line_cut_off_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write(path)
-    path.write_bytes(path.read_bytes()[:-5])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
     assert read_record(path)[1] == ROWS[:2]
+    # It is gone from the file as soon as the record is gone on with.
+    write(path, [], resume=True)
+    assert path.read_bytes() == whole[: whole[:-5].rindex(b"\n") + 1]
 
 
 def test_a_record_cut_off_in_its_first_line_holds_no_search(tmp_path: Path) -> None:
