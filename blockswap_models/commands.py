@@ -9,11 +9,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .budgets import Budget, Cost, parse_amount
 from .genome import SEARCH_TYPES, BlockType
 from .layouts import Layout
+from .record import require_new
 
 if TYPE_CHECKING:
     from .data import Minibatch
@@ -153,12 +155,14 @@ def run_search(options: argparse.Namespace) -> None:
         raise ValueError("a search needs a budget; write --params 400k, or --macs 60m")
     if options.data_dir is not None and options.data is None:
         raise ValueError("a data folder needs the dataset's name; write --data torch/cifar10, or --data folder")
+    record = options.resume or options.out or _record_name(options)
+    if options.resume is None:
+        require_new(record)
     space, budget = _space_and_budget(options)
     assert budget is not None
 
     from .searching import search
 
-    record = options.resume or options.out or _record_name(options)
     options.advice = f"; go on with the same command and --resume{'' if not options.out else ' ' + record}"
     result = search(
         space,
@@ -188,7 +192,8 @@ def _minibatch(options: argparse.Namespace, space: SearchSpace) -> Minibatch:
 
 def _record_name(options: argparse.Namespace) -> str:
     amounts = [f"{name}{text}" for name in ("params", "macs") if (text := getattr(options, name)) is not None]
-    return "-".join([options.name.removeprefix("blockswap_"), *amounts, f"seed{options.seed}"]) + ".jsonl"
+    data = [] if options.data is None else [Path(options.data).name]
+    return "-".join([options.name.removeprefix("blockswap_"), *amounts, *data, f"seed{options.seed}"]) + ".jsonl"
 
 
 def _progress(results: Iterable[Any], total: int, done: int) -> Iterable[Any]:

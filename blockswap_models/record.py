@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["Record", "RecordError", "read_record"]
+__all__ = ["Record", "RecordError", "read_record", "require_new"]
 
 _KIND = "blockswap search"
 
@@ -36,7 +36,7 @@ class Record:
         try:
             if self.path.exists() and self.path.stat().st_size:
                 if not resume:
-                    raise RecordError(f"{self.path} exists; go on with it (--resume), or write another name (--out)")
+                    require_new(path)
                 found, rows, whole = _read(self.path)
                 if found is not None:
                     _check_same(self.path, found, header)
@@ -74,6 +74,12 @@ class Record:
         self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def require_new(path: str | Path) -> None:
+    """Raises RecordError if there is such a file with something in it."""
+    if Path(path).exists() and Path(path).stat().st_size:
+        raise RecordError(f"{path} exists; go on with it (--resume), or write another name (--out)")
 
 
 def read_record(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -106,14 +106,15 @@ def search(
         data = noise_minibatch(space, batch_size, seed)
     elif not isinstance(data, Minibatch):
         data = tensor_minibatch(space, *data)
-    description = _describe(space, budget, samples, seed, data, score, draws)
+    description = _describe(space, budget, seed, data, score)
     with Record(record, description, resume) if record is not None else nullcontext() as kept:
         rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
         tasks = [(genome, draw) for draw in range(draws) for genome in genomes if (genome, draw) not in rows]
         images = data.images.to(device).contiguous(memory_format=torch.channels_last)
         job = _Job(space, images, data.labels.to(device), score, seed, device)
         results = _run(job, tasks, workers)
-        for row in progress(results, len(genomes) * draws, len(rows)) if progress else results:
+        total = len(genomes) * draws
+        for row in progress(results, total, total - len(tasks)) if progress else results:
             kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})
     candidates = [_candidate(space, genome, [rows[genome, draw] for draw in range(draws)]) for genome in genomes]
     # Ties, and scores that are not finite, keep the order of the samples.
@@ -123,21 +124,17 @@ def search(
     return SearchResult(space, budget, tuple(candidates))
 
 
-def _describe(
-    space: SearchSpace, budget: Budget, samples: int, seed: int, data: Minibatch, score: Score, draws: int
-) -> dict[str, Any]:
-    """All that the genomes and scores of a search depend on."""
+def _describe(space: SearchSpace, budget: Budget, seed: int, data: Minibatch, score: Score) -> dict[str, Any]:
+    """All that genomes and scores depend on; not their number, so that a search can be extended."""
     return {
         "space": space.layout.name,
         "types": " ".join(map(str, space.types)),
         "input_size": list(space.input_size),
         "num_classes": space.num_classes,
         "budget": {name: [low, high if math.isfinite(high) else None] for name, (low, high) in budget.windows.items()},
-        "samples": samples,
         "seed": seed,
         "data": data.source,
         "score": getattr(score, "__name__", type(score).__name__),
-        "draws": draws,
     }
 
 
