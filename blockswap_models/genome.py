@@ -42,7 +42,7 @@ class Conv:
     groups: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BlockType:
     """One type of residual block (paper, section 3.1 and Table 5).
 
@@ -72,6 +72,9 @@ class BlockType:
         head = f"{self.family}{self.factor}" if self.family in "BM" else self.family if self.family in "SD" else ""
         tail = f"G{self.groups}" if self.groups else f"W{self.width}" if self.width else ""
         return head + tail
+
+    def __repr__(self) -> str:
+        return f"BlockType.parse({str(self)!r})"
 
     def convs(self, in_chs: int, out_chs: int, stride: int = 1) -> tuple[Conv, ...]:
         """Lists the convolutions of the block's branch, in order; raises GenomeError where the widths do not divide.
