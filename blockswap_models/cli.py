@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     searching.add_argument("--batch-size", type=int, default=32, help="images in the minibatch (%(default)s)")
     searching.add_argument("--draws", type=int, default=1, help="draws of the weights for each genome (%(default)s)")
     searching.add_argument(
+        "--refine", type=int, default=0, help="rounds that give the best quarter four times the draws (%(default)s)"
+    )
+    searching.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s, one a core)"
     )
     searching.add_argument("--device", default="cpu", help="where to score (%(default)s)")

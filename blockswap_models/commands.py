@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -171,6 +172,7 @@ def run_search(options: argparse.Namespace) -> None:
         options.seed,
         data=_minibatch(options, space),
         draws=options.draws,
+        refine=options.refine,
         workers=options.workers,
         device=options.device,
         record=record,
@@ -215,17 +217,39 @@ def _print_result(options: argparse.Namespace, result: SearchResult, record: str
     best, layout = result.best, result.space.layout
     if options.json:
         top = [
-            {"genome": each.genome, "params": each.cost.params, "macs": each.cost.macs, "score": each.score}
+            {
+                "genome": each.genome,
+                "params": each.cost.params,
+                "macs": each.cost.macs,
+                "score": each.score,
+                "draws": len(each.draws),
+                "spread": None if math.isnan(each.spread) else each.spread,
+            }
             for each in result.candidates[: options.top]
         ]
-        print(json.dumps({"network": layout.name, "best": top[0], "top": top, "record": record}, indent=1))
+        print(
+            json.dumps(
+                {"network": layout.name, "best": top[0], "top": top, "rivals": result.rivals, "record": record},
+                indent=1,
+            )
+        )
         return
     print(f"best of {len(result.candidates):,} genomes of {layout.name} within {result.budget}:\n\n  {best.genome}\n")
     rows = [
-        (rank, f"{each.score:.4g}", f"{each.cost.params:,}", _macs(each.cost.macs), each.genome)
+        (
+            rank,
+            f"{each.score:.4g}",
+            "" if math.isnan(each.spread) else f"{each.spread - 1:.0%}",
+            len(each.draws),
+            f"{each.cost.params:,}",
+            _macs(each.cost.macs),
+            each.genome,
+        )
         for rank, each in enumerate(result.candidates[: options.top], start=1)
     ]
-    _print_table(("rank", "score", "params", "MACs", "genome"), rows, right=(0, 1, 2, 3))
+    _print_table(("rank", "score", "±", "draws", "params", "MACs", "genome"), rows, right=(0, 1, 2, 3, 4, 5))
+    if result.rivals is not None:
+        print(f"\nas good as the best, as far as {len(best.draws)} draws can tell: {result.rivals} others")
     if best.shares:
         shares = iter(f"{share:.0%}" for share in best.shares)
         print(

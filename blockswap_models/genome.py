@@ -59,7 +59,8 @@ class BlockType:
     def __post_init__(self) -> None:
         # A type is what its text says: BlockType("W", width=4), say, would be spelled W4 and built as something else.
         if _sizes(str(self)) != (self.family, self.factor, self.groups, self.width):
-            raise GenomeError(f"there is no {self!r}; read one from text, such as BlockType.parse('B2G4')")
+            given = f"BlockType({self.family!r}, {self.factor}, {self.groups}, {self.width})"
+            raise GenomeError(f"there is no {given}; read one from text, such as BlockType.parse('B2G4')")
 
     @classmethod
     def parse(cls, text: str) -> BlockType:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .networks import residual_blocks
 
-__all__ = ["Score", "fisher_by_block", "fisher_potential"]
+__all__ = ["Score", "at_least_float", "fisher_by_block", "fisher_potential", "measure_blocks", "set_modes"]
 
 Score = Callable[[nn.Module, torch.Tensor, torch.Tensor], float]
 
@@ -37,6 +37,16 @@ def fisher_by_block(model: nn.Module, images: torch.Tensor, labels: torch.Tensor
     A is the output of the block's branch just before it is added to the shortcut, g the gradient of the loss by it. The
     sum over positions stands inside the square (Theis et al., 2018); the paper's equation 2 lost its brackets.
     """
+    return measure_blocks(model, images, labels, _square_of_sum)
+
+
+def measure_blocks(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    measure: Callable[[torch.Tensor], torch.Tensor],
+) -> list[float]:
+    """Measures 1/(2N) of what `measure` makes of A · g (N, C, H, W), for each block from first to last."""
     ends = [block.get_submodule(block.branch_end) for block in residual_blocks(model)]
     if not ends:
         raise TypeError(
@@ -50,18 +60,17 @@ def fisher_by_block(model: nn.Module, images: torch.Tensor, labels: torch.Tensor
         return activations[-1]
 
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
-        _set_modes(model, undo)
+        set_modes(model, undo)
         if images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous():
             _use_fast_kernels(model, undo)
         for end in ends:
             undo.callback(end.register_forward_hook(probe).remove)
         logits = model(images)
-        loss = F.cross_entropy(logits.to(_at_least_float(logits)), labels)
+        loss = F.cross_entropy(logits.to(at_least_float(logits)), labels)
         gradients = torch.autograd.grad(loss, activations)
     scores = []
     for activation, gradient in zip(activations, gradients, strict=True):
-        by_channel = (activation.detach() * gradient).sum(dim=(2, 3), dtype=_at_least_float(gradient))
-        scores.append(by_channel.double().square().sum() / (2 * len(images)))
+        scores.append(measure(activation.detach() * gradient) / (2 * len(images)))
     potentials = torch.stack(scores).tolist()
     if not any(potentials) and all(_is_zero(end) for end in ends):
         raise ValueError(
@@ -70,7 +79,12 @@ def fisher_by_block(model: nn.Module, images: torch.Tensor, labels: torch.Tensor
     return potentials
 
 
-def _at_least_float(tensor: torch.Tensor) -> torch.dtype:
+def _square_of_sum(product: torch.Tensor) -> torch.Tensor:
+    return product.sum(dim=(2, 3), dtype=at_least_float(product)).double().square().sum()
+
+
+def at_least_float(tensor: torch.Tensor) -> torch.dtype:
+    """Names the type to add up in: the tensor's own, or float32 where that is coarser."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
@@ -79,13 +93,16 @@ def _is_zero(module: nn.Module) -> bool:
     return isinstance(weight, torch.Tensor) and not weight.any()
 
 
-def _set_modes(model: nn.Module, undo: ExitStack) -> None:
-    """Puts BN into training mode without touching its statistics, all else into evaluation mode; `undo` goes back."""
+def set_modes(model: nn.Module, undo: ExitStack, train_norms: bool = True) -> None:
+    """Puts BN into training mode without touching its statistics, all else into evaluation mode; `undo` goes back.
+
+    BN too is in evaluation mode where `train_norms` is false.
+    """
     if getattr(model, "grad_checkpointing", False):
         _set(model, "grad_checkpointing", False, undo)
     for module in model.modules():
         norm = isinstance(module, _BatchNorm)
-        _set(module, "training", norm, undo)
+        _set(module, "training", norm and train_norms, undo)
         if norm:
             _set(module, "track_running_stats", False, undo)
 

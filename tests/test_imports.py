@@ -22,6 +22,7 @@ ORDER = [
     "data",
     "score",
     "record",
+    "workers",
     "searching",
     "commands",
     "cli",

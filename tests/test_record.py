@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blockswap_models.record import Record, RecordError, read_record
+from blockswap_models.record import Record, RecordError, read_record, require_new
 
 SEARCH = {"space": "blockswap_wrn16_1", "seed": 0, "budget": {"params": [390000.0, None]}, "data": "1/f “noise”"}
 ROWS = [
@@ -155,6 +155,18 @@ def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
         path.write_bytes(content)
         said = f"{path} exists; go on with it (--resume), or write another name (--out)"
         assert refusal(path, resume=False) == said
+
+
+def test_a_new_record_can_be_asked_for_beforehand(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    require_new(path)
+    path.touch()
+    require_new(path)
+    write(path)
+    with pytest.raises(
+        RecordError, match=r"a\.jsonl exists; go on with it \(--resume\), or write another name \(--out\)$"
+    ):
+        require_new(str(path))
 
 
 def test_an_empty_file_is_a_new_record(tmp_path: Path) -> None:

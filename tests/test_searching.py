@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 import os
@@ -5,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from blockswap_models import Budget, BudgetError, SearchSpace, fisher_potential,
 from blockswap_models.data import noise_minibatch
 from blockswap_models.record import RecordError, read_record
 from blockswap_models.searching import SearchError
+from blockswap_models.workers import WorkerError
 
 SPACE = SearchSpace("wrn16_1", ["S", "G4", "W1", "B2", "B2G4"])
 BUDGET = Budget(params=70_000, tolerance=0.1)
@@ -165,7 +168,7 @@ def test_nan_images_give_no_finite_score():
         ({"samples": 0}, "samples is at least 1, not 0"),
         ({"draws": 0}, "draws is at least 1, not 0"),
         ({"workers": 0}, "workers is at least 1, not 0"),
-        ({"seed": -1}, "a seed is 0 or more, not -1"),
+        ({"seed": -1}, "seed is 0 or more, not -1"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
@@ -185,6 +188,71 @@ COMMAND = "search wrn16_1 --params 60k --samples 30 --batch-size 16 --workers 2 
 def start(record, *more):
     arguments = [sys.executable, "-m", "blockswap_models", *COMMAND, "--out", str(record), *more]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_refinement_gives_the_leaders_more_draws(tmp_path):
+    record = tmp_path / "record.jsonl"
+    once = search(SPACE, BUDGET, samples=16, batch_size=4)
+    result = search(SPACE, BUDGET, samples=16, batch_size=4, refine=2, record=record)
+    assert [len(each.draws) for each in result.candidates] == [16] + 3 * [4] + 12 * [1]
+    leaders = {each.genome for each in once.candidates[:4]}
+    assert {each.genome for each in result.candidates[:4]} == leaders
+    assert [each.draws[0] for each in result.candidates[4:]] == [each.score for each in once.candidates[4:]]
+    many = search(SPACE, BUDGET, samples=16, batch_size=4, draws=16)
+    assert result.best in many.candidates
+    # Stopped anywhere, and resumed.
+    lines = record.read_bytes().splitlines(keepends=True)
+    for number in (5, 20, 30):
+        stopped = tmp_path / f"{number}.jsonl"
+        stopped.write_bytes(b"".join(lines[:number]))
+        again = search(SPACE, BUDGET, samples=16, batch_size=4, refine=2, record=stopped, resume=True)
+        assert again == result
+        assert stopped.read_bytes() == record.read_bytes()
+
+
+def test_the_result_states_its_confidence():
+    assert search(SPACE, BUDGET, **SMALL).rivals is None
+    result = search(SPACE, BUDGET, draws=8, **SMALL)
+    logs = [math.log(draw) for draw in result.best.draws]
+    deviation = (sum((log - sum(logs) / 8) ** 2 for log in logs) / 7) ** 0.5
+    assert math.log(result.best.spread) == pytest.approx(deviation / 8**0.5)
+    within = [
+        each for each in result.candidates[1:] if each.score * each.spread >= result.best.score / result.best.spread
+    ]
+    assert result.rivals == len(within)
+
+
+@pytest.mark.parametrize("kind", [ProcessPoolExecutor, ThreadPoolExecutor])
+def test_any_executor_gives_the_same_answer(kind):
+    expected = search(SPACE, BUDGET, refine=1, **SMALL)
+    with kind(2) as executor:
+        assert search(SPACE, BUDGET, refine=1, executor=executor, **SMALL) == expected
+        # The same workers, another search.
+        other = search(SPACE, BUDGET, seed=1, executor=executor, **SMALL)
+    assert other == search(SPACE, BUDGET, seed=1, **SMALL)
+
+
+def test_what_workers_cannot_be_sent():
+    with pytest.raises(ValueError, match="what workers compute must be importable, such as a function of a module"):
+        search(SPACE, BUDGET, score=lambda *_: 1.0, workers=2, **SMALL)
+
+
+def dies_once(folder, model, images, labels):
+    if not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return fisher_potential(model, images, labels)
+
+
+def test_a_worker_that_dies_loses_no_score(tmp_path):
+    record = tmp_path / "record.jsonl"
+    score = functools.partial(dies_once, tmp_path)
+    with pytest.raises(WorkerError, match=r"a worker died, perhaps for want of memory; go on \(--resume\) with fewer"):
+        search(SPACE, BUDGET, score=score, workers=2, record=record, **SMALL)
+    result = search(SPACE, BUDGET, score=score, workers=2, record=record, resume=True, **SMALL)
+    assert [each.score for each in result.candidates] == [
+        each.score for each in search(SPACE, BUDGET, **SMALL).candidates
+    ]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

@@ -20,6 +20,8 @@ SMALL = SearchSpace("wrn16_1", ["S", "G16", "W1", "G32", "B2"])
 PAIRS = SearchSpace("wrn16_1", ["S", "W1", "G8"])
 # W16 is G4 on 64 channels; D has the convolutions of W1 where the width stays, but nothing between them.
 POSTACT = SearchSpace("resnet18", ["G4", "W16", "W1", "D"], image_size=64)
+# Several blocks of a stage are alike, so that many genomes share a total, and choices lead to unequal numbers of them.
+DEEP = SearchSpace("wrn22_1", ["S", "W1"])
 # Its totals lie far apart.
 SPARSE = SearchSpace("wrn16_1", ["S", "W1"])
 
@@ -182,21 +184,30 @@ def test_messages_for_genomes(call, message: str) -> None:
 # -- samples ---------------------------------------------------------------------------------------------------------
 
 
-def test_draws_are_uniform() -> None:
-    budget = Budget(params=110_000)
-    table = _Table(PAIRS, "params", budget.windows["params"])
-    picks = np.concatenate(list(itertools.islice(table.draw(seed=5), 60)))
+@pytest.mark.parametrize(
+    ("space", "budget"),
+    [
+        (PAIRS, Budget(params=110_000)),
+        (DEEP, Budget(params=190_000)),
+        (DEEP, Budget(macs=(None, 12_000_000))),
+        (DEEP, EVERYTHING),
+    ],
+    ids=str,
+)
+def test_draws_are_uniform(space: SearchSpace, budget: Budget) -> None:
+    (name, window), *_ = budget.windows.items()
+    picks = np.concatenate(list(itertools.islice(_Table(space, name, window).draw(seed=5), 60)))
     drawn = Counter(map(tuple, picks.tolist()))
-    expected = brute_force(PAIRS).genomes(budget)
-    assert len(drawn) == len(expected) == 44
-    assert {PAIRS._decode(each)[0] for each in drawn} == set(expected)
+    expected = brute_force(space).genomes(budget)
+    assert {space._decode(each)[0] for each in drawn} == set(expected)
+    assert len(drawn) == len(expected)
     assert uniform(list(drawn.values()))
 
 
 def test_samples_are_uniform_at_each_place() -> None:
-    budget = Budget(params=50_000)
-    expected = brute_force(PAIRS).genomes(budget)
-    samples = [PAIRS.sample(len(expected), budget, seed) for seed in range(400)]
+    budget = Budget(params=160_000)
+    expected = brute_force(DEEP).genomes(budget)
+    samples = [DEEP.sample(len(expected), budget, seed) for seed in range(400)]
     # The last of all is reached by drawing until each has been found.
     for place in (0, 1, 10, -1):
         drawn = Counter(sample[place] for sample in samples)
