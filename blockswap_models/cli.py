@@ -1,4 +1,4 @@
-"""The command `blockswap`: list the zoo, count genomes, look at search spaces, search."""
+"""The command `blockswap`: list the zoo, count genomes, look at search spaces, search, look at searches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import __version__, commands
+from . import __version__, commands, reports
 
 __all__ = ["main"]
 
@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_space(spacing)
     spacing.set_defaults(run=commands.run_space)
 
-    searching = subcommands.add_parser("search", help="the best genome for a budget, by Fisher potential")
+    searching = subcommands.add_parser(
+        "search", help="the best genome for a budget, by Fisher potential or another score"
+    )
     _add_space(searching)
     searching.add_argument("--samples", type=int, default=1000, help="genomes to score (%(default)s)")
     searching.add_argument("--seed", type=int, default=0, help="seed of genomes, weights and minibatch (%(default)s)")
@@ -61,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     searching.add_argument("--data-dir", help="the folder of the dataset")
     searching.add_argument("--split", default="train", help="the split of the dataset (%(default)s)")
     searching.add_argument("--batch-size", type=int, default=32, help="images in the minibatch (%(default)s)")
+    searching.add_argument(
+        "--score", choices=commands.SCORE_NAMES, default=commands.SCORE_NAMES[0], help="what to rank by (%(default)s)"
+    )
+    searching.add_argument(
+        "--minibatches", type=int, default=1, help="score the last of so many, after training on the rest (%(default)s)"
+    )
     searching.add_argument("--draws", type=int, default=1, help="draws of the weights for each genome (%(default)s)")
     searching.add_argument(
         "--refine", type=int, default=0, help="rounds that give the best quarter four times the draws (%(default)s)"
@@ -76,7 +84,17 @@ def _parser() -> argparse.ArgumentParser:
     searching.add_argument("--top", type=int, default=5, help="genomes to print (%(default)s)")
     searching.set_defaults(run=commands.run_search)
 
-    for command in (listing, counting, spacing, searching):
+    showing = subcommands.add_parser("show", help="what a search found, from its record")
+    showing.add_argument("record", metavar="RECORD", help="the record of a search, finished or not")
+    showing.add_argument("--top", type=int, default=5, help="genomes to print (%(default)s)")
+    showing.set_defaults(run=reports.run_show)
+
+    plotting = subcommands.add_parser("plot", help="a picture of a search, from its record")
+    plotting.add_argument("record", metavar="RECORD", help="the record of a search, finished or not")
+    plotting.add_argument("--out", metavar="FILE", help="a .png or .svg file (the record's name with .png)")
+    plotting.set_defaults(run=reports.run_plot)
+
+    for command in (listing, counting, spacing, searching, showing, plotting):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

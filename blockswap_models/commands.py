@@ -23,7 +23,20 @@ if TYPE_CHECKING:
     from .searching import SearchResult
     from .space import SearchSpace
 
-__all__ = ["run_count", "run_list", "run_search", "run_space"]
+__all__ = ["SCORE_NAMES", "run_count", "run_list", "run_search", "run_space"]
+
+# The keys of `rankings.SCORES`, which needs torch.
+SCORE_NAMES = (
+    "fisher",
+    "fisher-printed",
+    "gradient-norm",
+    "l2-norm",
+    "accuracy",
+    "params",
+    "macs",
+    "naswot",
+    "synflow",
+)
 
 
 def run_list(options: argparse.Namespace) -> None:
@@ -162,8 +175,10 @@ def run_search(options: argparse.Namespace) -> None:
     space, budget = _space_and_budget(options)
     assert budget is not None
 
+    from .rankings import SCORES, after
     from .searching import search
 
+    score = after(SCORES[options.score], options.minibatches)
     options.advice = f"; go on with the same command and --resume{'' if not options.out else ' ' + record}"
     result = search(
         space,
@@ -171,6 +186,7 @@ def run_search(options: argparse.Namespace) -> None:
         options.samples,
         options.seed,
         data=_minibatch(options, space),
+        score=score,
         draws=options.draws,
         refine=options.refine,
         workers=options.workers,
@@ -187,27 +203,31 @@ def _minibatch(options: argparse.Namespace, space: SearchSpace) -> Minibatch:
 
     if options.batch_size < 2:
         raise ValueError(f"a minibatch has at least 2 images, not {options.batch_size}")
+    number = options.batch_size * options.minibatches
     if options.data is None:
-        return noise_minibatch(space, options.batch_size, options.seed)
-    return dataset_minibatch(space, options.data, options.data_dir, options.batch_size, options.seed, options.split)
+        return noise_minibatch(space, number, options.seed)
+    return dataset_minibatch(space, options.data, options.data_dir, number, options.seed, options.split)
 
 
 def _record_name(options: argparse.Namespace) -> str:
     amounts = [f"{name}{text}" for name in ("params", "macs") if (text := getattr(options, name)) is not None]
     data = [] if options.data is None else [Path(options.data).name]
-    return "-".join([options.name.removeprefix("blockswap_"), *amounts, *data, f"seed{options.seed}"]) + ".jsonl"
+    score = [] if options.score == SCORE_NAMES[0] else [options.score]
+    trained = [] if options.minibatches == 1 else [f"after{options.minibatches}"]
+    network = options.name.removeprefix("blockswap_")
+    return "-".join([network, *amounts, *data, *score, *trained, f"seed{options.seed}"]) + ".jsonl"
 
 
 def _progress(results: Iterable[Any], total: int, done: int) -> Iterable[Any]:
     from tqdm import tqdm
 
-    best = 0.0
+    best = -math.inf
     # A log file gets a line now and then, a terminal a moving bar.
     with tqdm(
         total=total, initial=done, unit="score", mininterval=0.5 if sys.stderr.isatty() else 30, dynamic_ncols=True
     ) as bar:
         for row in results:
-            best = max(best, row["score"] or 0.0)
+            best = max(best, -math.inf if row["score"] is None else row["score"])
             bar.set_postfix_str(f"best {best:.3g}", refresh=False)
             bar.update()
             yield row

@@ -16,7 +16,7 @@ from .record import Scored, budget_text, median_shares, read_ranking
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["plot_record"]
 
@@ -24,15 +24,16 @@ __all__ = ["plot_record"]
 _FAMILIES = {
     "S": ("#595959", "S  two 3x3"),
     "G": ("#0072B2", "G  in groups"),
-    "W": ("#56B4E9", "W  in groups of a width"),
+    "W": ("#56B4E9", "W  by group width"),
     "B": ("#D55E00", "B  bottleneck"),
-    "BG": ("#E69F00", "BG  bottleneck, groups"),
-    "BW": ("#F0E442", "BW  bottleneck, groups of a width"),
+    "BG": ("#E69F00", "BG  in groups"),
+    "BW": ("#F0E442", "BW  by group width"),
     "M": ("#009E73", "M  inverted bottleneck"),
     "D": ("#CC79A7", "D  separable"),
 }
 _DARK = ("S", "G", "B", "M")
 _INK, _FAINT, _POINTS, _BEST = "#222222", "#8c8c8c", "#7f9fb5", "#D55E00"
+_HEADING = {"color": _FAINT, "ha": "center", "va": "bottom"}
 _STRIPS = 5
 _STAGE_GAP = 0.35
 _STYLE = {
@@ -47,8 +48,8 @@ _STYLE = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
     # The same record gives the same file.
@@ -62,12 +63,12 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
     Raises RecordError for a record that cannot be read or holds no scores, ValueError for another kind of file and
     RuntimeError without matplotlib.
     """
+    header, ranking = read_ranking(path)
     out = Path(out)
     if out.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"unknown suffix {out.suffix!r} of {out}; write .png or .svg")
-    if out.exists() and Path(path).exists() and os.path.samefile(path, out):
+    if out.exists() and os.path.samefile(path, out):
         raise ValueError(f"{out} is the record itself; write another name (--out)")
-    header, ranking = read_ranking(path)
     try:
         import matplotlib
     except ImportError:
@@ -90,13 +91,15 @@ def _figure(header: dict[str, Any], ranking: Sequence[Scored]) -> Figure:
     top = finite[:_STRIPS]
     blocks = len(top[0].genome.blocks)
     width = min(max(11.0, 4 + 0.52 * blocks), 22.0)
-    upper, lower = 4.0 + 0.45 * len(top), 4.0
-    figure = Figure(figsize=(width, upper + lower), layout="constrained", facecolor="white")
-    # Each half is laid out by itself: the upper one has a table at its right.
-    halves = figure.subfigures(2, 1, height_ratios=(upper, lower))
-    strips, shares = halves[0].subplots(2, 1, sharex=True, height_ratios=(0.5 + 0.45 * len(top), 2.2))
-    histogram, costs = halves[1].subplots(1, 2)
-    _draw_title(halves[0], header, len(ranking))
+    rows = 0.5 + 0.45 * len(top)
+    heights = (0.75, rows + 3.6, 4.0)
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained", facecolor="white")
+    # Each part is laid out by itself: the second has a table at its right.
+    title, upper, lower = figure.subfigures(3, 1, height_ratios=heights)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.09)
+    strips, shares = upper.subplots(2, 1, sharex=True, height_ratios=(rows, 2.2))
+    histogram, costs = lower.subplots(1, 2)
+    _draw_title(title, header, len(ranking), width)
     _draw_strips(strips, top, (width - 3.6) / blocks)
     _draw_shares(shares, top[0], median_shares(finite))
     _draw_histogram(histogram, finite, len(ranking) - len(finite))
@@ -104,21 +107,16 @@ def _figure(header: dict[str, Any], ranking: Sequence[Scored]) -> Figure:
     return figure
 
 
-def _draw_title(figure: Any, header: dict[str, Any], count: int) -> None:
+def _draw_title(part: SubFigure, header: dict[str, Any], count: int, width: float) -> None:
     best_of = "1 genome" if count == 1 else f"the best of {count:,} genomes"
     lines = [
         f"{header.get('space')} within {budget_text(header)}: {best_of}",
         f"{header.get('score')} on {header.get('data')}, seed {header.get('seed')}",
     ]
-    for line, size, weight in zip(lines, (14, 10), ("bold", "normal"), strict=True):
+    for line, y, size, weight in zip(lines, (0.66, 0.24), (14, 10), ("bold", "normal"), strict=True):
+        size = min(size, 72 * (width - 0.3) / (0.72 * len(line)))
         # A name may hold a dollar sign, which is no formula here.
-        shown = line if len(line) <= 110 else f"{line[:109]}…"
-        place = {"x": 0.008, "ha": "left", "va": "top", "parse_math": False}
-        if size == 14:
-            # The space below is for the second line.
-            figure.suptitle(f"{shown}\n", y=0.985, size=size, weight=weight, **place)
-        else:
-            figure.text(y=0.925, s=shown, size=size, color=_FAINT, **place).set_in_layout(False)
+        part.text(0.15 / width, y, line, size=size, weight=weight, va="center", parse_math=False)
 
 
 def _draw_strips(axes: Axes, top: Sequence[Scored], inches: float) -> None:
@@ -130,23 +128,16 @@ def _draw_strips(axes: Axes, top: Sequence[Scored], inches: float) -> None:
     # A letter is about 0.65 of its size wide; where a label does not fit across a block, it stands upright.
     size = 72 * 0.9 * inches / (0.65 * longest)
     upright = size < 6
-    size = min(72 * 0.8 * inches, 72 * 0.36 / (0.65 * longest)) if upright else min(size, 9.5)
+    size = min(72 * 0.8 * inches, 72 * 0.36 / (0.65 * longest)) if upright else min(size, 9)
     for row, each in enumerate(top):
         for place, block in zip(places, each.genome.blocks, strict=True):
             family = _family(block)
             box = Rectangle((place - 0.47, row - 0.4), 0.94, 0.8, facecolor=_FAMILIES[family][0], linewidth=0)
             axes.add_patch(box)
-            axes.text(
-                place,
-                row,
-                str(block),
-                size=size,
-                color="white" if family in _DARK else "black",
-                ha="center",
-                va="center",
-                rotation=90 if upright else 0,
-                weight="bold" if row == 0 else "normal",
-            )
+            style = {"ha": "center", "va": "center", "rotation": 90 if upright else 0, "size": size}
+            style["color"] = "white" if family in _DARK else "black"
+            axes.text(place, row, str(block), weight="normal" if row else "bold", **style)
+    axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
     axes.set_ylim(len(top) - 0.5, -0.5)
     axes.set_yticks(range(len(top)), ["best", *map(str, range(2, len(top) + 1))])
     axes.tick_params(length=0, labelbottom=False)
@@ -158,70 +149,50 @@ def _draw_strips(axes: Axes, top: Sequence[Scored], inches: float) -> None:
     }
     for title, right in zip(columns, (62, 134, 200), strict=True):
         for row, text in enumerate([title, *columns[title]]):
-            axes.annotate(
-                text,
-                (1, row - 1 if row else -0.62),
-                xycoords=("axes fraction", "data"),
-                xytext=(right, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center" if row else "bottom",
-                size=9,
-                color=_INK if row else _FAINT,
-                weight="bold" if row == 1 else "normal",
-                annotation_clip=False,
-            )
+            style = {"va": "center", "weight": "bold" if row == 1 else "normal"} if row else _HEADING
+            at = (1, row - 1 if row else -0.62)
+            _note(axes, text, at, (right, 0), ("axes fraction", "data"), **{**style, "ha": "right"})
     first = 0
     for stage, depth in enumerate(top[0].genome.depths, start=1):
         middle = (places[first] + places[first + depth - 1]) / 2
-        axes.text(middle, -0.62, f"stage {stage}", ha="center", va="bottom", size=9, color=_FAINT)
+        _note(axes, f"stage {stage}", (middle, -0.62), (0, 0), **_HEADING)
         first += depth
     used = {_family(block) for each in top for block in each.genome.blocks}
     handles = [Patch(color=colour, label=label) for family, (colour, label) in _FAMILIES.items() if family in used]
-    axes.legend(
-        handles=handles,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.01),
-        ncols=len(handles),
-        frameon=False,
-        fontsize=9,
-        handlelength=1,
-        handleheight=1,
-        columnspacing=1.6,
-    )
+    shape = {"handlelength": 1, "handleheight": 1, "columnspacing": 1.6, "borderaxespad": 0.2, "borderpad": 0.2}
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.01), ncols=len(handles), **shape)
 
 
 def _draw_shares(axes: Axes, best: Scored, median: Sequence[float] | None) -> None:
     """Draws the share of each block in the score, below the blocks of the strips."""
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.patches import Patch
+
     axes.set_title("Share of the score by block")
     if best.shares is None or median is None:
         axes.text(0.5, 0.5, "this score has no parts by block", transform=axes.transAxes, ha="center", color=_FAINT)
-        axes.set_yticks([])
+        axes.set_axis_off()
         return
     places = _places(best.genome)
     colours = [_FAMILIES[_family(block)][0] for block in best.genome.blocks]
-    bars = axes.bar(places, best.shares, width=0.94, color=colours, label="best")
-    axes.scatter(places, median, marker="_", s=200, linewidths=2, color=_INK, label="median of all", zorder=3)
-    highest = max(*best.shares, *median)
-    small = len(places) > 30
-    for place, share, middle in zip(places, best.shares, median, strict=True):
-        axes.annotate(
-            _percent(share),
-            (place, max(share, middle)),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            size=6 if small else 9,
-            rotation=90 if small else 0,
-        )
-    axes.set_ylim(0, 1.16 * highest)
+    axes.bar(places, best.shares, width=0.94, color=colours)
+    dashes = axes.scatter(places, median, marker="_", s=200, linewidths=2, color=_INK, zorder=3)
+    axes.set_ylim(0, 1.08 * max(*best.shares, *median))
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
-    axes.set_xticks(places, map(str, range(1, len(places) + 1)), size=6 if small else 9)
-    axes.tick_params(axis="x", length=0, labelbottom=True)
-    axes.set_xlabel("block")
-    axes.legend(handles=[bars, axes.collections[0]], loc="upper right", frameon=False, fontsize=9)
+    # What is too small to see is read below the blocks, where there is room.
+    table = len(places) <= 36
+    labels = [
+        f"{number}\n{_percent(share)}\n{_percent(middle)}" if table else str(number)
+        for number, (share, middle) in enumerate(zip(best.shares, median, strict=True), start=1)
+    ]
+    axes.set_xticks(places, labels, size=9 if table else 7, linespacing=1.5)
+    axes.tick_params(axis="x", length=0, pad=5, labelbottom=True)
+    rows = "block\nbest\nmedian" if table else "block"
+    style = {"ha": "right", "va": "top", "color": _FAINT, "linespacing": 1.5, "size": 9 if table else 7}
+    _note(axes, rows, (0, 0), (-6, -5), "axes fraction", **style)
+    shown = tuple(Patch(color=colour) for colour in dict.fromkeys(colours))
+    handlers = {tuple: HandlerTuple(ndivide=None, pad=0)}
+    axes.legend([shown, dashes], ["best", "median of all"], handler_map=handlers, loc="upper right")
 
 
 def _draw_histogram(axes: Axes, finite: Sequence[Scored], left_out: int) -> None:
@@ -236,27 +207,17 @@ def _draw_histogram(axes: Axes, finite: Sequence[Scored], left_out: int) -> None
         low, high = (low, high) if high > low * 1.001 else (low / 1.1, high * 1.1)
         edges = numpy.geomspace(low, high, bins + 1)
     else:
-        edges = numpy.linspace(low, high if high > low else low + 1, bins + 1)
+        edges = numpy.linspace(*((low, high) if high > low else (low - 0.5, low + 0.5)), bins + 1)
     # Rounding must not leave the extremes out.
     edges[0], edges[-1] = min(edges[0], min(scores)), max(edges[-1], max(scores))
     axes.hist(scores, edges, color=_POINTS, edgecolor="white", linewidth=0.6)
     axes.axvline(scores[0], color=_BEST, linewidth=2)
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.15)
     middle = float(numpy.median(scores))
     axes.axvline(middle, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-    for place, name, colour in ((scores[0], "best", _BEST), (middle, "median", _INK)):
-        axes.annotate(
-            f"{name} {place:.3g}",
-            (place, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-5, -2),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            size=9,
-            color=colour,
-            weight="bold" if name == "best" else "normal",
-        )
+    for place, name, colour, down in ((scores[0], "best", _BEST, 2), (middle, "median", _INK, 16)):
+        style = {"ha": "right", "va": "top", "color": colour, "weight": "bold" if name == "best" else "normal"}
+        _note(axes, f"{name} {place:.3g}", (place, 1), (-5, -down), ("data", "axes fraction"), **style)
     axes.set_title("Scores" + (f" ({left_out:,} not finite, left out)" if left_out else ""))
     axes.set_xlabel("score")
     axes.set_ylabel("genomes")
@@ -289,18 +250,12 @@ def _draw_costs(axes: Axes, finite: Sequence[Scored], cost: str) -> None:
     bar.solids.set_alpha(1)
     best = finite[0]
     axes.scatter(places[:1], scores[:1], s=170, marker="o", facecolors="none", edgecolors=_BEST, linewidths=2)
-    left = places[0] > (min(places) + max(places)) / 2
-    axes.annotate(
-        f"best: {getattr(best.cost, cost):,}, {best.score:.3g}",
-        (places[0], scores[0]),
-        xytext=(-11 if left else 11, 0),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        va="center",
-        size=9,
-        color=_BEST,
-        weight="bold",
-    )
+    # Above the point, towards the middle.
+    across = (places[0] - min(places)) / ((max(places) - min(places)) or 1)
+    style = {"ha": "left" if across < 0.25 else "right" if across > 0.75 else "center", "va": "bottom"}
+    text = f"best: {getattr(best.cost, cost):,}, {best.score:.3g}"
+    _note(axes, text, (places[0], scores[0]), (0, 11), color=_BEST, weight="bold", **style)
+    axes.margins(y=0.12)
     axes.set_title("Cost and score")
     axes.set_xlabel(titles[cost])
     axes.set_ylabel("score")
@@ -309,6 +264,13 @@ def _draw_costs(axes: Axes, finite: Sequence[Scored], cost: str) -> None:
     if min(scores) > 0:
         axes.set_yscale("log")
         _label_decades(axes.yaxis, min(scores), max(scores))
+
+
+def _note(
+    axes: Axes, text: str, at: tuple[float, float], offset: tuple[int, int], coords: Any = "data", **style: Any
+) -> None:
+    """Writes text some points away from a place, also outside of the axes."""
+    axes.annotate(text, at, offset, coords, "offset points", annotation_clip=False, **{"size": 9, **style})
 
 
 def _places(genome: Genome) -> list[float]:
@@ -327,10 +289,11 @@ def _family(block: BlockType) -> str:
 
 def _label_decades(axis: Any, low: float, high: float) -> None:
     """Labels a logarithmic axis with plain numbers, as many as fit."""
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     decades = math.log10(high / low)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1, 3) if decades < 4 else (1,)))
+    subs = (1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1, 3) if decades < 4 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs) if decades > 0.4 else MaxNLocator(5))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, _: f"{value:g}")
 

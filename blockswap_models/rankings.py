@@ -140,9 +140,7 @@ SCORES: dict[str, Score] = {
 }
 
 
-def after(
-    score: Score, minibatches: int, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4
-) -> Score:
+def after(score: Score, minibatches: int, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4) -> Score:
     """Makes the score "after n minibatches of training" (paper, Table 1); after 1 it is the score itself."""
     if minibatches < 1:
         raise ValueError(f"minibatches is at least 1, not {minibatches}")

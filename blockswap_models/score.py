@@ -114,13 +114,16 @@ def _use_fast_kernels(model: nn.Module, undo: ExitStack) -> None:
             undo.callback(module._parameters.__setitem__, "weight", module.weight)
             weight, groups = _fast_weight(module.weight.detach(), module.groups)
             weight = weight.contiguous(memory_format=torch.channels_last)
-            module.weight = nn.Parameter(weight, requires_grad=False)
+            module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
             _set(module, "groups", groups, undo)
 
 
 def _set(module: nn.Module, name: str, value: Any, undo: ExitStack) -> None:
-    undo.callback(setattr, module, name, getattr(module, name))
-    setattr(module, name, value)
+    # Into the module's own dictionary: its __setattr__ is slow, and a network has hundreds of modules.
+    own = vars(module)
+    if own[name] is not value:
+        undo.callback(own.__setitem__, name, own[name])
+        own[name] = value
 
 
 def _fast_weight(weight: torch.Tensor, groups: int) -> tuple[torch.Tensor, int]:

@@ -274,8 +274,7 @@ class _Table:
 
         def extend(position: int, spent: int) -> Iterator[tuple[int, ...]]:
             if position == len(self._steps):
-                if spent >= self._first:
-                    yield ()
+                yield ()
                 return
             for pick, spend in enumerate(self._steps[position]):
                 total = spent + spend

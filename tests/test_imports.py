@@ -21,10 +21,13 @@ ORDER = [
     "space",
     "data",
     "score",
+    "rankings",
     "record",
     "workers",
     "searching",
+    "plot",
     "commands",
+    "reports",
     "cli",
 ]
 EXEMPT = {"__init__", "__main__"}

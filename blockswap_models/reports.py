@@ -1,0 +1,111 @@
+"""What is printed and drawn of the record of a search: `blockswap show` and `blockswap plot`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .commands import _macs, _print_table
+from .record import Scored, budget_text, median_shares, read_ranking
+
+__all__ = ["run_plot", "run_show"]
+
+
+def run_plot(options: argparse.Namespace) -> None:
+    """Draws the record of a search, and prints the name of the picture."""
+    from .plot import plot_record
+
+    record = Path(options.record)
+    out = record.with_name(f"{record.stem}.png") if record.name and options.out is None else Path(options.out or "")
+    plot_record(record, out)
+    print(json.dumps({"picture": str(out)}, indent=1) if options.json else f"picture: {out}")
+
+
+def run_show(options: argparse.Namespace) -> None:
+    """Prints what the record of a search holds: its best genomes, and where their scores come from."""
+    if options.top < 1:
+        raise ValueError(f"there is no table of {options.top} genomes; write --top 1 or more")
+    header, ranking = read_ranking(options.record)
+    finite = [each for each in ranking if math.isfinite(each.score)]
+    median = median_shares(finite)
+    if options.json:
+        report = {
+            "network": header.get("space"),
+            "search": {name: value for name, value in header.items() if name != "record"},
+            "genomes": len(ranking),
+            "finite": len(finite),
+            "best": _row(ranking[0]),
+            "top": [_row(each) for each in ranking[: options.top]],
+            "median_shares": median,
+            "record": str(options.record),
+        }
+        print(json.dumps(report, indent=1))
+        return
+    _print_search(header, ranking, len(finite))
+    _print_top(ranking[: options.top])
+    best = ranking[0]
+    if best.shares and median:
+        print("\nshare of the score by block:\n")
+        rows = [
+            (place, block, f"{share:.2%}", f"{middle:.2%}")
+            for place, block, share, middle in zip(_places(best), best.genome.blocks, best.shares, median, strict=True)
+        ]
+        _print_table(("stage.block", "type", "best", "median of all"), rows, right=(0, 2, 3))
+    print(f"\nbuild it: timm.create_model('{header.get('space')}', genome='{best.genome}')")
+
+
+def _print_search(header: dict[str, Any], ranking: Sequence[Scored], finite: int) -> None:
+    types, size = str(header.get("types")).split(), header.get("input_size") or []
+    draws = sorted({len(each.draws) for each in ranking})
+    genomes = f"{len(ranking):,}" + (
+        f", {len(ranking) - finite:,} of them without a finite score" * (finite < len(ranking))
+    )
+    best = ranking[0]
+    rows = [
+        ("budget", budget_text(header)),
+        ("types", f"{len(types)}: {' '.join(types)}"),
+        ("images", f"{header.get('data')}; {'x'.join(map(str, size))}, {header.get('num_classes')} classes"),
+        ("score", f"{header.get('score')}, seed {header.get('seed')}"),
+        ("genomes", genomes),
+        ("draws", f"{draws[0]} each" if len(draws) == 1 else f"{draws[0]} to {draws[-1]} each"),
+    ]
+    _print_table(("network", header.get("space")), rows)
+    print(f"\nbest: {best.cost}, score {best.score:.4g}\n\n  {best.genome}\n")
+
+
+def _print_top(top: Sequence[Scored]) -> None:
+    # The columns are those at the end of the search.
+    rows = [
+        (
+            rank,
+            f"{each.score:.4g}",
+            "" if math.isnan(each.spread) else f"{each.spread - 1:.0%}",
+            len(each.draws),
+            f"{each.cost.params:,}",
+            _macs(each.cost.macs),
+            each.genome,
+        )
+        for rank, each in enumerate(top, start=1)
+    ]
+    _print_table(("rank", "score", "±", "draws", "params", "MACs", "genome"), rows, right=(0, 1, 2, 3, 4, 5))
+
+
+def _places(each: Scored) -> list[str]:
+    return [f"{stage}.{block}" for stage, depth in enumerate(each.genome.depths, 1) for block in range(1, depth + 1)]
+
+
+def _row(each: Scored) -> dict[str, Any]:
+    """Writes a genome for JSON, which knows no NaN."""
+    return {
+        "genome": each.genome,
+        "params": each.cost.params,
+        "macs": each.cost.macs,
+        "score": each.score if math.isfinite(each.score) else None,
+        "draws": len(each.draws),
+        "spread": None if math.isnan(each.spread) else each.spread,
+        "shares": each.shares,
+    }

@@ -1,0 +1,28 @@
+import os
+import signal
+
+import pytest
+
+from blockswap_models import Budget, SearchSpace, search
+
+distributed = pytest.importorskip("distributed", reason="needs the extra dask")
+
+
+def test_a_cluster_gives_the_same_answer_though_a_worker_is_killed():
+    space, budget = SearchSpace("wrn16_1"), Budget(params=70_000)
+    expected = search(space, budget, samples=24, batch_size=8)
+
+    def kill_one(rows, total, done):
+        for number, row in enumerate(rows):
+            if number == 5:
+                os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+            yield row
+
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        assert (
+            search(space, budget, samples=24, batch_size=8, executor=client.get_executor(), progress=kill_one)
+            == expected
+        )
