@@ -51,6 +51,11 @@ class Budget:
     tolerance: float = 0.025
 
     def __post_init__(self) -> None:
+        for name in _COSTS:
+            amount = getattr(self, name)
+            parts = amount if isinstance(amount, tuple) and len(amount) == 2 else (amount,)
+            if not all(part is None or isinstance(part, (int, float)) for part in parts):
+                raise BudgetError(f"a budget of {name} is a number or a pair of them, not {_quote(amount)}")
         if not 0 <= self.tolerance < 1:
             raise BudgetError(f"a tolerance is a fraction such as 0.025, not {self.tolerance}")
         if not self.windows:

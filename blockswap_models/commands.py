@@ -145,7 +145,8 @@ def run_space(options: argparse.Namespace) -> None:
             report["fitting_spellings"] = space.count(budget, distinct=False)
         else:
             found, share = space.sample_stated(1000, budget)
-            first = Budget(**{next(iter(budget.windows)): getattr(budget, next(iter(budget.windows)))})
+            name = next(iter(budget.windows))
+            first = Budget(**{name: getattr(budget, name)}, tolerance=budget.tolerance)
             report["fitting_estimate"] = round(space.count(first) * share)
             report["sampled"] = len(found)
     if options.json:

@@ -43,6 +43,8 @@ class SearchSpace:
     ) -> None:
         self.layout = Layout.named(layout) if isinstance(layout, str) else layout
         self.types = tuple(each if isinstance(each, BlockType) else BlockType.parse(each) for each in types)
+        if not self.types:
+            raise GenomeError("a search space needs block types; write at least one, such as 'S'")
         self.num_classes = self.layout.num_classes if num_classes is None else num_classes
         channels, height, width = self.layout.input_size
         self.input_size = (in_chans or channels, image_size or height, image_size or width)

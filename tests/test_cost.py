@@ -250,3 +250,15 @@ def test_one_genome_is_one_cost_however_it_is_written() -> None:
     assert count(create("blockswap_wrn16_1", "S,S/G4,G4/B2,B2")) == count(
         create("blockswap_wrn16_1", Genome("2xS/2xG4/2xB2"))
     )
+
+
+@pytest.mark.parametrize("amount", ["400k", [1, 2], (1, 2, 3), (1, "2")])
+def test_a_budget_of_something_else(amount):
+    with pytest.raises(BudgetError, match=r"a budget of params is a number or a pair of them, not "):
+        Budget(params=amount)
+
+
+def test_a_network_that_does_not_say_its_input_size():
+    with pytest.raises(ValueError, match=r"Conv2d does not say its input size; write count\(model, \(3, 224, 224\)\)"):
+        count(torch.nn.Conv2d(3, 8, 3))
+    assert count(torch.nn.Conv2d(3, 8, 1, bias=False), (3, 4, 4)) == Cost(24, 24 * 16)

@@ -152,7 +152,7 @@ def test_costs_are_those_of_the_built_network(
     for name_of_init in ("kaiming_normal_", "kaiming_uniform_"):
         monkeypatch.setattr(f"torch.nn.init.{name_of_init}", lambda tensor, **_: tensor)
     space = SearchSpace(name, **arguments) if arguments else large(name)
-    for genome in space.sample(10 if arguments else 40, seed=3):
+    for genome in space.sample(10 if arguments else 20, seed=3):
         assert space.cost(genome) == count(space.build(genome, device="meta"), space.input_size)
 
 
@@ -205,11 +205,11 @@ def test_draws_are_uniform(space: SearchSpace, budget: Budget) -> None:
 
 
 def test_samples_are_uniform_at_each_place() -> None:
-    budget = Budget(params=160_000)
+    budget = Budget(params=150_000)
     expected = brute_force(DEEP).genomes(budget)
-    samples = [DEEP.sample(len(expected), budget, seed) for seed in range(400)]
+    samples = [DEEP.sample(len(expected), budget, seed) for seed in range(250)]
     # The last of all is reached by drawing until each has been found.
-    for place in (0, 1, 10, -1):
+    for place in (0, 1, 5, -1):
         drawn = Counter(sample[place] for sample in samples)
         assert uniform([drawn[genome] for genome in expected])
 
@@ -219,7 +219,7 @@ def test_samples_that_are_listed_are_uniform(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("blockswap_models.space._CHUNK", 16)
     budget = Budget(params=(0, None), macs=(None, 11_000_000))
     expected = brute_force(SPARSE).genomes(budget)
-    samples = [SPARSE.sample(100, budget, seed) for seed in range(200)]
+    samples = [SPARSE.sample(100, budget, seed) for seed in range(140)]
     assert all(set(sample) == set(expected) and len(sample) == 8 for sample in samples)
     drawn = Counter(sample[-1] for sample in samples)
     assert uniform([drawn[genome] for genome in expected])
@@ -231,7 +231,7 @@ def test_samples_fit_differ_and_start_alike(name: str, amount: int) -> None:
     # Longer than one chunk of draws.
     genomes = space.sample(1100, budget, seed=1)
     assert len(set(genomes)) == 1100
-    assert all(abs(space.cost(genome).params - amount) <= 0.025 * amount for genome in genomes[::3])
+    assert all(abs(space.cost(genome).params - amount) <= 0.025 * amount for genome in genomes[::5])
     for number in (1, 1025):
         assert space.sample(number, budget, seed=1) == genomes[:number]
     assert SearchSpace(name).sample(100, budget, seed=1) == genomes[:100]
@@ -280,8 +280,8 @@ def test_a_budget_of_two_costs_is_met_and_its_share_stated() -> None:
 
 def test_a_large_space_meets_two_costs() -> None:
     space, budget = large("wrn40_2"), Budget(params=400_000, macs=(None, 70_000_000))
-    found, share = space.sample_stated(300, budget)
-    assert len(set(found)) == 300
+    found, share = space.sample_stated(150, budget)
+    assert len(set(found)) == 150
     assert all(budget.fits(space.cost(genome)) for genome in found)
     wide = space.sample(500, Budget(params=400_000), seed=9)
     assert share == pytest.approx(np.mean([budget.fits(space.cost(genome)) for genome in wide]), abs=0.1)
