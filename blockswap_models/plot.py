@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .candidates import Candidate, median_shares
 from .genome import BlockType, Genome
-from .record import Scored, budget_text, median_shares, read_ranking
+from .record import budget_text, read_ranking
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +53,7 @@ _STYLE = {
     "legend.fontsize": 9,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
-    # The same record gives the same file.
+    # The names within an SVG are the same each time.
     "svg.hashsalt": "blockswap",
 }
 
@@ -84,7 +85,7 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
     return figure
 
 
-def _figure(header: dict[str, Any], ranking: Sequence[Scored]) -> Figure:
+def _figure(header: dict[str, Any], ranking: Sequence[Candidate]) -> Figure:
     from matplotlib.figure import Figure
 
     finite = [each for each in ranking if math.isfinite(each.score)]
@@ -119,7 +120,7 @@ def _draw_title(part: SubFigure, header: dict[str, Any], count: int, width: floa
         part.text(0.15 / width, y, line, size=size, weight=weight, va="center", parse_math=False)
 
 
-def _draw_strips(axes: Axes, top: Sequence[Scored], inches: float) -> None:
+def _draw_strips(axes: Axes, top: Sequence[Candidate], inches: float) -> None:
     """Draws genomes as strips of blocks, the best on top; `inches` is the width of a block."""
     from matplotlib.patches import Patch, Rectangle
 
@@ -163,7 +164,7 @@ def _draw_strips(axes: Axes, top: Sequence[Scored], inches: float) -> None:
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.01), ncols=len(handles), **shape)
 
 
-def _draw_shares(axes: Axes, best: Scored, median: Sequence[float] | None) -> None:
+def _draw_shares(axes: Axes, best: Candidate, median: Sequence[float] | None) -> None:
     """Draws the share of each block in the score, below the blocks of the strips."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.patches import Patch
@@ -195,7 +196,7 @@ def _draw_shares(axes: Axes, best: Scored, median: Sequence[float] | None) -> No
     axes.legend([shown, dashes], ["best", "median of all"], handler_map=handlers, loc="upper right")
 
 
-def _draw_histogram(axes: Axes, finite: Sequence[Scored], left_out: int) -> None:
+def _draw_histogram(axes: Axes, finite: Sequence[Candidate], left_out: int) -> None:
     import numpy
 
     scores = [each.score for each in finite]
@@ -227,7 +228,7 @@ def _draw_histogram(axes: Axes, finite: Sequence[Scored], left_out: int) -> None
         _label_decades(axes.xaxis, low, high)
 
 
-def _draw_costs(axes: Axes, finite: Sequence[Scored], cost: str) -> None:
+def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
     """Draws cost against score, coloured by the other cost."""
     other = "macs" if cost == "params" else "params"
     titles = {"params": "parameters", "macs": "MACs"}

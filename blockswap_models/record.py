@@ -8,27 +8,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .budgets import Budget, Cost
-from .genome import Genome
+from .budgets import Budget
+from .candidates import HALVING, Candidate
 
 __all__ = [
     "Record",
     "RecordError",
-    "Scored",
     "budget_text",
-    "mean_score",
-    "mean_shares",
-    "median_shares",
     "read_ranking",
     "read_record",
     "require_new",
-    "score_spread",
 ]
 
 _KIND = "blockswap search"
@@ -110,55 +103,7 @@ def read_record(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
     return header, rows
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A scored genome: its cost, the score of each draw of its weights, and the share of each block in the score."""
-
-    genome: Genome
-    cost: Cost
-    draws: tuple[float, ...]
-    shares: tuple[float, ...] | None = None
-
-    @property
-    def score(self) -> float:
-        """The mean over the draws, as of `mean_score`."""
-        return mean_score(self.draws)
-
-    @property
-    def spread(self) -> float:
-        """By what factor the score is uncertain, as of `score_spread`."""
-        return score_spread(self.draws)
-
-
-def mean_score(draws: Sequence[float]) -> float:
-    """The geometric mean of the draws, NaN where one is not finite: from draw to draw scores differ by factors."""
-    if not all(map(math.isfinite, draws)):
-        return math.nan
-    if len(draws) == 1 or min(draws) <= 0:
-        return sum(draws) / len(draws)
-    return math.exp(sum(map(math.log, draws)) / len(draws))
-
-
-def score_spread(draws: Sequence[float]) -> float:
-    """The exponential of the standard error of the logarithm of the score; NaN where the draws cannot tell."""
-    if len(draws) < 2 or not all(map(math.isfinite, draws)) or min(draws) <= 0:
-        return math.nan
-    return math.exp(statistics.stdev(map(math.log, draws)) / math.sqrt(len(draws)))
-
-
-def mean_shares(draws: Iterable[Sequence[float]]) -> tuple[float, ...] | None:
-    """The share of each block in the score, averaged over draws, of the scores by block of each; None without any."""
-    parts = [[block / sum(blocks) for block in blocks] for blocks in draws if sum(blocks)]
-    return tuple(sum(each) / len(parts) for each in zip(*parts, strict=True)) if parts else None
-
-
-def median_shares(candidates: Iterable[Scored]) -> tuple[float, ...] | None:
-    """The median over candidates of the share of each block; None where no candidate has shares."""
-    parts = [each.shares for each in candidates if each.shares]
-    return tuple(statistics.median(each) for each in zip(*parts, strict=True)) if parts else None
-
-
-def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Scored, ...]]:
+def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...]]:
     """Reads a record: what was searched for, and its genomes from best to worst.
 
     Those that were refined most stand first, those without a finite score last. The record may still be written to.
@@ -169,7 +114,7 @@ def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Scored, ...]]:
     try:
         for row in rows:
             by_genome.setdefault(row["genome"], {})[row["draw"]] = row
-        ranking = [_scored(genome, [draws[draw] for draw in sorted(draws)]) for genome, draws in by_genome.items()]
+        ranking = [Candidate.of_rows([draws[draw] for draw in sorted(draws)]) for draws in by_genome.values()]
     except (KeyError, TypeError, ValueError, ArithmeticError):
         raise RecordError(f"{path} is not the record of a search") from None
     if len({each.genome.depths for each in ranking}) > 1:
@@ -180,11 +125,11 @@ def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Scored, ...]]:
         raise RecordError(f"none of the scores in {path} is finite")
     fewest = min(len(each.draws) for each in ranking)
 
-    def place(each: Scored) -> tuple[bool, int, float]:
+    def place(each: Candidate) -> tuple[bool, int, float]:
         if not math.isfinite(each.score):
             return True, 0, 0.0
-        # A round of refinement gives four times the draws; a draw that others still lack is no refinement.
-        return False, -int(math.log(len(each.draws) / fewest, 4) + 1e-9), -each.score
+        # A draw that others still lack is no round of refinement.
+        return False, -int(math.log(len(each.draws) / fewest, HALVING) + 1e-9), -each.score
 
     # Ties keep the order of the record.
     return header, tuple(sorted(ranking, key=place))
@@ -198,15 +143,6 @@ def budget_text(header: dict[str, Any]) -> str:
     except (AttributeError, TypeError, ValueError):
         # A budget of something that this version does not know.
         return json.dumps(windows)
-
-
-def _scored(text: str, rows: list[dict[str, Any]]) -> Scored:
-    genome = Genome(text)
-    scores = tuple(math.nan if row["score"] is None else float(row["score"]) for row in rows)
-    shares = mean_shares([row["blocks"] for row in rows if row.get("blocks")])
-    if shares is not None and len(shares) != len(genome.blocks):
-        raise ValueError(f"{len(shares)} scores by block of {genome}")
-    return Scored(genome, Cost(int(rows[0]["params"]), int(rows[0]["macs"])), scores, shares)
 
 
 def _read(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]], int]:

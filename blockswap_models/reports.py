@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .candidates import Candidate, median_shares
 from .commands import _macs, _print_table
-from .record import Scored, budget_text, median_shares, read_ranking
+from .record import budget_text, read_ranking
 
 __all__ = ["run_plot", "run_show"]
 
@@ -58,7 +59,7 @@ def run_show(options: argparse.Namespace) -> None:
     print(f"\nbuild it: timm.create_model('{header.get('space')}', genome='{best.genome}')")
 
 
-def _print_search(header: dict[str, Any], ranking: Sequence[Scored], finite: int) -> None:
+def _print_search(header: dict[str, Any], ranking: Sequence[Candidate], finite: int) -> None:
     types, size = str(header.get("types")).split(), header.get("input_size") or []
     draws = sorted({len(each.draws) for each in ranking})
     genomes = f"{len(ranking):,}" + (
@@ -77,7 +78,7 @@ def _print_search(header: dict[str, Any], ranking: Sequence[Scored], finite: int
     print(f"\nbest: {best.cost}, score {best.score:.4g}\n\n  {best.genome}\n")
 
 
-def _print_top(top: Sequence[Scored]) -> None:
+def _print_top(top: Sequence[Candidate]) -> None:
     # The columns are those at the end of the search.
     rows = [
         (
@@ -94,11 +95,11 @@ def _print_top(top: Sequence[Scored]) -> None:
     _print_table(("rank", "score", "±", "draws", "params", "MACs", "genome"), rows, right=(0, 1, 2, 3, 4, 5))
 
 
-def _places(each: Scored) -> list[str]:
+def _places(each: Candidate) -> list[str]:
     return [f"{stage}.{block}" for stage, depth in enumerate(each.genome.depths, 1) for block in range(1, depth + 1)]
 
 
-def _row(each: Scored) -> dict[str, Any]:
+def _row(each: Candidate) -> dict[str, Any]:
     """Writes a genome for JSON, which knows no NaN."""
     return {
         "genome": each.genome,

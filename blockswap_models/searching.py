@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from .budgets import Budget, Cost
+from .budgets import Budget
+from .candidates import HALVING, Candidate
 from .data import Minibatch, noise_minibatch, tensor_minibatch
 from .genome import Genome
 from .record import Record
@@ -24,42 +25,11 @@ from .workers import local_workers, map_in_order
 
 __all__ = ["Candidate", "SearchError", "SearchResult", "search"]
 
-# Each round of refinement keeps the best quarter, and gives each of them four times the draws.
-_HALVING = 4
 _drawing = threading.Lock()
 
 
 class SearchError(RuntimeError):
     """A search that cannot give an answer; its record keeps what was scored."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A scored genome: its cost, the score of each draw of its weights, and the share of each block in the score."""
-
-    genome: Genome
-    cost: Cost
-    draws: tuple[float, ...]
-    shares: tuple[float, ...] | None = None
-
-    @property
-    def score(self) -> float:
-        """The geometric mean of the draws, NaN where one is not finite: from draw to draw scores differ by factors."""
-        if not all(map(math.isfinite, self.draws)):
-            return math.nan
-        if len(self.draws) == 1 or min(self.draws) <= 0:
-            return sum(self.draws) / len(self.draws)
-        return math.exp(sum(map(math.log, self.draws)) / len(self.draws))
-
-    @property
-    def spread(self) -> float:
-        """By what factor the score is uncertain: exp of the standard error of its logarithm over the draws."""
-        if len(self.draws) < 2 or not min(self.draws) > 0:
-            return math.nan
-        logs = [math.log(draw) for draw in self.draws]
-        mean = sum(logs) / len(logs)
-        variance = sum((log - mean) ** 2 for log in logs) / (len(logs) - 1)
-        return math.exp(math.sqrt(variance / len(logs)))
 
 
 @dataclass(frozen=True)
@@ -138,21 +108,21 @@ def search(
         if executor is None and workers > 1 and torch.device(device).type == "cpu":
             executor = stack.enter_context(local_workers(min(workers, len(genomes))))
         rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
-        ranked = [_candidate(space, genome, []) for genome in genomes]
-        field = len(ranked)
+        order = list(genomes)
+        ranked: list[Candidate] = []
         for each_round in range(refine + 1):
-            field = max(1, len(genomes) // _HALVING**each_round)
-            wanted = range(draws * _HALVING**each_round)
-            leaders = ranked[:field]
-            tasks = [(each.genome, draw) for draw in wanted for each in leaders if (each.genome, draw) not in rows]
+            leaders = order[: max(1, len(genomes) // HALVING**each_round)]
+            wanted = range(draws * HALVING**each_round)
+            tasks = [(genome, draw) for draw in wanted for genome in leaders if (genome, draw) not in rows]
             results: Iterable[dict[str, Any]] = map_in_order(job, tasks, executor)
             total = len(leaders) * len(wanted)
             for row in progress(results, total, total - len(tasks)) if progress and tasks else results:
                 kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})
-            scored = [_candidate(space, each.genome, [rows[each.genome, draw] for draw in wanted]) for each in leaders]
+            scored = [Candidate.of_rows([rows[genome, draw] for draw in wanted]) for genome in leaders]
             # Ties, and scores that are not finite, keep their order.
             scored.sort(key=lambda each: -each.score if math.isfinite(each.score) else math.inf)
-            ranked[:field] = scored
+            ranked[: len(scored)] = scored
+            order[: len(scored)] = [each.genome for each in scored]
     if not math.isfinite(ranked[0].score):
         raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
     return SearchResult(space, budget, tuple(ranked))
@@ -200,12 +170,3 @@ class _Job:
         cost = self.space.cost(genome)
         row = {"genome": genome, "params": cost.params, "macs": cost.macs, "draw": draw, "score": value}
         return row if blocks is None else {**row, "blocks": blocks}
-
-
-def _candidate(space: SearchSpace, genome: Genome, rows: list[dict[str, Any]]) -> Candidate:
-    scores = tuple(math.nan if row["score"] is None else row["score"] for row in rows)
-    blocks = [row["blocks"] for row in rows if row.get("blocks") and row["score"]]
-    shares = None
-    if blocks:
-        shares = tuple(sum(each[i] / sum(each) for each in blocks) / len(blocks) for i in range(len(blocks[0])))
-    return Candidate(genome, space.cost(genome), scores, shares)

@@ -22,6 +22,7 @@ ORDER = [
     "data",
     "score",
     "rankings",
+    "candidates",
     "record",
     "workers",
     "searching",

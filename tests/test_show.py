@@ -7,18 +7,10 @@ import sys
 
 import pytest
 
-from blockswap_models import Budget, search
+from blockswap_models import Budget, Cost, Genome, search
+from blockswap_models.candidates import Candidate, median_shares
 from blockswap_models.cli import main
-from blockswap_models.record import (
-    Record,
-    RecordError,
-    budget_text,
-    mean_score,
-    mean_shares,
-    median_shares,
-    read_ranking,
-    score_spread,
-)
+from blockswap_models.record import Record, RecordError, budget_text, read_ranking
 
 
 def run(capsys, *arguments):
@@ -129,19 +121,25 @@ def test_a_draw_that_others_still_lack_is_no_refinement(tmp_path):
     assert ranking(tmp_path, [1.0, 1.0], [3.0], [2.0]) == ["G3", "G4", "G2"]
 
 
+def candidate(*draws):
+    return Candidate(Genome("S"), Cost(1, 1), draws)
+
+
 def test_means_over_draws():
-    assert mean_score([0.1 + 0.2]) == 0.1 + 0.2
-    assert mean_score([1.0, 4.0]) == pytest.approx(2)
-    assert mean_score([0.0, 4.0]) == 2
-    assert mean_score([-1.0]) == -1
-    assert math.isnan(mean_score([math.inf]))
-    assert math.isnan(mean_score([math.nan, 1.0]))
-    assert math.isnan(score_spread([2.0]))
-    assert math.isnan(score_spread([0.0, 1.0]))
-    assert math.isnan(score_spread([math.nan, 1.0]))
-    assert score_spread([1.0, math.e**2]) == pytest.approx(math.e)
-    assert mean_shares([[1.0, 3.0], [1.0, 1.0], [0.0, 0.0]]) == pytest.approx((0.375, 0.625))
-    assert mean_shares([]) is None
+    assert candidate(0.1 + 0.2).score == 0.1 + 0.2
+    assert candidate(1.0, 4.0).score == pytest.approx(2)
+    assert candidate(0.0, 4.0).score == 2
+    assert candidate(-1.0).score == -1
+    assert math.isnan(candidate(math.inf).score)
+    assert math.isnan(candidate(math.nan, 1.0).score)
+    assert math.isnan(candidate(2.0).spread)
+    assert math.isnan(candidate(0.0, 1.0).spread)
+    assert math.isnan(candidate(math.nan, 1.0).spread)
+    assert candidate(1.0, math.e**2).spread == pytest.approx(math.e)
+    row = {"genome": "2xS", "params": 1, "macs": 2, "score": 1.0}
+    rows = [{**row, "blocks": blocks} for blocks in ([1.0, 3.0], [1.0, 1.0], [0.0, 0.0], None)]
+    assert Candidate.of_rows(rows).shares == pytest.approx((0.375, 0.625))
+    assert Candidate.of_rows([row]).shares is None
     assert median_shares([]) is None
 
 
