@@ -21,7 +21,7 @@ from .genome import Genome
 from .record import Record
 from .score import Score, fisher_by_block, fisher_potential
 from .space import SearchSpace
-from .workers import local_workers, map_in_order
+from .workers import Shared, local_workers, map_in_order
 
 __all__ = ["Candidate", "SearchError", "SearchResult", "search"]
 
@@ -100,13 +100,13 @@ def search(
     elif not isinstance(data, Minibatch):
         data = tensor_minibatch(space, *data)
     images = data.images.to(device).contiguous(memory_format=torch.channels_last)
-    job = _Job(space, images, data.labels.to(device), score, seed, device)
+    shared = Shared(_Job(space, images, data.labels.to(device), score, seed, device))
     with ExitStack() as stack:
         kept = stack.enter_context(
             Record(record, _describe(space, budget, seed, data, score), resume) if record is not None else nullcontext()
         )
         if executor is None and workers > 1 and torch.device(device).type == "cpu":
-            executor = stack.enter_context(local_workers(min(workers, len(genomes))))
+            executor = stack.enter_context(local_workers(min(workers, len(genomes)), shared))
         rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
         order = list(genomes)
         ranked: list[Candidate] = []
@@ -114,7 +114,7 @@ def search(
             leaders = order[: max(1, len(genomes) // HALVING**each_round)]
             wanted = range(draws * HALVING**each_round)
             tasks = [(genome, draw) for draw in wanted for genome in leaders if (genome, draw) not in rows]
-            results: Iterable[dict[str, Any]] = map_in_order(job, tasks, executor)
+            results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor)
             total = len(leaders) * len(wanted)
             for row in progress(results, total, total - len(tasks)) if progress and tasks else results:
                 kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})

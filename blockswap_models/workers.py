@@ -2,62 +2,87 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
 from multiprocessing.connection import wait
 from typing import Any
 
 import torch
 
-__all__ = ["WorkerError", "local_workers", "map_in_order", "one_thread"]
+__all__ = ["Shared", "WorkerError", "local_workers", "map_in_order", "one_thread"]
 
 # Enough tasks ahead to keep every worker busy, few enough to forget quickly when interrupted.
 _AHEAD = 256
+# How many workers at a time are sent a job that they asked for: it holds a minibatch, which can be large.
+_LESSONS = 8
 
-Job = Callable[[Any], Any]
-# The jobs that this worker knows, by digest: a job holds a minibatch, and travels to each worker once.
-_jobs: dict[str, Job] = {}
+Task = Any
+# The jobs that this worker knows, by key.
+_jobs: dict[str, Callable[[Task], Any]] = {}
 
 
 class WorkerError(RuntimeError):
     """Workers that died; what they had finished is kept."""
 
 
-def map_in_order(job: Job, tasks: Sequence[Any], executor: Executor | None = None) -> Iterator[Any]:
+class Shared:
+    """A job that many tasks have in common, which travels to each worker once."""
+
+    def __init__(self, job: Callable[[Task], Any]) -> None:
+        self.job = job
+        self.key = uuid.uuid4().hex
+
+    @cached_property
+    def content(self) -> bytes:
+        """The job as it travels; raises ValueError for one that cannot."""
+        try:
+            return pickle.dumps(self.job)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"what workers compute must be importable, such as a function of a module: {error}"
+            ) from None
+
+
+def map_in_order(shared: Shared, tasks: Sequence[Task], executor: Executor | None = None) -> Iterator[Any]:
     """Yields job(task) for each task in order, computed here or by the workers of an executor, on one thread each."""
     if executor is None:
         with one_thread():
-            yield from map(job, tasks)
+            yield from map(shared.job, tasks)
         return
-    try:
-        content = pickle.dumps(job)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ValueError(f"what workers compute must be importable, such as a function of a module: {error}") from None
-    digest = hashlib.sha256(content).hexdigest()
+
+    def submit(task: Task, content: bytes | None = None) -> tuple[Task, Future[Any]]:
+        return task, executor.submit(_work, shared.key, content, task)
+
+    content = shared.content
     waiting = iter(tasks)
-    running: deque[tuple[Any, Future[Any]]] = deque()
+    running: deque[tuple[Task, Future[Any]]] = deque()
     try:
         while True:
-            while len(running) < _AHEAD and (task := next(waiting, _jobs)) is not _jobs:
-                running.append((task, executor.submit(_work, digest, None, task)))
+            running.extend(submit(task) for task in islice(waiting, _AHEAD - len(running)))
             if not running:
                 return
-            task, future = running.popleft()
-            known, result = future.result()
-            if not known:
-                # A worker that has not seen the job: now it has.
-                running.appendleft((task, executor.submit(_work, digest, content, task)))
-            else:
+            known, result = running[0][1].result()
+            if known:
+                running.popleft()
                 yield result
+                continue
+            # Workers that have not seen the job gave these back: some of them are sent it, with the tasks.
+            lessons = _LESSONS
+            for place, (task, future) in enumerate(running):
+                if future.done() and not future.result()[0]:
+                    running[place] = submit(task, content if lessons > 0 else None)
+                    lessons -= 1
     except BrokenProcessPool:
         raise WorkerError(
             "a worker died, perhaps for want of memory; go on (--resume) with fewer (--workers)"
@@ -67,15 +92,19 @@ def map_in_order(job: Job, tasks: Sequence[Any], executor: Executor | None = Non
             future.cancel()
 
 
-def _work(digest: str, content: bytes | None, task: Any) -> tuple[bool, Any]:
+def _work(key: str, content: bytes | None, task: Task) -> tuple[bool, Any]:
     """Does one task; says that it does not know the job where this worker has not been sent it yet."""
-    if content is not None and digest not in _jobs:
-        _jobs.clear()
-        _jobs[digest] = pickle.loads(content)
-    if digest not in _jobs:
+    if content is not None and key not in _jobs:
+        _learn(key, content)
+    if key not in _jobs:
         return False, None
     with one_thread():
-        return True, _jobs[digest](task)
+        return True, _jobs[key](task)
+
+
+def _learn(key: str, content: bytes) -> None:
+    _jobs.clear()
+    _jobs[key] = pickle.loads(content)
 
 
 @contextmanager
@@ -90,9 +119,11 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def local_workers(number: int) -> Iterator[ProcessPoolExecutor]:
-    """Starts processes on this machine, and ends them at once at the end, whatever they are doing."""
-    pool = ProcessPoolExecutor(number, multiprocessing.get_context(), initializer=_start)
+def local_workers(number: int, shared: Shared) -> Iterator[ProcessPoolExecutor]:
+    """Starts processes on this machine that know a job, and ends them at once at the end, whatever they are doing."""
+    pool = ProcessPoolExecutor(
+        number, multiprocessing.get_context(), initializer=_start, initargs=(shared.key, shared.content)
+    )
     try:
         yield pool
     finally:
@@ -102,8 +133,9 @@ def local_workers(number: int) -> Iterator[ProcessPoolExecutor]:
             process.terminate()
 
 
-def _start() -> None:
+def _start(key: str, content: bytes) -> None:
     torch.set_num_threads(1)
+    _learn(key, content)
     # Ctrl-C is for the parent, which ends its workers; where it was killed, they end by themselves.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

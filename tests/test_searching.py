@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
@@ -15,7 +16,7 @@ from blockswap_models import Budget, BudgetError, SearchSpace, fisher_potential,
 from blockswap_models.data import noise_minibatch
 from blockswap_models.record import RecordError, read_record
 from blockswap_models.searching import SearchError
-from blockswap_models.workers import WorkerError
+from blockswap_models.workers import Shared, WorkerError, local_workers, map_in_order
 
 SPACE = SearchSpace("wrn16_1", ["S", "G4", "W1", "B2", "B2G4"])
 BUDGET = Budget(params=70_000, tolerance=0.1)
@@ -230,6 +231,23 @@ def test_any_executor_gives_the_same_answer(kind):
         # The same workers, another search.
         other = search(SPACE, BUDGET, seed=1, executor=executor, **SMALL)
     assert other == search(SPACE, BUDGET, seed=1, **SMALL)
+
+
+def square(task):
+    time.sleep(0.02)
+    return os.getpid(), task**2
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_every_worker_learns_the_job_and_works(known):
+    shared = Shared(square)
+    start = local_workers(3, shared) if known else ProcessPoolExecutor(3)
+    with start as executor:
+        results = list(map_in_order(shared, range(600), executor))
+    assert [value for _, value in results] == [number**2 for number in range(600)]
+    # Each of three workers does its part.
+    assert all(count > 100 for count in Counter(worker for worker, _ in results).values())
+    assert len({worker for worker, _ in results}) == 3
 
 
 def test_what_workers_cannot_be_sent():
