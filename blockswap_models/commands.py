@@ -19,6 +19,7 @@ from .layouts import Layout
 from .record import require_new
 
 if TYPE_CHECKING:
+    from .candidates import Candidate
     from .data import Minibatch
     from .searching import SearchResult
     from .space import SearchSpace
@@ -256,6 +257,19 @@ def _print_result(options: argparse.Namespace, result: SearchResult, record: str
         )
         return
     print(f"best of {len(result.candidates):,} genomes of {layout.name} within {result.budget}:\n\n  {best.genome}\n")
+    _print_top(result.candidates[: options.top])
+    if result.rivals is not None:
+        print(f"\nas good as the best, as far as {len(best.draws)} draws can tell: {result.rivals} others")
+    if best.shares:
+        shares = iter(f"{share:.0%}" for share in best.shares)
+        print(
+            "\nshare of the best score by block: "
+            + " / ".join(" ".join(next(shares) for _ in s) for s in best.genome.stages)
+        )
+    print(f"record: {record}\nbuild it: timm.create_model('{layout.name}', genome='{best.genome}')")
+
+
+def _print_top(top: Sequence[Candidate]) -> None:
     rows = [
         (
             rank,
@@ -266,18 +280,9 @@ def _print_result(options: argparse.Namespace, result: SearchResult, record: str
             _macs(each.cost.macs),
             each.genome,
         )
-        for rank, each in enumerate(result.candidates[: options.top], start=1)
+        for rank, each in enumerate(top, start=1)
     ]
     _print_table(("rank", "score", "±", "draws", "params", "MACs", "genome"), rows, right=(0, 1, 2, 3, 4, 5))
-    if result.rivals is not None:
-        print(f"\nas good as the best, as far as {len(best.draws)} draws can tell: {result.rivals} others")
-    if best.shares:
-        shares = iter(f"{share:.0%}" for share in best.shares)
-        print(
-            "\nshare of the best score by block: "
-            + " / ".join(" ".join(next(shares) for _ in s) for s in best.genome.stages)
-        )
-    print(f"record: {record}\nbuild it: timm.create_model('{layout.name}', genome='{best.genome}')")
 
 
 def _macs(macs: int) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .candidates import Candidate, median_shares
-from .commands import _macs, _print_table
+from .commands import _print_table, _print_top
 from .record import budget_text, read_ranking
 
 __all__ = ["run_plot", "run_show"]
@@ -76,23 +76,6 @@ def _print_search(header: dict[str, Any], ranking: Sequence[Candidate], finite: 
     ]
     _print_table(("network", header.get("space")), rows)
     print(f"\nbest: {best.cost}, score {best.score:.4g}\n\n  {best.genome}\n")
-
-
-def _print_top(top: Sequence[Candidate]) -> None:
-    # The columns are those at the end of the search.
-    rows = [
-        (
-            rank,
-            f"{each.score:.4g}",
-            "" if math.isnan(each.spread) else f"{each.spread - 1:.0%}",
-            len(each.draws),
-            f"{each.cost.params:,}",
-            _macs(each.cost.macs),
-            each.genome,
-        )
-        for rank, each in enumerate(top, start=1)
-    ]
-    _print_table(("rank", "score", "±", "draws", "params", "MACs", "genome"), rows, right=(0, 1, 2, 3, 4, 5))
 
 
 def _places(each: Candidate) -> list[str]:
