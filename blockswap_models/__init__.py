@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from .budgets import Budget, BudgetError, Cost
 from .genome import SEARCH_TYPES, BlockType, Genome, GenomeError
+from .latency import LatencyError, LatencyTable
 from .layouts import Layout
 
 if TYPE_CHECKING:
     from .cost import count, count_blocks
+    from .profiling import profile
     from .score import fisher_potential
     from .searching import SearchResult, search
     from .space import SearchSpace
@@ -29,6 +31,7 @@ _LAZY = {
     "count": "cost",
     "count_blocks": "cost",
     "SearchSpace": "space",
+    "profile": "profiling",
     "fisher_potential": "score",
     "SearchResult": "searching",
     "search": "searching",
@@ -43,12 +46,15 @@ __all__ = [
     "Cost",
     "Genome",
     "GenomeError",
+    "LatencyError",
+    "LatencyTable",
     "Layout",
     "SearchResult",
     "SearchSpace",
     "count",
     "count_blocks",
     "fisher_potential",
+    "profile",
     "save_pretrained",
     "search",
 ]

@@ -7,28 +7,50 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from .genome import _quote
 
-__all__ = ["Budget", "BudgetError", "Cost", "parse_amount"]
+__all__ = ["Budget", "BudgetError", "Cost", "amount_text", "parse_amount", "parse_latency"]
+
+# Latencies are whole nanoseconds, so that sums of them do not depend on the order and can be compared.
+_NANOSECONDS = 9
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and multiply-accumulates for one image."""
+    """Parameters, multiply-accumulates for one image, and the seconds for one minibatch where they were measured."""
 
     params: int
     macs: int
+    latency: float | None = None
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.params + other.params, self.macs + other.macs)
+        return self._with(other, 1)
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.params - other.params, self.macs - other.macs)
+        return self._with(other, -1)
+
+    def _with(self, other: Cost, sign: int) -> Cost:
+        latency = None
+        if self.latency is not None and other.latency is not None:
+            latency = round(self.latency + sign * other.latency, _NANOSECONDS)
+        return Cost(self.params + sign * other.params, self.macs + sign * other.macs, latency)
+
+    def __repr__(self) -> str:
+        measured = "" if self.latency is None else f", latency={self.latency}"
+        return f"Cost(params={self.params}, macs={self.macs}{measured})"
 
     def __str__(self) -> str:
-        return f"{self.params:,} parameters, {self.macs / 1e6:,.1f} M MACs"
+        measured = "" if self.latency is None else f", {self.latency * 1000:,.2f} ms"
+        return f"{self.params:,} parameters, {self.macs / 1e6:,.1f} M MACs{measured}"
+
+
+UNMEASURED = (
+    "a budget of latency needs a table of measured latencies; write one with 'blockswap profile NETWORK --out "
+    "table.json' and name it: --latency-table table.json, or SearchSpace(..., latency=LatencyTable.load('table.json'))"
+)
 
 
 class BudgetError(ValueError):
@@ -43,11 +65,12 @@ class Budget:
     """A window for each cost that it names.
 
     A number means that amount within ± `tolerance` of it (the paper's networks are within 2.5 %); a pair means from the
-    first to the second, where None leaves a side open.
+    first to the second, where None leaves a side open. Latencies are in seconds.
     """
 
     params: Amount | None = None
     macs: Amount | None = None
+    latency: Amount | None = None
     tolerance: float = 0.025
 
     def __post_init__(self) -> None:
@@ -59,29 +82,34 @@ class Budget:
         if not 0 <= self.tolerance < 1:
             raise BudgetError(f"a tolerance is a fraction such as 0.025, not {self.tolerance}")
         if not self.windows:
-            raise BudgetError("an empty budget; write Budget(params=400_000), or macs=")
+            raise BudgetError("an empty budget; write Budget(params=400_000), or macs=, or latency=")
         for name, (low, high) in self.windows.items():
             if not 0 <= low <= high:
+                start, end = (amount_text(name, each) if name == "latency" else f"{each:,}" for each in (low, high))
                 raise BudgetError(
-                    f"a budget of {name} runs from a smaller to a larger amount, not from {low:,} to {high:,}"
+                    f"a budget of {name} runs from a smaller to a larger amount, not from {start} to {end}"
                 )
 
     @property
     def windows(self) -> dict[str, tuple[float, float]]:
         """The smallest and largest amount that fit, for each cost that the budget names."""
-        return {name: window for name in _COSTS if (window := self._window(getattr(self, name))) is not None}
+        return {name: window for name in _COSTS if (window := self._window(name)) is not None}
 
-    def _window(self, amount: Amount | None) -> tuple[float, float] | None:
+    def _window(self, name: str) -> tuple[float, float] | None:
+        amount = getattr(self, name)
         if amount is None or amount == (None, None):
             return None
         if isinstance(amount, tuple):
             low, high = amount
             return 0 if low is None else low, float("inf") if high is None else high
         # Rounded, since 400,000 · 1.025 in binary fractions is a hair less than 410,000, which fits.
-        return round(amount * (1 - self.tolerance), 3), round(amount * (1 + self.tolerance), 3)
+        digits = _NANOSECONDS if name == "latency" else 3
+        return round(amount * (1 - self.tolerance), digits), round(amount * (1 + self.tolerance), digits)
 
     def fits(self, cost: Cost) -> bool:
-        """Says whether a cost is within every window."""
+        """Says whether a cost is within every window; raises BudgetError where its latency is needed and not known."""
+        if "latency" in self.windows and cost.latency is None:
+            raise BudgetError(UNMEASURED)
         return all(low <= getattr(cost, name) <= high for name, (low, high) in self.windows.items())
 
     def __str__(self) -> str:
@@ -90,10 +118,11 @@ class Budget:
             amount = getattr(self, name)
             if isinstance(amount, tuple):
                 low, high = self.windows[name]
-                start = f"{low:,.0f} to" if low else "up to"
-                parts.append(f"{name} from {low:,.0f}" if math.isinf(high) else f"{name} {start} {high:,.0f}")
+                start, end = amount_text(name, low), amount_text(name, high)
+                both = f"{start} to {end}" if low else f"up to {end}"
+                parts.append(f"{name} from {start}" if math.isinf(high) else f"{name} {both}")
             else:
-                parts.append(f"{name} {amount:,.0f} ± {self.tolerance * 100:g}%")
+                parts.append(f"{name} {amount_text(name, amount)} ± {self.tolerance * 100:g}%")
         return ", ".join(parts)
 
 
@@ -102,15 +131,40 @@ _MAX_LENGTH = 40
 _COSTS = tuple(field.name for field in fields(Budget) if field.name != "tolerance")
 
 
+def amount_text(name: str, amount: float) -> str:
+    """Writes an amount of a cost as a person does: latencies in milliseconds."""
+    if name != "latency":
+        return f"{amount:,.0f}"
+    digits = f"{amount * 1000:,.6f}"
+    return f"{digits.rstrip('0').rstrip('.')} ms"
+
+
 def parse_amount(text: str) -> Amount:
     """Reads an amount: `400k`, `1.2g`, `60_000_000`, a ceiling `..400k`, a floor `300k..` or a window `300k..400k`."""
+    return _parse(text, _parse_count)
+
+
+def parse_latency(text: str) -> Amount:
+    """Reads a latency into seconds: `4ms`, `800us`, `1.5s`, a ceiling `..4ms`, a floor `3ms..`, a window `3ms..4ms`."""
+    return _parse(text, _parse_seconds)
+
+
+def _parse(text: str, parse_one: Callable[[str, str], float]) -> Amount:
     low, dots, high = text.partition("..")
     if dots and (low or high):
-        return _parse_one(low, text) if low else None, _parse_one(high, text) if high else None
-    return _parse_one(text, text)
+        return parse_one(low, text) if low else None, parse_one(high, text) if high else None
+    return parse_one(text, text)
 
 
-def _parse_one(part: str, text: str) -> int:
+def _parse_seconds(part: str, text: str) -> float:
+    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)(s|ms|us|µs)", part.strip())
+    if not match or len(part) > _MAX_LENGTH:
+        raise BudgetError(f"{_quote(text)} is no latency; write 4ms, 800us, ..4ms or 3ms..4ms")
+    # As text, so that 4.1ms is the float nearest to 0.0041.
+    return float(f"{match[1]}e{ {'s': 0, 'ms': -3, 'us': -6, 'µs': -6}[match[2]] }")
+
+
+def _parse_count(part: str, text: str) -> int:
     match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)([kmgKMG]?)", part.strip())
     if not match or len(part) > _MAX_LENGTH:
         raise BudgetError(f"{_quote(text)} is no amount; write 400k, 3m, 1.2g, ..400k or 300k..400k")

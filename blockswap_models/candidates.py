@@ -38,7 +38,7 @@ class Candidate:
         shares = tuple(sum(each) / len(parts) for each in zip(*parts, strict=True)) if parts else None
         if shares is not None and len(shares) != len(genome.blocks):
             raise ValueError(f"{len(shares)} scores by block of {genome}")
-        return cls(genome, Cost(int(rows[0]["params"]), int(rows[0]["macs"])), scores, shares)
+        return cls(genome, _cost(rows[0]), scores, shares)
 
     @property
     def score(self) -> float:
@@ -55,6 +55,11 @@ class Candidate:
         if len(self.draws) < 2 or not all(map(math.isfinite, self.draws)) or min(self.draws) <= 0:
             return math.nan
         return math.exp(statistics.stdev(map(math.log, self.draws)) / math.sqrt(len(self.draws)))
+
+
+def _cost(row: dict[str, Any]) -> Cost:
+    latency = row.get("latency")
+    return Cost(int(row["params"]), int(row["macs"]), None if latency is None else float(latency))
 
 
 def median_shares(candidates: Iterable[Candidate]) -> tuple[float, ...] | None:

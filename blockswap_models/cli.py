@@ -34,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="blockswap",
         description="Residual networks with mixed block types for a given budget.",
-        epilog="Amounts: 400k, 3m, 1.2g, a ceiling ..400k, a window 300k..400k. A bare amount means ± the tolerance.",
+        epilog="Amounts: 400k, 3m, 1.2g, a ceiling ..400k, a window 300k..400k; latencies: 4ms, 800us, ..4ms. "
+        "A bare amount means ± the tolerance.",
     )
     parser.add_argument("--version", action="version", version=f"blockswap {__version__}")
     subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -94,16 +95,31 @@ def _parser() -> argparse.ArgumentParser:
     plotting.add_argument("--out", metavar="FILE", help="a .png or .svg file (the record's name with .png)")
     plotting.set_defaults(run=reports.run_plot)
 
-    for command in (listing, counting, spacing, searching, showing, plotting):
+    profiling = subcommands.add_parser("profile", help="measure the latency of every block type, for latency budgets")
+    _add_network(profiling)
+    profiling.add_argument("--out", required=True, metavar="FILE", help="the latency table, a JSON file")
+    profiling.add_argument("--device", default="cpu", help="where to measure: cpu or cuda (%(default)s)")
+    profiling.add_argument("--batch-size", type=int, default=1, help="images at a time (%(default)s)")
+    profiling.add_argument("--threads", type=int, help="threads of torch (torch's own number)")
+    profiling.add_argument("--rounds", type=int, default=15, help="rounds over all block types (%(default)s)")
+    profiling.set_defaults(run=reports.run_profile)
+
+    for command in (listing, counting, spacing, searching, showing, plotting, profiling):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 def _add_space(command: argparse.ArgumentParser) -> None:
-    command.add_argument("name", help="a network, such as wrn40_2 or resnet34")
+    _add_network(command)
     command.add_argument("--params", metavar="AMOUNT", help="a budget of parameters, such as 400k")
     command.add_argument("--macs", metavar="AMOUNT", help="a budget of multiply-accumulates, such as 60m")
+    command.add_argument("--latency", metavar="TIME", help="a budget of measured time, such as 4ms or ..800us")
+    command.add_argument("--latency-table", metavar="FILE", help="the table that 'blockswap profile' wrote")
     command.add_argument("--tolerance", type=float, default=0.025, help="how far from a bare amount (%(default)s)")
+
+
+def _add_network(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", help="a network, such as wrn40_2 or resnet34")
     command.add_argument(
         "--types", metavar="TYPES", help="block types to choose from, such as S,G4,W1 (the paper's 23)"
     )

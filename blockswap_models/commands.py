@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .budgets import Budget, Cost, parse_amount
-from .genome import SEARCH_TYPES, BlockType
+from .budgets import Budget, Cost, amount_text
 from .layouts import Layout
+from .options import PARSERS, space_and_budget
 from .record import require_new
 
 if TYPE_CHECKING:
@@ -118,24 +118,13 @@ def run_count(options: argparse.Namespace) -> None:
     _print_table(("stage", "block", "type", "channels", "params", "MACs"), table, right=(0, 1, 4, 5))
 
 
-def _space_and_budget(options: argparse.Namespace) -> tuple[SearchSpace, Budget | None]:
-    layout = Layout.named(options.name)
-    types = SEARCH_TYPES if options.types is None else [BlockType.parse(each) for each in options.types.split(",")]
-    amounts = {name: parse_amount(text) for name in ("params", "macs") if (text := getattr(options, name)) is not None}
-    budget = Budget(**amounts, tolerance=options.tolerance) if amounts else None
-
-    from .space import SearchSpace
-
-    return SearchSpace(layout, types, options.num_classes, options.in_chans, options.image_size), budget
-
-
 def run_space(options: argparse.Namespace) -> None:
     """Prints how many genomes fit a budget, and what can be met."""
-    space, budget = _space_and_budget(options)
+    space, budget = space_and_budget(options)
     report: dict[str, Any] = {
         "network": space.layout.name,
         "types": [str(block) for block in space.types],
-        "range": {cost: space.range(cost) for cost in ("params", "macs")},
+        "range": {cost: space.range(cost) for cost in PARSERS if cost != "latency" or space.latency},
         "genomes": space.count(),
         "spellings": space.count(distinct=False),
     }
@@ -159,6 +148,8 @@ def run_space(options: argparse.Namespace) -> None:
     print(f"genomes     {report['genomes']:,} ({report['spellings']:,} spellings)")
     print(f"parameters  {least:,} to {most:,}")
     print(f"MACs        {_macs(fewest)} to {_macs(greatest)}")
+    if "latency" in report["range"]:
+        print("latency     {} to {}".format(*(amount_text("latency", each) for each in report["range"]["latency"])))
     if "fitting" in report:
         print(f"within {budget}: {report['fitting']:,} ({report['fitting_spellings']:,} spellings)")
     elif budget is not None:
@@ -167,14 +158,14 @@ def run_space(options: argparse.Namespace) -> None:
 
 def run_search(options: argparse.Namespace) -> None:
     """Searches the best genome for a budget, and prints it."""
-    if options.params is None and options.macs is None:
-        raise ValueError("a search needs a budget; write --params 400k, or --macs 60m")
+    if all(getattr(options, name) is None for name in PARSERS):
+        raise ValueError("a search needs a budget; write --params 400k, or --macs 60m, or --latency 4ms")
     if options.data_dir is not None and options.data is None:
         raise ValueError("a data folder needs the dataset's name; write --data torch/cifar10, or --data folder")
     record = options.resume or options.out or _record_name(options)
     if options.resume is None:
         require_new(record)
-    space, budget = _space_and_budget(options)
+    space, budget = space_and_budget(options)
     assert budget is not None
 
     from .rankings import SCORES, after
@@ -212,7 +203,7 @@ def _minibatch(options: argparse.Namespace, space: SearchSpace) -> Minibatch:
 
 
 def _record_name(options: argparse.Namespace) -> str:
-    amounts = [f"{name}{text}" for name in ("params", "macs") if (text := getattr(options, name)) is not None]
+    amounts = [f"{name}{text}" for name in PARSERS if (text := getattr(options, name)) is not None]
     data = [] if options.data is None else [Path(options.data).name]
     score = [] if options.score == SCORE_NAMES[0] else [options.score]
     trained = [] if options.minibatches == 1 else [f"after{options.minibatches}"]
@@ -243,6 +234,7 @@ def _print_result(options: argparse.Namespace, result: SearchResult, record: str
                 "genome": each.genome,
                 "params": each.cost.params,
                 "macs": each.cost.macs,
+                **({} if each.cost.latency is None else {"latency": each.cost.latency}),
                 "score": each.score,
                 "draws": len(each.draws),
                 "spread": None if math.isnan(each.spread) else each.spread,
@@ -270,6 +262,7 @@ def _print_result(options: argparse.Namespace, result: SearchResult, record: str
 
 
 def _print_top(top: Sequence[Candidate]) -> None:
+    measured = any(each.cost.latency is not None for each in top)
     rows = [
         (
             rank,
@@ -278,15 +271,21 @@ def _print_top(top: Sequence[Candidate]) -> None:
             len(each.draws),
             f"{each.cost.params:,}",
             _macs(each.cost.macs),
+            *([_milliseconds(each.cost.latency)] if measured else []),
             each.genome,
         )
         for rank, each in enumerate(top, start=1)
     ]
-    _print_table(("rank", "score", "±", "draws", "params", "MACs", "genome"), rows, right=(0, 1, 2, 3, 4, 5))
+    titles = ["rank", "score", "±", "draws", "params", "MACs", *(["latency"] if measured else []), "genome"]
+    _print_table(titles, rows, right=range(len(titles) - 1))
 
 
 def _macs(macs: int) -> str:
     return f"{macs / 1e6:,.1f} M"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1000:,.2f} ms"
 
 
 def _print_table(titles: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> None:

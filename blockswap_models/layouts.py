@@ -6,14 +6,15 @@ This module needs the standard library only.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .genome import Genome, GenomeError, _listed, _quote
+from .genome import BlockType, Conv, Genome, GenomeError, _listed, _quote
 
 __all__ = ["Layout", "Position"]
 
 _NAME = re.compile(r"(?:blockswap_)?(?:wrn([0-9]{1,3})_([0-9]{1,2})|resnet([0-9]{1,3}))(?:_[0-9]+[km])?")
+Structure = tuple[str, tuple[Conv, ...]]
 _RESNET_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
@@ -26,6 +27,22 @@ class Position:
     in_chs: int
     out_chs: int
     stride: int
+
+    def structure(self, block: BlockType) -> Structure | None:
+        """What makes the network of a block type here; None where its widths do not divide."""
+        try:
+            # Two families can share their convolutions, but not what stands between them.
+            return block.family, block.convs(self.in_chs, self.out_chs, self.stride)
+        except GenomeError:
+            return None
+
+    def distinct(self, types: Iterable[BlockType]) -> list[tuple[BlockType, int]]:
+        """Lists the different networks that the types give here, each with its number of spellings."""
+        spellings: dict[Structure, list[BlockType]] = {}
+        for block in dict.fromkeys(types):
+            if structure := self.structure(block):
+                spellings.setdefault(structure, []).append(block)
+        return [(blocks[0], len(blocks)) for blocks in spellings.values()]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is printed and drawn of the record of a search: `blockswap show` and `blockswap plot`."""
+"""What is printed and drawn of records and of latency tables: `blockswap show`, `plot` and `profile`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,75 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .budgets import amount_text
 from .candidates import Candidate, median_shares
-from .commands import _print_table, _print_top
+from .commands import _milliseconds, _print_table, _print_top
+from .latency import LatencyTable
+from .options import space_of
 from .record import budget_text, read_ranking
 
-__all__ = ["run_plot", "run_show"]
+__all__ = ["run_plot", "run_profile", "run_show"]
+
+
+def run_profile(options: argparse.Namespace) -> None:
+    """Measures a latency table, writes it and prints it."""
+    out = Path(options.out)
+    # Before some minutes of measuring.
+    if not out.name or out.is_dir() or not out.resolve().parent.is_dir():
+        raise ValueError(f"cannot write a latency table to '{out}'; write --out with a file in a folder that exists")
+    space = space_of(options)
+
+    from tqdm import tqdm
+
+    from .profiling import profile
+
+    table = profile(
+        space,
+        device=options.device,
+        batch_size=options.batch_size,
+        threads=options.threads,
+        rounds=options.rounds,
+        progress=lambda rounds: tqdm(rounds, unit="round", dynamic_ncols=True),
+    )
+    table.save(out)
+    if options.json:
+        print(json.dumps(table.content(), indent=1))
+        return
+    _print_latencies(table)
+    print(f"\ntable: {out}\nuse it: blockswap space {options.name} --latency-table {out}")
+
+
+def _print_latencies(table: LatencyTable) -> None:
+    slowest, fastest = (
+        table.stem + table.head + sum(choose(table.blocks[shape].values()) for shape in table.shapes)
+        for choose in (max, min)
+    )
+    size = "x".join(map(str, table.input_size))
+    images = f"{table.batch_size:,} {'image' if table.batch_size == 1 else 'images'} of {size}"
+    threads = f"{table.threads} {'thread' if table.threads == 1 else 'threads'}"
+    rows = [
+        ("minibatch", images),
+        (
+            "device",
+            f"{table.device}, {table.about.get('processor', '')}, {threads}; torch {table.about.get('torch', '')}",
+        ),
+        ("latency", f"{amount_text('latency', fastest)} to {amount_text('latency', slowest)}"),
+        ("stem", _milliseconds(table.stem)),
+        ("head", _milliseconds(table.head)),
+    ]
+    _print_table(("network", table.layout.name), rows)
+    print("\nmilliseconds by block type and shape (channels, size of the input/stride):\n")
+    shapes = list(table.blocks)
+    times = [
+        (
+            block,
+            *(f"{each * 1000:.3f}" if (each := table.blocks[shape].get(block)) is not None else "" for shape in shapes),
+        )
+        for block in table.types
+    ]
+    _print_table(("type", *map(str, shapes)), times, right=range(1, len(shapes) + 1))
+    if not all(all(row) for row in times):
+        print("\nblank: the same network as a type above, or one whose widths do not divide")
 
 
 def run_plot(options: argparse.Namespace) -> None:
@@ -88,6 +152,7 @@ def _row(each: Candidate) -> dict[str, Any]:
         "genome": each.genome,
         "params": each.cost.params,
         "macs": each.cost.macs,
+        **({} if each.cost.latency is None else {"latency": each.cost.latency}),
         "score": each.score if math.isfinite(each.score) else None,
         "draws": len(each.draws),
         "spread": None if math.isnan(each.spread) else each.spread,

@@ -139,6 +139,7 @@ def _describe(space: SearchSpace, budget: Budget, seed: int, data: Minibatch, sc
         "seed": seed,
         "data": data.source,
         "score": getattr(score, "__name__", type(score).__name__),
+        **({} if space.latency is None else {"latency_table": space.latency.digest}),
     }
 
 
@@ -169,4 +170,6 @@ class _Job:
             blocks, value = None, float(self.score(model, self.images, self.labels))
         cost = self.space.cost(genome)
         row = {"genome": genome, "params": cost.params, "macs": cost.macs, "draw": draw, "score": value}
+        if cost.latency is not None:
+            row["latency"] = cost.latency
         return row if blocks is None else {**row, "blocks": blocks}

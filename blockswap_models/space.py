@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from math import gcd
 from typing import Any
 
 import numpy as np
 import torch
 
-from .budgets import Budget, BudgetError, Cost
+from .budgets import UNMEASURED, Budget, BudgetError, Cost, amount_text
 from .cost import count_parts
-from .genome import SEARCH_TYPES, BlockType, Conv, Genome, GenomeError
+from .counting import Table
+from .genome import SEARCH_TYPES, BlockType, Genome, GenomeError
+from .latency import LatencyTable
 from .layouts import Layout, Position
 from .networks import build, residual_blocks
 
 __all__ = ["SearchSpace"]
 
-# Counts beyond 64 bits are kept in limbs of 40, so that hundreds of them can be added before a carry.
-_LIMB = 40
-# Samples are drawn in chunks of a fixed size, so that the first n of a longer list are the same.
-_CHUNK = 1024
 _STANDARD = BlockType("S")
+_NANO = 1_000_000_000
 
 
 class SearchSpace:
     """All genomes of one layout whose blocks come from `types` (the paper's 23 by default).
 
     A type that does not divide the widths at some position is left out there. Two types that give the same network at a
-    position, such as `G16` and `W2` on 32 channels, are one option; the first one's name is used.
+    position, such as `G16` and `W2` on 32 channels, are one option; the first one's name is used. With a table of
+    measured latencies, costs tell the latency, and budgets may name it.
     """
 
     def __init__(
@@ -40,6 +39,7 @@ class SearchSpace:
         num_classes: int | None = None,
         in_chans: int | None = None,
         image_size: int | None = None,
+        latency: LatencyTable | None = None,
     ) -> None:
         self.layout = Layout.named(layout) if isinstance(layout, str) else layout
         self.types = tuple(each if isinstance(each, BlockType) else BlockType.parse(each) for each in types)
@@ -48,13 +48,19 @@ class SearchSpace:
         self.num_classes = self.layout.num_classes if num_classes is None else num_classes
         channels, height, width = self.layout.input_size
         self.input_size = (in_chans or channels, image_size or height, image_size or width)
-        self._options = [_distinct(self.types, place) for place in self.layout.positions]
+        self._options = [place.distinct(self.types) for place in self.layout.positions]
         for place, options in zip(self.layout.positions, self._options, strict=True):
             if not options:
                 raise GenomeError(
                     f"stage {place.stage}, block {place.block} of {self.layout.name}: none of "
                     f"{', '.join(map(str, self.types))} divides its {place.in_chs} to {place.out_chs} channels"
                 )
+        self.latency = latency
+        if latency is not None:
+            latency.require(self.layout, self.input_size, self.num_classes)
+            for index, options in enumerate(self._options):
+                for block, _ in options:
+                    latency.of_block(index, block)
 
     def __repr__(self) -> str:
         return f"SearchSpace({self.layout.name!r}, {len(self.types)} block types)"
@@ -68,7 +74,7 @@ class SearchSpace:
         short = replace(self.layout, depths=tuple(min(depth, 2) for depth in self.layout.depths))
         by_place: dict[tuple[Position, BlockType], Cost] = {}
         for block in dict.fromkeys((_STANDARD, *self.types)):
-            fitting = [block if _structure(block, place) else _STANDARD for place in short.positions]
+            fitting = [block if place.structure(block) else _STANDARD for place in short.positions]
             model = self.build(Genome.from_blocks(fitting, short.depths), short, device="meta").eval()
             blocks = residual_blocks(model)
             total, *parts = count_parts(model, [model, *blocks], torch.empty(1, *self.input_size, device="meta"))
@@ -79,6 +85,15 @@ class SearchSpace:
             [by_place[replace(place, block=min(place.block, 2)), block] for block, _ in blocks]
             for place, blocks in zip(self.layout.positions, self._options, strict=True)
         ]
+        if (table := self.latency) is not None:
+            fixed = replace(fixed, latency=round(table.stem + table.head, 9))
+            options = [
+                [
+                    replace(cost, latency=table.of_block(index, block))
+                    for cost, (block, _) in zip(costs, blocks, strict=True)
+                ]
+                for index, (costs, blocks) in enumerate(zip(options, self._options, strict=True))
+            ]
         return fixed, options
 
     def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> torch.nn.Module:
@@ -92,10 +107,8 @@ class SearchSpace:
         for place, block, costs, choices in zip(
             self.layout.positions, genome.blocks, options, self._options, strict=True
         ):
-            structure = _structure(block, place)
-            known = [
-                cost for cost, (each, _) in zip(costs, choices, strict=True) if _structure(each, place) == structure
-            ]
+            structure = place.structure(block)
+            known = [cost for cost, (each, _) in zip(costs, choices, strict=True) if place.structure(each) == structure]
             if not known:
                 raise GenomeError(
                     f"stage {place.stage}, block {place.block} '{block}': not in this search space of "
@@ -104,12 +117,28 @@ class SearchSpace:
             total = total + known[0]
         return total
 
-    def range(self, cost: str = "params") -> tuple[int, int]:
-        """The smallest and the largest total of a cost (`params` or `macs`) over all genomes."""
+    def range(self, cost: str = "params") -> tuple[float, float]:
+        """The smallest and the largest total of a cost (`params`, `macs` or `latency`) over all genomes."""
+        fixed, totals = self._totals(cost)
+        least, most = fixed + sum(map(min, totals)), fixed + sum(map(max, totals))
+        return (least / _NANO, most / _NANO) if cost == "latency" else (least, most)
+
+    def _totals(self, name: str) -> tuple[int, list[list[int]]]:
+        """One cost of stem and head, and of each option at each position, as integers: latencies in nanoseconds."""
+        if name == "latency" and self.latency is None:
+            raise BudgetError(UNMEASURED)
         fixed, options = self._costs
-        totals = [[getattr(each, cost) for each in costs] for costs in options]
-        start = getattr(fixed, cost)
-        return start + sum(map(min, totals)), start + sum(map(max, totals))
+        scale = _NANO if name == "latency" else 1
+        return round(getattr(fixed, name) * scale), [
+            [round(getattr(each, name) * scale) for each in costs] for costs in options
+        ]
+
+    def _table(self, name: str, window: tuple[float, float]) -> Table:
+        fixed, totals = self._totals(name)
+        if name == "latency":
+            # The product of a decimal fraction and 1e9 is a hair off.
+            window = round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
+        return Table(fixed, totals, [[spellings for _, spellings in each] for each in self._options], window)
 
     # -- counting ----------------------------------------------------------------------------------------------------
 
@@ -125,8 +154,10 @@ class SearchSpace:
             return total
         name, window = self._exact_cost(budget)
         if len(budget.windows) > 1:
-            raise BudgetError("genomes are counted exactly for one cost; write a budget of params or of macs")
-        return _Table(self, name, window).count(distinct)
+            raise BudgetError(
+                "genomes are counted exactly for one cost; write a budget of params, of macs or of latency"
+            )
+        return self._table(name, window).count(distinct)
 
     def _exact_cost(self, budget: Budget) -> tuple[str, tuple[float, float]]:
         """The cost of a budget that is met exactly, by counting: the first that it names."""
@@ -150,7 +181,7 @@ class SearchSpace:
             raise ValueError(f"a sample has at least 1 genome, not {number}")
         name, window = self._exact_cost(budget)
         self._check_reach(budget)
-        table = _Table(self, name, window)
+        table = self._table(name, window)
         total = table.count()
         if not total:
             raise BudgetError(self._unmet(budget, name))
@@ -198,123 +229,5 @@ class SearchSpace:
         least, most = self.range(name)
         return (
             f"no genome of {self.layout.name} meets {budget}; with these block types its {name} "
-            f"run from {least:,} to {most:,}"
+            f"{'runs' if name == 'latency' else 'run'} from {amount_text(name, least)} to {amount_text(name, most)}"
         )
-
-
-class _Table:
-    """Counts of the genomes by their total of one cost, from which they are drawn uniformly.
-
-    Totals are counted in steps of their common divisor above the smallest. `ways[i][t]` is the number of choices for
-    the blocks from i on that spend exactly t steps.
-    """
-
-    def __init__(self, space: SearchSpace, name: str, window: tuple[float, float]) -> None:
-        fixed, options = space._costs
-        totals = [[getattr(cost, name) for cost in costs] for costs in options]
-        self._spellings = [[spellings for _, spellings in each] for each in space._options]
-        least = getattr(fixed, name) + sum(map(min, totals))
-        most = getattr(fixed, name) + sum(map(max, totals))
-        excess = [[value - min(values) for value in values] for values in totals]
-        step = gcd(*(value for values in excess for value in values)) or 1
-        self._steps = [[value // step for value in values] for values in excess]
-        low, high = max(window[0], least), min(window[1], most)
-        self._first = int(-((least - low) // step)) if low > least else 0
-        self._last = int((high - least) // step) if high >= least else -1
-
-    def count(self, distinct: bool = True) -> int:
-        """Counts the genomes within the window, in exact integers."""
-        if self._last < self._first:
-            return 0
-        limbs = np.zeros((1, self._last + 1), dtype=np.int64)
-        limbs[0, 0] = 1
-        for steps, spellings in zip(self._steps, self._spellings, strict=True):
-            limbs = np.concatenate([limbs, np.zeros((1, limbs.shape[1]), dtype=np.int64)])
-            grown = np.zeros_like(limbs)
-            for spend, times in zip(steps, spellings, strict=True):
-                if spend <= self._last:
-                    grown[:, spend:] += (1 if distinct else times) * limbs[:, : self._last + 1 - spend]
-            for limb in range(len(grown) - 1):
-                grown[limb + 1] += grown[limb] >> _LIMB
-                grown[limb] &= (1 << _LIMB) - 1
-            limbs = grown if grown[-1].any() else grown[:-1]
-        within = limbs[:, self._first :].astype(object)
-        return sum(int(total) << (_LIMB * limb) for limb, total in enumerate(within.sum(axis=1)))
-
-    @cached_property
-    def _ways(self) -> list[np.ndarray]:
-        # Double precision: sums of positive numbers, so that each probability is right to about 1e-15.
-        ways = [np.zeros(self._last + 1)]
-        ways[0][0] = 1
-        for steps in reversed(self._steps):
-            grown = np.zeros(self._last + 1)
-            for spend in steps:
-                if spend <= self._last:
-                    grown[spend:] += ways[0][: self._last + 1 - spend]
-            ways.insert(0, grown)
-        return ways
-
-    def draw(self, seed: int) -> Iterator[np.ndarray]:
-        """Draws chunks of choices (number, blocks), uniformly among the genomes within the window."""
-        cumulated = np.cumsum(self._ways[0][self._first :])
-        chunk = 0
-        while True:
-            random = np.random.default_rng([seed, 0, chunk])
-            points = random.random(_CHUNK) * cumulated[-1]
-            left = self._first + np.searchsorted(cumulated, points, side="right").clip(max=_last_positive(cumulated))
-            picks = np.empty((_CHUNK, len(self._steps)), dtype=np.int64)
-            for position, steps in enumerate(self._steps):
-                after = left[:, None] - np.array(steps)[None, :]
-                weights = np.where(after >= 0, self._ways[position + 1][np.maximum(after, 0)], 0.0)
-                picks[:, position] = _pick(np.cumsum(weights, axis=1), random)
-                left = np.take_along_axis(after, picks[:, position, None], axis=1)[:, 0]
-            yield picks
-            chunk += 1
-
-    def every(self) -> Iterator[tuple[int, ...]]:
-        """Lists the choices of every genome within the window."""
-
-        def extend(position: int, spent: int) -> Iterator[tuple[int, ...]]:
-            if position == len(self._steps):
-                yield ()
-                return
-            for pick, spend in enumerate(self._steps[position]):
-                total = spent + spend
-                if total <= self._last and self._reachable(position + 1, total):
-                    for rest in extend(position + 1, total):
-                        yield (pick, *rest)
-
-        return extend(0, 0)
-
-    def _reachable(self, position: int, spent: int) -> bool:
-        start = max(self._first - spent, 0)
-        return bool(self._ways[position][start : self._last + 1 - spent].any())
-
-
-def _pick(cumulated: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Draws one index for each row, with probabilities given as running sums."""
-    points = random.random(len(cumulated)) * cumulated[:, -1]
-    return np.minimum((cumulated <= points[:, None]).sum(axis=1), _last_positive(cumulated))
-
-
-def _last_positive(cumulated: np.ndarray) -> np.ndarray:
-    """The last index that has a probability, for a draw that rounds up to the whole sum."""
-    return (cumulated < cumulated[..., -1:]).sum(axis=-1)
-
-
-def _structure(block: BlockType, place: Position) -> tuple[str, tuple[Conv, ...]] | None:
-    """What makes the network of a block at a position; None where its widths do not divide."""
-    try:
-        # Two families can share their convolutions, but not what stands between them.
-        return block.family, block.convs(place.in_chs, place.out_chs, place.stride)
-    except GenomeError:
-        return None
-
-
-def _distinct(types: Sequence[BlockType], place: Position) -> list[tuple[BlockType, int]]:
-    """Lists the different networks that the types give at a position, each with its number of spellings."""
-    spellings: dict[object, list[BlockType]] = {}
-    for block in dict.fromkeys(types):
-        if structure := _structure(block, place):
-            spellings.setdefault(structure, []).append(block)
-    return [(blocks[0], len(blocks)) for blocks in spellings.values()]

@@ -149,3 +149,99 @@ def test_search_on_imagenet_images(capsys, tmp_path, data_dir):
     status, out, _ = run(capsys, *command, "--data", images, "--out", tmp_path / "record.jsonl")
     assert status == 0
     assert 2_925_000 <= json.loads(out)["best"]["params"] <= 3_075_000
+
+
+# -- latency ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A latency table, and what the command printed as it was measured."""
+    path = tmp_path_factory.mktemp("profile") / "table.json"
+    command = "profile wrn10_1 --types S,G4,B2 --rounds 1 --threads 1 --batch-size 2 --image-size 16 --out".split()
+    done = subprocess.run(
+        [sys.executable, "-m", "blockswap_models", *command, str(path)], capture_output=True, text=True, check=True
+    )
+    assert "1/1" in done.stderr
+    return path, done.stdout
+
+
+def test_profile(capsys, table, tmp_path):
+    path, out = table
+    content = json.loads(path.read_text())
+    assert (content["batch_size"], content["threads"], content["input_size"]) == (2, 1, [3, 16, 16])
+    assert "minibatch  2 images of 3x16x16" in out
+    assert "16 to 16, 16x16  16 to 32, 16x16/2  32 to 64, 8x8/2" in out
+    lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line}
+    for kind in ("S", "G4", "B2"):
+        assert lines[kind] == [f"{shape['seconds'][kind] * 1000:.3f}" for shape in content["shapes"]]
+    assert f"use it: blockswap space wrn10_1 --latency-table {path}" in out
+    command = "profile wrn10_1 --types S --rounds 1 --json --out".split()
+    status, out, _ = run(capsys, *command, tmp_path / "json.json")
+    assert status == 0
+    assert json.loads(out) == json.loads((tmp_path / "json.json").read_text())
+
+
+def test_latency_budgets(capsys, table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = ["wrn10_1", "--types", "S,G4,B2", "--image-size", 16, "--latency-table", table[0]]
+    status, out, _ = run(capsys, "space", *space, "--json")
+    least, most = json.loads(out)["range"]["latency"]
+    assert (status, 0 < least < most) == (0, True)
+    status, out, _ = run(capsys, "space", *space, "--latency", f"..{most * 1e6:.0f}us")
+    assert status == 0
+    assert f"latency     {least * 1e3:.6f}".rstrip("0") in out
+    assert "within latency up to " in out
+    budget = f"{least * 1e6:.0f}us..{most * 1e6 + 1:.0f}us"
+    search = ["search", *space, "--latency", budget, "--samples", 3, "--batch-size", 2, "--workers", 1]
+    status, out, _ = run(capsys, *search)
+    assert status == 0
+    titles, first = (next(line for line in out.splitlines() if word in line) for word in ("rank", "   1 "))
+    assert titles.split() == ["rank", "score", "±", "draws", "params", "MACs", "latency", "genome"]
+    assert first.split()[-2] == "ms"
+    record = f"wrn10_1-latency{budget}-seed0.jsonl"
+    _, shown, _ = run(capsys, "show", record)
+    assert "budget   latency " in shown
+    assert first in shown
+    _, out, _ = run(capsys, "show", record, "--json")
+    rows = json.loads(out)["top"]
+    _, out, _ = run(capsys, *search, "--resume", "--json")
+    assert [row["latency"] for row in json.loads(out)["top"]] == [row["latency"] for row in rows]
+    assert all(least <= row["latency"] <= most + 1e-6 for row in rows)
+    other = json.loads(table[0].read_text())
+    (tmp_path / "other.json").write_text(json.dumps({**other, "head": other["head"] + 1e-6}))
+    status, out, err = run(capsys, *search, "--resume", "--latency-table", "other.json")
+    assert (status, out) == (2, "")
+    assert "is the record of another search: latency_table " in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("space wrn10_1 --latency 4ms", "'blockswap profile NETWORK --out table.json' and name it: --latency-table"),
+        ("search wrn10_1 --params 60k --latency 4ms", "a budget of latency needs a table of measured latencies"),
+        ("space wrn10_1 --latency 4 --latency-table TABLE", "'4' is no latency; write 4ms, 800us, ..4ms or 3ms..4ms"),
+        (
+            "space wrn10_1 --latency 4ms --latency-table nowhere.json",
+            "cannot read the latency table nowhere.json: No such",
+        ),
+        ("space wrn10_1 --latency-table TABLE", "with 10 classes; measure it with 'blockswap profile'"),
+        (
+            "space wrn10_1 --types W1 --image-size 16 --latency-table TABLE",
+            "'W1': not in the latency table, which has S",
+        ),
+        (
+            "search wrn10_1 --types S --image-size 16 --latency 9s --latency-table TABLE",
+            "no genome of blockswap_wrn10_1 meets latency 9,000 ms ± 2.5%; with these block types its latency runs ",
+        ),
+        (
+            "profile wrn10_1 --out nowhere/table.json",
+            "cannot write a latency table to 'nowhere/table.json'; write --out",
+        ),
+        ("profile wrn10_1 --device meta --out table.json", "latencies are measured on cpu or cuda, not on 'meta'"),
+        ("profile wrn10_1 --batch-size 0 --out table.json", "batch_size is at least 1, not 0"),
+        ("profile wrn10_1 --types Q --out table.json", "unknown block type 'Q'"),
+    ],
+)
+def test_errors_of_latency_are_one_line(capsys, tmp_path, monkeypatch, table, arguments, message):
+    test_errors_are_one_line(capsys, tmp_path, monkeypatch, arguments.replace("TABLE", str(table[0])), message)

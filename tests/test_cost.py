@@ -222,8 +222,8 @@ ORDER = "a budget of params runs from a smaller to a larger amount, not from"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "an empty budget; write Budget(params=400_000), or macs="),
-        ({"params": (None, None)}, "an empty budget; write Budget(params=400_000), or macs="),
+        ({}, "an empty budget; write Budget(params=400_000), or macs=, or latency="),
+        ({"params": (None, None)}, "an empty budget; write Budget(params=400_000), or macs=, or latency="),
         ({"params": (400_000, 300_000)}, f"{ORDER} 400,000 to 300,000"),
         ({"params": (-1, 5)}, f"{ORDER} -1 to 5"),
         ({"params": -1000}, f"{ORDER} -975.0 to -1,025.0"),

@@ -13,12 +13,15 @@ PACKAGE = Path(blockswap_models.__file__).parent
 ORDER = [
     "genome",
     "layouts",
+    "latency",
     "budgets",
+    "counting",
     "blocks",
     "networks",
     "zoo",
     "cost",
     "space",
+    "profiling",
     "data",
     "score",
     "rankings",
@@ -27,6 +30,7 @@ ORDER = [
     "workers",
     "searching",
     "plot",
+    "options",
     "commands",
     "reports",
     "cli",
@@ -70,7 +74,7 @@ def test_a_module_is_short(module: str) -> None:
 
 
 def test_text_and_records_need_no_torch() -> None:
-    modules = ", ".join(f"blockswap_models.{name}" for name in ("genome", "layouts", "budgets", "record"))
+    modules = ", ".join(f"blockswap_models.{name}" for name in ("genome", "layouts", "latency", "budgets", "record"))
     heavy = "{'torch', 'timm', 'numpy'}"
     script = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -10,9 +10,9 @@ import pytest
 from scipy.stats import chisquare
 
 from blockswap_models import BlockType, Budget, BudgetError, Cost, Genome, GenomeError, SearchSpace, count, count_blocks
+from blockswap_models.counting import Table
 from blockswap_models.layouts import Position
 from blockswap_models.networks import build, residual_blocks
-from blockswap_models.space import _Table
 
 EVERYTHING = Budget(params=(0, None))
 # G16 is W1 on 16 channels, and G32 is W1 on 32, though not where a block goes from 16 to 32; G32 does not divide 16.
@@ -196,7 +196,7 @@ def test_messages_for_genomes(call, message: str) -> None:
 )
 def test_draws_are_uniform(space: SearchSpace, budget: Budget) -> None:
     (name, window), *_ = budget.windows.items()
-    picks = np.concatenate(list(itertools.islice(_Table(space, name, window).draw(seed=5), 60)))
+    picks = np.concatenate(list(itertools.islice(space._table(name, window).draw(seed=5), 60)))
     drawn = Counter(map(tuple, picks.tolist()))
     expected = brute_force(space).genomes(budget)
     assert {space._decode(each)[0] for each in drawn} == set(expected)
@@ -216,7 +216,7 @@ def test_samples_are_uniform_at_each_place() -> None:
 
 def test_samples_that_are_listed_are_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     # Few draws, and 8 genomes of 64 that fit: so most samples end with a list of all.
-    monkeypatch.setattr("blockswap_models.space._CHUNK", 16)
+    monkeypatch.setattr("blockswap_models.counting._CHUNK", 16)
     budget = Budget(params=(0, None), macs=(None, 11_000_000))
     expected = brute_force(SPARSE).genomes(budget)
     samples = [SPARSE.sample(100, budget, seed) for seed in range(140)]
@@ -291,7 +291,7 @@ def test_a_search_for_a_second_cost_comes_to_an_end(monkeypatch: pytest.MonkeyPa
     # A small space that is taken for one too large to list; what it decodes is kept, to be quick.
     decode = lru_cache(SPARSE._decode)
     monkeypatch.setattr(SPARSE, "_decode", lambda picks: decode(tuple(picks)))
-    monkeypatch.setattr(_Table, "count", lambda *_: 10**9)
+    monkeypatch.setattr(Table, "count", lambda *_: 10**9)
     some = Budget(params=(0, None), macs=(None, 11_000_000))
     found, share = SPARSE.sample_stated(10, some)
     assert set(found) == set(brute_force(SPARSE).genomes(some))
@@ -359,7 +359,9 @@ def test_a_budget_in_a_gap_is_refused() -> None:
 def test_two_costs_are_not_counted_at_once() -> None:
     with pytest.raises(BudgetError) as caught:
         SMALL.count(Budget(params=1, macs=1))
-    assert str(caught.value) == "genomes are counted exactly for one cost; write a budget of params or of macs"
+    assert (
+        str(caught.value) == "genomes are counted exactly for one cost; write a budget of params, of macs or of latency"
+    )
 
 
 @pytest.mark.parametrize(

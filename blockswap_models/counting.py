@@ -1,0 +1,121 @@
+"""Exact counts of the choices that meet a window of one cost, and uniform draws of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from math import gcd
+
+import numpy as np
+
+__all__ = ["Table"]
+
+# Counts beyond 64 bits are kept in limbs of 40, so that hundreds of them can be added before a carry.
+_LIMB = 40
+# Samples are drawn in chunks of a fixed size, so that the first n of a longer list are the same.
+_CHUNK = 1024
+
+
+class Table:
+    """Counts of the genomes by their total of one cost, from which they are drawn uniformly.
+
+    `fixed` is the cost of stem and head, `totals` are those of each option at each position, `spellings` the numbers of
+    block types that each option stands for. Totals are counted in steps of their common divisor above the smallest.
+    `ways[i][t]` is the number of choices for the blocks from i on that spend exactly t steps.
+    """
+
+    def __init__(
+        self,
+        fixed: int,
+        totals: Sequence[Sequence[int]],
+        spellings: Sequence[Sequence[int]],
+        window: tuple[float, float],
+    ) -> None:
+        self._spellings = spellings
+        least = fixed + sum(map(min, totals))
+        most = fixed + sum(map(max, totals))
+        excess = [[value - min(values) for value in values] for values in totals]
+        step = gcd(*(value for values in excess for value in values)) or 1
+        self._steps = [[value // step for value in values] for values in excess]
+        low, high = max(window[0], least), min(window[1], most)
+        self._first = int(-((least - low) // step)) if low > least else 0
+        self._last = int((high - least) // step) if high >= least else -1
+
+    def count(self, distinct: bool = True) -> int:
+        """Counts the genomes within the window, in exact integers."""
+        if self._last < self._first:
+            return 0
+        limbs = np.zeros((1, self._last + 1), dtype=np.int64)
+        limbs[0, 0] = 1
+        for steps, spellings in zip(self._steps, self._spellings, strict=True):
+            limbs = np.concatenate([limbs, np.zeros((1, limbs.shape[1]), dtype=np.int64)])
+            grown = np.zeros_like(limbs)
+            for spend, times in zip(steps, spellings, strict=True):
+                if spend <= self._last:
+                    grown[:, spend:] += (1 if distinct else times) * limbs[:, : self._last + 1 - spend]
+            for limb in range(len(grown) - 1):
+                grown[limb + 1] += grown[limb] >> _LIMB
+                grown[limb] &= (1 << _LIMB) - 1
+            limbs = grown if grown[-1].any() else grown[:-1]
+        within = limbs[:, self._first :].astype(object)
+        return sum(int(total) << (_LIMB * limb) for limb, total in enumerate(within.sum(axis=1)))
+
+    @cached_property
+    def _ways(self) -> list[np.ndarray]:
+        # Double precision: sums of positive numbers, so that each probability is right to about 1e-15.
+        ways = [np.zeros(self._last + 1)]
+        ways[0][0] = 1
+        for steps in reversed(self._steps):
+            grown = np.zeros(self._last + 1)
+            for spend in steps:
+                if spend <= self._last:
+                    grown[spend:] += ways[0][: self._last + 1 - spend]
+            ways.insert(0, grown)
+        return ways
+
+    def draw(self, seed: int) -> Iterator[np.ndarray]:
+        """Draws chunks of choices (number, blocks), uniformly among the genomes within the window."""
+        cumulated = np.cumsum(self._ways[0][self._first :])
+        chunk = 0
+        while True:
+            random = np.random.default_rng([seed, 0, chunk])
+            points = random.random(_CHUNK) * cumulated[-1]
+            left = self._first + np.searchsorted(cumulated, points, side="right").clip(max=_last_positive(cumulated))
+            picks = np.empty((_CHUNK, len(self._steps)), dtype=np.int64)
+            for position, steps in enumerate(self._steps):
+                after = left[:, None] - np.array(steps)[None, :]
+                weights = np.where(after >= 0, self._ways[position + 1][np.maximum(after, 0)], 0.0)
+                picks[:, position] = _pick(np.cumsum(weights, axis=1), random)
+                left = np.take_along_axis(after, picks[:, position, None], axis=1)[:, 0]
+            yield picks
+            chunk += 1
+
+    def every(self) -> Iterator[tuple[int, ...]]:
+        """Lists the choices of every genome within the window."""
+
+        def extend(position: int, spent: int) -> Iterator[tuple[int, ...]]:
+            if position == len(self._steps):
+                yield ()
+                return
+            for pick, spend in enumerate(self._steps[position]):
+                total = spent + spend
+                if total <= self._last and self._reachable(position + 1, total):
+                    for rest in extend(position + 1, total):
+                        yield (pick, *rest)
+
+        return extend(0, 0)
+
+    def _reachable(self, position: int, spent: int) -> bool:
+        start = max(self._first - spent, 0)
+        return bool(self._ways[position][start : self._last + 1 - spent].any())
+
+
+def _pick(cumulated: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Draws one index for each row, with probabilities given as running sums."""
+    points = random.random(len(cumulated)) * cumulated[:, -1]
+    return np.minimum((cumulated <= points[:, None]).sum(axis=1), _last_positive(cumulated))
+
+
+def _last_positive(cumulated: np.ndarray) -> np.ndarray:
+    """The last index that has a probability, for a draw that rounds up to the whole sum."""
+    return (cumulated < cumulated[..., -1:]).sum(axis=-1)
