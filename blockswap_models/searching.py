@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from .budgets import Budget
+from .budgets import Budget, BudgetError
 from .candidates import HALVING, Candidate
 from .data import Minibatch, noise_minibatch, tensor_minibatch
-from .genome import Genome
+from .genome import Genome, GenomeError
 from .record import Record
 from .score import Score, fisher_by_block, fisher_potential
 from .space import SearchSpace
@@ -60,10 +60,11 @@ class SearchResult:
 
 def search(
     space: SearchSpace | str,
-    budget: Budget,
+    budget: Budget | None,
     samples: int = 1000,
     seed: int = 0,
     *,
+    genomes: Iterable[Genome | str] | None = None,
     data: Minibatch | tuple[torch.Tensor, torch.Tensor] | None = None,
     batch_size: int = 32,
     score: Score = fisher_potential,
@@ -80,12 +81,13 @@ def search(
 
     The minibatch is `batch_size` images of 1/f noise, or `data`: one of `dataset_minibatch`, or a pair of tensors. Each
     of `draws` initialises the weights anew; each round of `refine` gives the best quarter four times the draws. A score
-    depends on the seed, the genome and the draw, never on order or worker. `workers` are processes on this machine, of
-    one thread each; any `executor` takes their place. With a `record` each score is written as it comes, and `resume`
-    goes on with it. `progress` wraps the iterable of scores, given how many there are and are done.
+    depends on the seed, the genome and the draw, never on order or worker. Where `genomes` are given, exactly these are
+    scored, each once, and none is sampled; they too must fit the budget, unless it is None. `workers` are processes on
+    this machine, of one thread each; any `executor` takes their place. With a `record` each score is written as it
+    comes, and `resume` goes on with it. `progress` wraps the iterable of scores, given how many there are and are done.
 
-    Raises BudgetError where no genome fits, RecordError for a record of another search, SearchError where no score is
-    finite, WorkerError where workers died.
+    Raises BudgetError where no genome fits or a given one does not, GenomeError for one that is not of this space,
+    RecordError for a record of another search, SearchError where no score is finite, WorkerError where workers died.
     """
     space = SearchSpace(space) if isinstance(space, str) else space
     for name, value in {"samples": samples, "draws": draws, "workers": workers, "batch_size": batch_size}.items():
@@ -94,7 +96,8 @@ def search(
     for name, value in {"seed": seed, "refine": refine}.items():
         if value < 0:
             raise ValueError(f"{name} is 0 or more, not {value}")
-    genomes = space.sample(samples, budget, seed)
+    budget = Budget(params=(0, None)) if budget is None else budget
+    chosen = space.sample(samples, budget, seed) if genomes is None else _given(space, budget, genomes)
     if data is None:
         data = noise_minibatch(space, batch_size, seed)
     elif not isinstance(data, Minibatch):
@@ -106,12 +109,12 @@ def search(
             Record(record, _describe(space, budget, seed, data, score), resume) if record is not None else nullcontext()
         )
         if executor is None and workers > 1 and torch.device(device).type == "cpu":
-            executor = stack.enter_context(local_workers(min(workers, len(genomes)), shared))
+            executor = stack.enter_context(local_workers(min(workers, len(chosen)), shared))
         rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
-        order = list(genomes)
+        order = list(chosen)
         ranked: list[Candidate] = []
         for each_round in range(refine + 1):
-            leaders = order[: max(1, len(genomes) // HALVING**each_round)]
+            leaders = order[: max(1, len(chosen) // HALVING**each_round)]
             wanted = range(draws * HALVING**each_round)
             tasks = [(genome, draw) for draw in wanted for genome in leaders if (genome, draw) not in rows]
             results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor)
@@ -126,6 +129,23 @@ def search(
     if not math.isfinite(ranked[0].score):
         raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
     return SearchResult(space, budget, tuple(ranked))
+
+
+def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) -> list[Genome]:
+    """Reads genomes that are to be scored; raises GenomeError or BudgetError for one that does not fit."""
+    found: dict[Genome, None] = {}
+    for number, text in enumerate(genomes, start=1):
+        try:
+            genome = space.layout.fit(text)
+            cost = space.cost(genome)
+        except GenomeError as error:
+            raise GenomeError(f"genome {number} of those to score: {error}") from None
+        if not budget.fits(cost):
+            raise BudgetError(f"genome {number} of those to score, {genome}, has {cost}; the budget is {budget}")
+        found[genome] = None
+    if not found:
+        raise ValueError("no genomes to score; give at least one, or leave genomes out to have them sampled")
+    return list(found)
 
 
 def _describe(space: SearchSpace, budget: Budget, seed: int, data: Minibatch, score: Score) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import pytest
 import torch
 
-from blockswap_models import Budget, BudgetError, SearchSpace, fisher_potential, search
+from blockswap_models import Budget, BudgetError, GenomeError, SearchSpace, fisher_potential, search
 from blockswap_models.data import noise_minibatch
 from blockswap_models.record import RecordError, read_record
 from blockswap_models.searching import SearchError
@@ -56,6 +56,52 @@ def test_depends_on_seed_genome_and_draw_never_on_order_or_worker():
     assert few.keys() <= many.keys()
     assert all(many[genome][0] == draws[0] != draws[1] for genome, draws in few.items())
     assert few.keys() != other.keys()
+
+
+def test_scores_exactly_the_genomes_given(tmp_path):
+    record = tmp_path / "record.jsonl"
+    sampled = search(SPACE, BUDGET, record=record, **SMALL)
+    genomes = SPACE.sample(6, BUDGET)
+    # Each once, in any spelling and order, as the search that samples scores them; its record serves too.
+    spelled = [genome.replace(",", " , ") for genome in [*reversed(genomes), genomes[0]]]
+    assert search(SPACE, BUDGET, genomes=spelled, batch_size=4) == sampled
+    before = record.read_bytes()
+    assert search(SPACE, BUDGET, genomes=iter(genomes), batch_size=4, record=record, resume=True) == sampled
+    assert record.read_bytes() == before
+
+
+def test_the_seed_of_given_genomes_is_that_of_weights_and_minibatch():
+    genomes = SPACE.sample(6, BUDGET, seed=0)
+    one, other = (search(SPACE, BUDGET, genomes=genomes, seed=seed, batch_size=4, refine=1) for seed in (0, 1))
+    assert one == search(SPACE, BUDGET, seed=0, refine=1, **SMALL)
+    assert {each.genome for each in one.candidates} == {each.genome for each in other.candidates}
+    assert not {draw for each in one.candidates for draw in each.draws} & {
+        draw for each in other.candidates for draw in each.draws
+    }
+
+
+def test_given_genomes_need_no_budget():
+    result = search(SPACE, None, genomes=["2xS/S, S/2xS", "2xW1/2xB2/2xG4", "2xS/2xS/2xS"], batch_size=4)
+    assert sorted(each.genome for each in result.candidates) == ["2xS/2xS/2xS", "2xW1/2xB2/2xG4"]
+
+
+@pytest.mark.parametrize(
+    ("genomes", "error", "message"),
+    [
+        ([], ValueError, "no genomes to score; give at least one"),
+        (
+            ["2xS/2xS/2xS"],
+            BudgetError,
+            "genome 1 of those to score, 2xS/2xS/2xS, has 175,066 parameters, .*; the budget",
+        ),
+        (["3xS/2xS/2xS"], GenomeError, "genome 1 of those to score: blockswap_wrn16_1 has stages of 2, 2 and 2 blocks"),
+        (["S,G2/2xS/2xS"], GenomeError, "genome 1 of those to score: stage 1, block 2 'G2': not in this search space"),
+    ],
+)
+def test_refuses_genomes_that_do_not_fit(tmp_path, genomes, error, message):
+    with pytest.raises(error, match=message):
+        search(SPACE, BUDGET, genomes=genomes, record=tmp_path / "record.jsonl")
+    assert not list(tmp_path.iterdir())
 
 
 def test_draws_are_averaged_as_logarithms():
