@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     searching.add_argument(
         "--minibatches", type=int, default=1, help="score the last of so many, after training on the rest (%(default)s)"
     )
+    searching.add_argument(
+        "--strategy",
+        choices=commands.STRATEGY_NAMES,
+        default=commands.STRATEGY_NAMES[0],
+        help="how genomes are chosen: at random, or by what the scores so far predict (%(default)s)",
+    )
     searching.add_argument("--draws", type=int, default=1, help="draws of the weights for each genome (%(default)s)")
     searching.add_argument(
         "--refine", type=int, default=0, help="rounds that give the best quarter four times the draws (%(default)s)"

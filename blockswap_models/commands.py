@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .searching import SearchResult
     from .space import SearchSpace
 
-__all__ = ["SCORE_NAMES", "run_count", "run_list", "run_search", "run_space"]
+__all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "run_count", "run_list", "run_search", "run_space"]
 
 # The keys of `rankings.SCORES`, which needs torch.
 SCORE_NAMES = (
@@ -38,6 +38,8 @@ SCORE_NAMES = (
     "naswot",
     "synflow",
 )
+# The keys of `strategies.STRATEGIES`, which needs torch.
+STRATEGY_NAMES = ("random", "surrogate")
 
 
 def run_list(options: argparse.Namespace) -> None:
@@ -189,6 +191,7 @@ def run_search(options: argparse.Namespace) -> None:
         options.seed,
         data=_minibatch(options, space),
         score=score,
+        strategy=options.strategy,
         draws=options.draws,
         refine=options.refine,
         workers=options.workers,
@@ -215,9 +218,10 @@ def _record_name(options: argparse.Namespace) -> str:
     amounts = [f"{name}{text}" for name in ("params", "macs") if (text := getattr(options, name)) is not None]
     data = [] if options.data is None else [Path(options.data).name]
     score = [] if options.score == SCORE_NAMES[0] else [options.score]
+    strategy = [] if options.strategy == STRATEGY_NAMES[0] else [options.strategy]
     trained = [] if options.minibatches == 1 else [f"after{options.minibatches}"]
     network = options.name.removeprefix("blockswap_")
-    return "-".join([network, *amounts, *data, *score, *trained, f"seed{options.seed}"]) + ".jsonl"
+    return "-".join([network, *amounts, *data, *score, *trained, *strategy, f"seed{options.seed}"]) + ".jsonl"
 
 
 def _progress(results: Iterable[Any], total: int, done: int) -> Iterable[Any]:
@@ -233,6 +237,8 @@ def _progress(results: Iterable[Any], total: int, done: int) -> Iterable[Any]:
             bar.set_postfix_str(f"best {best:.3g}", refresh=False)
             bar.update()
             yield row
+        # The next round of a strategy goes on in its place.
+        bar.leave = bar.n >= total
 
 
 def _print_result(options: argparse.Namespace, result: SearchResult, record: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from .genome import Genome
 from .record import Record
 from .score import Score, fisher_by_block, fisher_potential
 from .space import SearchSpace
+from .strategies import STRATEGIES
 from .workers import Shared, local_workers, map_in_order
 
 __all__ = ["Candidate", "SearchError", "SearchResult", "search"]
@@ -67,6 +68,7 @@ def search(
     data: Minibatch | tuple[torch.Tensor, torch.Tensor] | None = None,
     batch_size: int = 32,
     score: Score = fisher_potential,
+    strategy: str = "random",
     draws: int = 1,
     refine: int = 0,
     workers: int = 1,
@@ -76,13 +78,15 @@ def search(
     resume: bool = False,
     progress: Callable[[Iterable[Any], int, int], Iterable[Any]] | None = None,
 ) -> SearchResult:
-    """Samples genomes within a budget, scores each on one minibatch, and ranks them.
+    """Chooses genomes within a budget, scores each on one minibatch, and ranks them.
 
-    The minibatch is `batch_size` images of 1/f noise, or `data`: one of `dataset_minibatch`, or a pair of tensors. Each
-    of `draws` initialises the weights anew; each round of `refine` gives the best quarter four times the draws. A score
-    depends on the seed, the genome and the draw, never on order or worker. `workers` are processes on this machine, of
-    one thread each; any `executor` takes their place. With a `record` each score is written as it comes, and `resume`
-    goes on with it. `progress` wraps the iterable of scores, given how many there are and are done.
+    The `strategy` "random" draws them uniformly; "surrogate" draws a hundred so, and then takes, fifty at a time, the
+    best by a model of the scores so far. The minibatch is `batch_size` images of 1/f noise, or `data`: one of
+    `dataset_minibatch`, or a pair of tensors. Each of `draws` initialises the weights anew; each round of `refine`
+    gives the best quarter four times the draws. A score depends on the seed, the genome and the draw, never on order or
+    worker. `workers` are processes on this machine, of one thread each; any `executor` takes their place. With a
+    `record` each score is written as it comes, and `resume` goes on with it. `progress` wraps the iterable of scores,
+    given how many there are and are done; it is called for each round.
 
     Raises BudgetError where no genome fits, RecordError for a record of another search, SearchError where no score is
     finite, WorkerError where workers died.
@@ -94,7 +98,10 @@ def search(
     for name, value in {"seed": seed, "refine": refine}.items():
         if value < 0:
             raise ValueError(f"{name} is 0 or more, not {value}")
-    genomes = space.sample(samples, budget, seed)
+    if strategy not in STRATEGIES:
+        raise ValueError(f"there is no strategy {strategy!r}; write {' or '.join(map(repr, STRATEGIES))}")
+    propose = STRATEGIES[strategy]
+    genomes = propose(space, budget, seed, [], samples)
     if data is None:
         data = noise_minibatch(space, batch_size, seed)
     elif not isinstance(data, Minibatch):
@@ -102,34 +109,47 @@ def search(
     images = data.images.to(device).contiguous(memory_format=torch.channels_last)
     shared = Shared(_Job(space, images, data.labels.to(device), score, seed, device))
     with ExitStack() as stack:
-        kept = stack.enter_context(
-            Record(record, _describe(space, budget, seed, data, score), resume) if record is not None else nullcontext()
-        )
+        described = {**_describe(space, budget, seed, data, score), "strategy": strategy}
+        kept = stack.enter_context(Record(record, described, resume) if record is not None else nullcontext())
         if executor is None and workers > 1 and torch.device(device).type == "cpu":
             executor = stack.enter_context(local_workers(min(workers, len(genomes)), shared))
         rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
-        order = list(genomes)
-        ranked: list[Candidate] = []
-        for each_round in range(refine + 1):
-            leaders = order[: max(1, len(genomes) // HALVING**each_round)]
-            wanted = range(draws * HALVING**each_round)
-            tasks = [(genome, draw) for draw in wanted for genome in leaders if (genome, draw) not in rows]
+
+        def evaluate(genomes: Sequence[Genome], number: int, before: int, planned: int) -> list[Candidate]:
+            """Scores genomes by so many draws; of the genomes planned, so many were scored before."""
+            tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in rows]
             results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor)
-            total = len(leaders) * len(wanted)
-            for row in progress(results, total, total - len(tasks)) if progress and tasks else results:
+            if progress and tasks:
+                results = progress(results, planned * number, (before + len(genomes)) * number - len(tasks))
+            for row in results:
                 kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})
-            scored = [Candidate.of_rows([rows[genome, draw] for draw in wanted]) for genome in leaders]
-            # Ties, and scores that are not finite, keep their order.
-            scored.sort(key=lambda each: -each.score if math.isfinite(each.score) else math.inf)
-            ranked[: len(scored)] = scored
-            order[: len(scored)] = [each.genome for each in scored]
+            return [Candidate.of_rows([rows[genome, draw] for draw in range(number)]) for genome in genomes]
+
+        ranked: list[Candidate] = []
+        # All random genomes are one round, which is shorter than asked for where fewer fit.
+        planned = len(genomes) if strategy == "random" else samples
+        while genomes:
+            ranked += evaluate(genomes, draws, len(ranked), planned)
+            left = samples - len(ranked)
+            genomes = propose(space, budget, seed, ranked, left) if left else []
+        ranked.sort(key=_best_first)
+        for each_round in range(1, refine + 1):
+            leaders = [each.genome for each in ranked[: max(1, len(ranked) // HALVING**each_round)]]
+            ranked[: len(leaders)] = sorted(
+                evaluate(leaders, draws * HALVING**each_round, 0, len(leaders)), key=_best_first
+            )
     if not math.isfinite(ranked[0].score):
         raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
     return SearchResult(space, budget, tuple(ranked))
 
 
+def _best_first(each: Candidate) -> float:
+    """Sorts scores; ties, and scores that are not finite, keep their order."""
+    return -each.score if math.isfinite(each.score) else math.inf
+
+
 def _describe(space: SearchSpace, budget: Budget, seed: int, data: Minibatch, score: Score) -> dict[str, Any]:
-    """All that genomes and scores depend on; not their number, so that a search can be extended."""
+    """All that random genomes and scores depend on; not their number, so that a search can be extended."""
     return {
         "space": space.layout.name,
         "types": " ".join(map(str, space.types)),

@@ -25,6 +25,7 @@ ORDER = [
     "candidates",
     "record",
     "workers",
+    "strategies",
     "searching",
     "plot",
     "commands",
