@@ -59,25 +59,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_space(searching)
     searching.add_argument("--samples", type=int, default=1000, help="genomes to score (%(default)s)")
-    searching.add_argument("--seed", type=int, default=0, help="seed of genomes, weights and minibatch (%(default)s)")
+    searching.add_argument("--seed", type=int, default=0, help="seed of genomes, weights and images (%(default)s)")
     searching.add_argument("--data", help="torch/cifar10 or another timm dataset, or a folder of images (1/f noise)")
     searching.add_argument("--data-dir", help="the folder of the dataset")
     searching.add_argument("--split", default="train", help="the split of the dataset (%(default)s)")
-    searching.add_argument("--batch-size", type=int, default=32, help="images in the minibatch (%(default)s)")
+    searching.add_argument("--batch-size", type=int, default=32, help="images in a minibatch (%(default)s)")
     searching.add_argument(
         "--score", choices=commands.SCORE_NAMES, default=commands.SCORE_NAMES[0], help="what to rank by (%(default)s)"
     )
     searching.add_argument(
         "--minibatches", type=int, default=1, help="score the last of so many, after training on the rest (%(default)s)"
     )
+    searching.add_argument(
+        "--strategy",
+        choices=commands.STRATEGY_NAMES,
+        default=commands.STRATEGY_NAMES[0],
+        help="how genomes are chosen: at random, or by what the scores so far predict (%(default)s)",
+    )
     searching.add_argument("--draws", type=int, default=1, help="draws of the weights for each genome (%(default)s)")
     searching.add_argument(
-        "--refine", type=int, default=0, help="rounds that give the best quarter four times the draws (%(default)s)"
+        "--refine", type=int, default=3, help="rounds that give the best quarter four times the draws (%(default)s)"
     )
     searching.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s, one a core)"
     )
     searching.add_argument("--device", default="cpu", help="where to score (%(default)s)")
+    searching.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="precision (%(default)s: the fastest)"
+    )
     searching.add_argument("--out", help="the record, one JSON line a score (named after the search)")
     searching.add_argument(
         "--resume", nargs="?", const="", metavar="RECORD", help="go on with a record, after an interruption"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .searching import SearchResult
     from .space import SearchSpace
 
-__all__ = ["SCORE_NAMES", "run_count", "run_list", "run_search", "run_space"]
+__all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "run_count", "run_list", "run_search", "run_space"]
 
 # The keys of `rankings.SCORES`, which needs torch.
 SCORE_NAMES = (
@@ -38,6 +38,8 @@ SCORE_NAMES = (
     "naswot",
     "synflow",
 )
+# The keys of `strategies.STRATEGIES`, which needs torch.
+STRATEGY_NAMES = ("random", "surrogate")
 
 
 def run_list(options: argparse.Namespace) -> None:
@@ -168,6 +170,8 @@ def run_search(options: argparse.Namespace) -> None:
     space, budget = space_and_budget(options)
     assert budget is not None
 
+    import torch
+
     from .rankings import SCORES, after
     from .searching import search
 
@@ -180,10 +184,12 @@ def run_search(options: argparse.Namespace) -> None:
         options.seed,
         data=_minibatch(options, space),
         score=score,
+        strategy=options.strategy,
         draws=options.draws,
         refine=options.refine,
         workers=options.workers,
         device=options.device,
+        dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
         record=record,
         resume=options.resume is not None,
         progress=_progress,
@@ -192,23 +198,25 @@ def run_search(options: argparse.Namespace) -> None:
 
 
 def _minibatch(options: argparse.Namespace, space: SearchSpace) -> Minibatch:
-    from .data import dataset_minibatch, noise_minibatch
+    from .data import affordable_parts, dataset_minibatch, noise_minibatch
 
     if options.batch_size < 2:
         raise ValueError(f"a minibatch has at least 2 images, not {options.batch_size}")
     number = options.batch_size * options.minibatches
+    parts = affordable_parts(space, number)
     if options.data is None:
-        return noise_minibatch(space, number, options.seed)
-    return dataset_minibatch(space, options.data, options.data_dir, number, options.seed, options.split)
+        return noise_minibatch(space, number, options.seed, parts)
+    return dataset_minibatch(space, options.data, options.data_dir, number, options.seed, options.split, parts)
 
 
 def _record_name(options: argparse.Namespace) -> str:
     amounts = [f"{name}{text}" for name in PARSERS if (text := getattr(options, name)) is not None]
     data = [] if options.data is None else [Path(options.data).name]
     score = [] if options.score == SCORE_NAMES[0] else [options.score]
+    strategy = [] if options.strategy == STRATEGY_NAMES[0] else [options.strategy]
     trained = [] if options.minibatches == 1 else [f"after{options.minibatches}"]
     network = options.name.removeprefix("blockswap_")
-    return "-".join([network, *amounts, *data, *score, *trained, f"seed{options.seed}"]) + ".jsonl"
+    return "-".join([network, *amounts, *data, *score, *trained, *strategy, f"seed{options.seed}"]) + ".jsonl"
 
 
 def _progress(results: Iterable[Any], total: int, done: int) -> Iterable[Any]:
@@ -224,6 +232,8 @@ def _progress(results: Iterable[Any], total: int, done: int) -> Iterable[Any]:
             bar.set_postfix_str(f"best {best:.3g}", refresh=False)
             bar.update()
             yield row
+        # The next round of a strategy goes on in its place.
+        bar.leave = bar.n >= total
 
 
 def _print_result(options: argparse.Namespace, result: SearchResult, record: str) -> None:

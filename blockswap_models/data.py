@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from .genome import _quote
 from .space import SearchSpace
 from .zoo import data_config
 
-__all__ = ["DataError", "Minibatch", "dataset_minibatch", "noise_minibatch", "tensor_minibatch"]
+__all__ = ["DataError", "Minibatch", "affordable_parts", "dataset_minibatch", "noise_minibatch", "tensor_minibatch"]
 
 
 class DataError(ValueError):
@@ -25,18 +26,37 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Normalised images (N, C, H, W) with labels (N,), and where they come from, as text that identifies them."""
+    """Normalised images (N, C, H, W) with labels (N,), and where they come from, as text that identifies them.
+
+    They are one minibatch, or several of one size: `parts`.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     source: str
+    parts: int = 1
+
+    def part(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images and labels of one of the minibatches."""
+        size = len(self.images) // self.parts
+        return self.images[index * size : (index + 1) * size], self.labels[index * size : (index + 1) * size]
 
 
-def noise_minibatch(space: SearchSpace, batch_size: int = 32, seed: int = 0) -> Minibatch:
+# A search takes so many minibatches in turn, or as many as have so many numbers in all.
+_MOST_PARTS, _MOST_NUMBERS = 16, 20_000_000
+
+
+def affordable_parts(space: SearchSpace, batch_size: int) -> int:
+    """How many minibatches a search takes in turn: enough to average over, few enough to travel to workers."""
+    return max(1, min(_MOST_PARTS, _MOST_NUMBERS // (batch_size * math.prod(space.input_size))))
+
+
+def noise_minibatch(space: SearchSpace, batch_size: int = 32, seed: int = 0, parts: int = 1) -> Minibatch:
     """Makes images of 1/f noise, whose spectrum is that of natural images, with random labels."""
     generator = torch.Generator().manual_seed(_data_seed(seed))
     channels, height, width = space.input_size
-    shape = (batch_size, channels, height, width)
+    number = parts * batch_size
+    shape = (number, channels, height, width)
     frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = 1
     white = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -44,8 +64,8 @@ def noise_minibatch(space: SearchSpace, batch_size: int = 32, seed: int = 0) -> 
     spectrum[..., 0, 0] = 0
     pink = torch.fft.irfft2(spectrum, s=(height, width))
     images = (pink / pink.std(dim=(1, 2, 3), keepdim=True)).float()
-    labels = torch.randint(space.num_classes, (batch_size,), generator=generator)
-    return Minibatch(images, labels, f"1/f noise, {batch_size} images")
+    labels = torch.randint(space.num_classes, (number,), generator=generator)
+    return Minibatch(images, labels, f"1/f noise, {_sizes(batch_size, parts)}", parts)
 
 
 def dataset_minibatch(
@@ -55,9 +75,11 @@ def dataset_minibatch(
     batch_size: int = 32,
     seed: int = 0,
     split: str = "train",
+    parts: int = 1,
 ) -> Minibatch:
     """Draws images, without augmentation, from a dataset that timm can open; raises DataError.
 
+    They are `parts` minibatches, or as many as the dataset has images for, but at least one.
     `name` is a timm name such as `torch/cifar10`, `hfds/…` or `wds/…`, with its folder in `root`; or `folder`, for
     images in one folder a class in `root`; or such a folder itself.
     """
@@ -82,10 +104,11 @@ def dataset_minibatch(
         crop_pct=config["crop_pct"],
         interpolation=config["interpolation"],
     )
-    images, labels = _draw(dataset, name, batch_size, seed)
+    images, labels = _draw(dataset, name, batch_size, parts, seed)
+    parts = len(images) // batch_size
     if images.shape[1] != space.input_size[0]:
         raise DataError(f"{name} has images of {images.shape[1]} channels, but the network takes {space.input_size[0]}")
-    return _checked(space, images, labels, f"{name}, {batch_size} images")
+    return _checked(space, images, labels, f"{name}, {_sizes(batch_size, parts)}", parts)
 
 
 def tensor_minibatch(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor) -> Minibatch:
@@ -103,24 +126,26 @@ def tensor_minibatch(space: SearchSpace, images: torch.Tensor, labels: torch.Ten
     return _checked(space, images.detach(), labels.detach(), f"tensors, {len(images)} images")
 
 
-def _draw(dataset: Any, name: str, number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(dataset: Any, name: str, batch_size: int, parts: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     if hasattr(dataset, "__getitem__"):
-        if len(dataset) < number:
-            raise DataError(
-                f"{name} has {len(dataset)} images; write a batch size of at most {len(dataset)} (--batch-size)"
-            )
-        chosen = np.random.default_rng(_data_seed(seed)).choice(len(dataset), number, replace=False)
+        there = len(dataset)
+        number = min(parts, there // batch_size) * batch_size
+        chosen = np.random.default_rng(_data_seed(seed)).choice(there, number, replace=False)
         items = [dataset[int(index)] for index in chosen]
     else:
-        items = list(islice(dataset, number))
-        if len(items) < number:
-            raise DataError(
-                f"{name} has {len(items)} images; write a batch size of at most {len(items)} (--batch-size)"
-            )
+        items = list(islice(dataset, parts * batch_size))
+        there = len(items)
+        del items[there // batch_size * batch_size :]
+    if not items:
+        raise DataError(f"{name} has {there} images; write a batch size of at most {there} (--batch-size)")
     return torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
 
 
-def _checked(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str) -> Minibatch:
+def _sizes(batch_size: int, parts: int) -> str:
+    return f"{batch_size} images" if parts == 1 else f"{parts} minibatches of {batch_size} images"
+
+
+def _checked(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str, parts: int = 1) -> Minibatch:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= space.num_classes:
         raise DataError(
@@ -128,7 +153,7 @@ def _checked(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, sou
             f"write --num-classes {high + 1} or more"
         )
     digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes() + labels.cpu().contiguous().numpy().tobytes())
-    return Minibatch(images, labels, f"{source}, sha256 {digest.hexdigest()[:16]}")
+    return Minibatch(images, labels, f"{source}, sha256 {digest.hexdigest()[:16]}", parts)
 
 
 def _data_seed(seed: int) -> int:

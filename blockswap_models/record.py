@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 _KIND = "blockswap search"
+# What is meant by records that do not say it, since they are older.
+_UNSAID = {"strategy": "random", "dtype": "float32"}
 
 
 class RecordError(ValueError):
@@ -173,6 +175,7 @@ def _parsed(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    found = {**{key: value for key, value in _UNSAID.items() if key in wanted}, **found}
     differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
     if differing:
         said = "; ".join(f"{key} {_short(found.get(key))} there, {_short(wanted.get(key))} here" for key in differing)

@@ -138,6 +138,8 @@ def _print_search(header: dict[str, Any], ranking: Sequence[Candidate], finite: 
         ("genomes", genomes),
         ("draws", f"{draws[0]} each" if len(draws) == 1 else f"{draws[0]} to {draws[-1]} each"),
     ]
+    if header.get("strategy", "random") != "random":
+        rows.insert(-1, ("chosen", f"by strategy {header['strategy']}"))
     _print_table(("network", header.get("space")), rows)
     print(f"\nbest: {best.cost}, score {best.score:.4g}\n\n  {best.genome}\n")
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -16,16 +14,16 @@ import torch
 
 from .budgets import Budget, BudgetError
 from .candidates import HALVING, Candidate
-from .data import Minibatch, noise_minibatch, tensor_minibatch
+from .data import Minibatch, affordable_parts, noise_minibatch, tensor_minibatch
 from .genome import Genome, GenomeError
+from .jobs import Job, fast_dtype
 from .record import Record
-from .score import Score, fisher_by_block, fisher_potential
+from .score import Score, fisher_potential
 from .space import SearchSpace
+from .strategies import STRATEGIES
 from .workers import Shared, local_workers, map_in_order
 
 __all__ = ["Candidate", "SearchError", "SearchResult", "search"]
-
-_drawing = threading.Lock()
 
 
 class SearchError(RuntimeError):
@@ -68,23 +66,28 @@ def search(
     data: Minibatch | tuple[torch.Tensor, torch.Tensor] | None = None,
     batch_size: int = 32,
     score: Score = fisher_potential,
+    strategy: str = "random",
     draws: int = 1,
-    refine: int = 0,
+    refine: int = 3,
     workers: int = 1,
     executor: Executor | None = None,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
     record: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[Iterable[Any], int, int], Iterable[Any]] | None = None,
 ) -> SearchResult:
-    """Samples genomes within a budget, scores each on one minibatch, and ranks them.
+    """Chooses genomes within a budget, scores each on a minibatch, gives the best more draws, and ranks them.
 
-    The minibatch is `batch_size` images of 1/f noise, or `data`: one of `dataset_minibatch`, or a pair of tensors. Each
-    of `draws` initialises the weights anew; each round of `refine` gives the best quarter four times the draws. A score
-    depends on the seed, the genome and the draw, never on order or worker. Where `genomes` are given, exactly these are
-    scored, each once, and none is sampled; they too must fit the budget, unless it is None. `workers` are processes on
-    this machine, of one thread each; any `executor` takes their place. With a `record` each score is written as it
-    comes, and `resume` goes on with it. `progress` wraps the iterable of scores, given how many there are and are done.
+    The `strategy` "random" draws genomes uniformly; "surrogate" draws a hundred so, and then takes, fifty at a time,
+    the best by a model of the scores so far. Where `genomes` are given, exactly these are scored, each once; they too
+    must fit the budget, unless it is None. Each of `draws` has new weights and the next minibatch of `batch_size`
+    images of 1/f noise, or of `data`: what `dataset_minibatch` gives, or a pair of tensors. Each round of `refine`
+    gives the best quarter four times the draws. A score depends on the seed, the genome and the draw, never on order or
+    worker. It is computed in `dtype`, the fastest for this score where none is given. `workers` are processes on this
+    machine, of one thread each; any `executor` takes their place. With a `record` each score is written as it comes,
+    and `resume` goes on with it. `progress` wraps the iterable of scores, given how many there are and are done; it is
+    called for each round.
 
     Raises BudgetError where no genome fits or a given one does not, GenomeError for one that is not of this space,
     RecordError for a record of another search, SearchError where no score is finite, WorkerError where workers died.
@@ -96,39 +99,61 @@ def search(
     for name, value in {"seed": seed, "refine": refine}.items():
         if value < 0:
             raise ValueError(f"{name} is 0 or more, not {value}")
+    if strategy not in STRATEGIES:
+        raise ValueError(f"there is no strategy {strategy!r}; write {' or '.join(map(repr, STRATEGIES))}")
+    propose = STRATEGIES[strategy]
     budget = Budget(params=(0, None)) if budget is None else budget
-    chosen = space.sample(samples, budget, seed) if genomes is None else _given(space, budget, genomes)
+    if genomes is None:
+        chosen = propose(space, budget, seed, [], samples)
+    else:
+        chosen = _given(space, budget, genomes)
+        samples = len(chosen)
     if data is None:
-        data = noise_minibatch(space, batch_size, seed)
+        data = noise_minibatch(space, batch_size, seed, affordable_parts(space, batch_size))
     elif not isinstance(data, Minibatch):
         data = tensor_minibatch(space, *data)
-    images = data.images.to(device).contiguous(memory_format=torch.channels_last)
-    shared = Shared(_Job(space, images, data.labels.to(device), score, seed, device))
+    if dtype is None:
+        dtype = fast_dtype(device) if score is fisher_potential else torch.float32
+    job = Job(space, data, score, seed, device, dtype)
+    shared = Shared(job)
     with ExitStack() as stack:
-        kept = stack.enter_context(
-            Record(record, _describe(space, budget, seed, data, score), resume) if record is not None else nullcontext()
-        )
+        described = _describe(job, budget, strategy)
+        kept = stack.enter_context(Record(record, described, resume) if record is not None else nullcontext())
         if executor is None and workers > 1 and torch.device(device).type == "cpu":
             executor = stack.enter_context(local_workers(min(workers, len(chosen)), shared))
         rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
-        order = list(chosen)
-        ranked: list[Candidate] = []
-        for each_round in range(refine + 1):
-            leaders = order[: max(1, len(chosen) // HALVING**each_round)]
-            wanted = range(draws * HALVING**each_round)
-            tasks = [(genome, draw) for draw in wanted for genome in leaders if (genome, draw) not in rows]
+
+        def evaluate(genomes: Sequence[Genome], number: int, before: int, planned: int) -> list[Candidate]:
+            """Scores genomes by so many draws; of the genomes planned, so many were scored before."""
+            tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in rows]
             results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor)
-            total = len(leaders) * len(wanted)
-            for row in progress(results, total, total - len(tasks)) if progress and tasks else results:
+            if progress and tasks:
+                results = progress(results, planned * number, (before + len(genomes)) * number - len(tasks))
+            for row in results:
                 kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})
-            scored = [Candidate.of_rows([rows[genome, draw] for draw in wanted]) for genome in leaders]
-            # Ties, and scores that are not finite, keep their order.
-            scored.sort(key=lambda each: -each.score if math.isfinite(each.score) else math.inf)
-            ranked[: len(scored)] = scored
-            order[: len(scored)] = [each.genome for each in scored]
+            return [Candidate.of_rows([rows[genome, draw] for draw in range(number)]) for genome in genomes]
+
+        ranked: list[Candidate] = []
+        # All random genomes are one round, which is shorter than asked for where fewer fit.
+        planned = len(chosen) if strategy == "random" else samples
+        while chosen:
+            ranked += evaluate(chosen, draws, len(ranked), planned)
+            left = samples - len(ranked)
+            chosen = propose(space, budget, seed, ranked, left) if left else []
+        ranked.sort(key=_best_first)
+        for each_round in range(1, refine + 1):
+            leaders = [each.genome for each in ranked[: max(1, len(ranked) // HALVING**each_round)]]
+            ranked[: len(leaders)] = sorted(
+                evaluate(leaders, draws * HALVING**each_round, 0, len(leaders)), key=_best_first
+            )
     if not math.isfinite(ranked[0].score):
         raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
     return SearchResult(space, budget, tuple(ranked))
+
+
+def _best_first(each: Candidate) -> float:
+    """Sorts scores; ties, and scores that are not finite, keep their order."""
+    return -each.score if math.isfinite(each.score) else math.inf
 
 
 def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) -> list[Genome]:
@@ -148,48 +173,19 @@ def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) 
     return list(found)
 
 
-def _describe(space: SearchSpace, budget: Budget, seed: int, data: Minibatch, score: Score) -> dict[str, Any]:
+def _describe(job: Job, budget: Budget, strategy: str) -> dict[str, Any]:
     """All that genomes and scores depend on; not their number, so that a search can be extended."""
+    space = job.space
     return {
         "space": space.layout.name,
         "types": " ".join(map(str, space.types)),
         "input_size": list(space.input_size),
         "num_classes": space.num_classes,
         "budget": {name: [low, high if math.isfinite(high) else None] for name, (low, high) in budget.windows.items()},
-        "seed": seed,
-        "data": data.source,
-        "score": getattr(score, "__name__", type(score).__name__),
+        "seed": job.seed,
+        "data": job.data.source,
+        "score": getattr(job.score, "__name__", type(job.score).__name__),
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "strategy": strategy,
         **({} if space.latency is None else {"latency_table": space.latency.digest}),
     }
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What all scores of a search share."""
-
-    space: SearchSpace
-    images: torch.Tensor
-    labels: torch.Tensor
-    score: Score
-    seed: int
-    device: torch.device | str
-
-    def __call__(self, task: tuple[Genome, int]) -> dict[str, Any]:
-        genome, draw = task
-        digest = hashlib.sha256(f"weights/{self.seed}/{genome}/{draw}".encode()).digest()
-        # The random numbers of torch are the process's, also where the workers are threads.
-        with _drawing, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            # A branch that starts at zero has no Fisher potential.
-            model = self.space.build(genome, **({} if self.space.layout.preact else {"zero_init_last": False}))
-        model.to(self.device)
-        if self.score is fisher_potential:
-            blocks = fisher_by_block(model, self.images, self.labels)
-            value = sum(blocks)
-        else:
-            blocks, value = None, float(self.score(model, self.images, self.labels))
-        cost = self.space.cost(genome)
-        row = {"genome": genome, "params": cost.params, "macs": cost.macs, "draw": draw, "score": value}
-        if cost.latency is not None:
-            row["latency"] = cost.latency
-        return row if blocks is None else {**row, "blocks": blocks}

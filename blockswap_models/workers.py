@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
@@ -135,10 +136,23 @@ def local_workers(number: int, shared: Shared) -> Iterator[ProcessPoolExecutor]:
 
 def _start(key: str, content: bytes) -> None:
     torch.set_num_threads(1)
+    _keep_memory()
     _learn(key, content)
     # Ctrl-C is for the parent, which ends its workers; where it was killed, they end by themselves.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _keep_memory() -> None:
+    """Keeps freed memory for the next tensor, where the C library is glibc: to get it anew costs time."""
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    set_option(trim_threshold, 2**31 - 1)
+    set_option(top_pad, 2**26)
+    set_option(mmap_threshold, 2**25)
 
 
 def _end_with_parent() -> None:
