@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from blockswap_models import Budget, Genome, SearchResult, SearchSpace, __version__, search
 from blockswap_models.budgets import parse_amount
-from blockswap_models.data import dataset_minibatch
+from blockswap_models.data import affordable_parts, dataset_minibatch
 
 TEN = 10
 
@@ -111,7 +111,8 @@ def run(
     times = Times(record, options.workers, f"{way.name}, seed {seed}")
     data = None
     if options.data is not None:
-        data = dataset_minibatch(space, options.data, options.data_dir, way.batch_size, seed)
+        parts = affordable_parts(space, way.batch_size)
+        data = dataset_minibatch(space, options.data, options.data_dir, way.batch_size, seed, parts=parts)
     result = search(
         space,
         Budget(params=parse_amount(options.params)),
