@@ -21,9 +21,11 @@ class ResidualBlock(nn.Module):
     """A residual block: a branch that is added to a shortcut.
 
     `branch_end` names the module whose output is added to the shortcut, where the Fisher potential is measured.
+    `norm_acts` names each norm of which an activation is the one user, with that activation.
     """
 
     branch_end: str
+    norm_acts: tuple[tuple[str, str], ...]
 
     def zero_init_last(self) -> None:
         """Starts the branch at zero, where its last layer is a norm."""
@@ -36,6 +38,7 @@ class PreActBasic(ResidualBlock):
     """BN, ReLU, convolution, twice; the shortcut is the input, or a 1x1 convolution of the activated input."""
 
     branch_end = "conv2"
+    norm_acts = (("bn1", "act1"), ("bn2", "act2"))
 
     def __init__(self, parts: _Parts) -> None:
         super().__init__()
@@ -61,6 +64,7 @@ class PreActBottleneck(ResidualBlock):
     """BN, ReLU, convolution, three times: 1x1, 3x3, 1x1; in an inverted bottleneck a last BN."""
 
     branch_end = "bn4"
+    norm_acts = (("bn1", "act1"), ("bn2", "act2"), ("bn3", "act3"))
 
     def __init__(self, parts: _Parts) -> None:
         super().__init__()
@@ -86,6 +90,7 @@ class PostActBasic(ResidualBlock):
     """Convolution, BN, ReLU, twice, the last ReLU after the addition; torchvision's and timm's names."""
 
     branch_end = "bn2"
+    norm_acts = (("bn1", "act1"),)
 
     def __init__(self, parts: _Parts) -> None:
         super().__init__()
@@ -111,6 +116,7 @@ class PostActBottleneck(ResidualBlock):
     """Convolution, BN, ReLU, three times: 1x1, 3x3, 1x1, the last ReLU after the addition."""
 
     branch_end = "bn3"
+    norm_acts = (("bn1", "act1"), ("bn2", "act2"))
 
     def __init__(self, parts: _Parts) -> None:
         super().__init__()

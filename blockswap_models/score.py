@@ -11,14 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .kernels import compute_as
 from .networks import residual_blocks
 
 __all__ = ["Score", "at_least_float", "fisher_by_block", "fisher_potential", "measure_blocks", "set_modes"]
 
 Score = Callable[[nn.Module, torch.Tensor, torch.Tensor], float]
-
-# On a CPU, convolutions in groups of fewer channels than this are slower than the same in wider groups with zeros.
-_FAST_WIDTH = 8
 
 
 def fisher_potential(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -62,7 +60,7 @@ def measure_blocks(
 
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
         set_modes(model, undo)
-        _use_fast_kernels(model, images, undo)
+        compute_as(model, images, undo)
         for end in ends:
             undo.callback(end.register_forward_hook(probe).remove)
         logits = model(images)
@@ -107,40 +105,9 @@ def set_modes(model: nn.Module, undo: ExitStack, train_norms: bool = True) -> No
             _set(module, "track_running_stats", False, undo)
 
 
-def _use_fast_kernels(model: nn.Module, images: torch.Tensor, undo: ExitStack) -> None:
-    """Gives a model the weights to compute with: on the device, in the type and the layout of the images."""
-    fast = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-    for module in model.modules():
-        # Mixed types are for BN as such: its weights stay as they are, which is more accurate.
-        dtype = None if isinstance(module, _BatchNorm) else images.dtype
-        for name, value in module._parameters.items():
-            if value is not None:
-                weight = value.detach().to(images.device, dtype)
-                if fast and isinstance(module, nn.Conv2d) and weight.ndim == 4:
-                    weight, groups = _fast_weight(weight, module.groups)
-                    weight = weight.contiguous(memory_format=torch.channels_last)
-                    _set(module, "groups", groups, undo)
-                undo.callback(module._parameters.__setitem__, name, value)
-                module._parameters[name] = nn.Parameter(weight, requires_grad=False)
-
-
 def _set(module: nn.Module, name: str, value: Any, undo: ExitStack) -> None:
     # Into the module's own dictionary: its __setattr__ is slow, and a network has hundreds of modules.
     own = vars(module)
     if own[name] is not value:
         undo.callback(own.__setitem__, name, own[name])
         own[name] = value
-
-
-def _fast_weight(weight: torch.Tensor, groups: int) -> tuple[torch.Tensor, int]:
-    """Merges narrow groups of a convolution: the same function, in wider groups whose other weights are zero."""
-    out_chs, width = weight.shape[:2]
-    merge = _FAST_WIDTH // width
-    if weight.device.type != "cpu" or groups == 1 or width == 1 or merge < 2 or _FAST_WIDTH % width or groups % merge:
-        return weight, groups
-    # (merged group, group within, out, in, k, k): the group within is a place on the diagonal.
-    parts = weight.unflatten(0, (groups // merge, merge, out_chs // groups))
-    merged = parts.new_zeros(groups // merge, merge, out_chs // groups, merge, width, *weight.shape[2:])
-    for place in range(merge):
-        merged[:, place, :, place] = parts[:, place]
-    return merged.flatten(3, 4).flatten(0, 2), groups // merge

@@ -23,6 +23,7 @@ ORDER = [
     "space",
     "profiling",
     "data",
+    "kernels",
     "score",
     "rankings",
     "pool",

@@ -1,0 +1,174 @@
+/* Batch normalisation in training mode, with or without a ReLU after it, and its gradient, of images in channels_last:
+   float, or bfloat16 where `half` is set. An image tensor is seen as rows of `width` numbers, which hold one or more
+   whole pixels of `channels` each, so that a row is a whole number of vectors. One thread; no state. */
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* As wide as the widest registers; compilers split it for narrower ones. */
+enum { LANES = 16 };
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef unsigned Bits __attribute__((vector_size(4 * LANES)));
+typedef unsigned short Halves __attribute__((vector_size(2 * LANES)));
+
+/* So many rows are summed in float, and these sums in double: fast, and as accurate as all in double. */
+enum { BLOCK = 64 };
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE Floats load(const void *from, long at, int half) {
+    Floats values;
+    if (!half) {
+        memcpy(&values, (const float *)from + at, sizeof values);
+        return values;
+    }
+    Halves halves;
+    memcpy(&halves, (const unsigned short *)from + at, sizeof halves);
+    return (Floats)(__builtin_convertvector(halves, Bits) << 16);
+}
+
+INLINE void store(void *to, long at, Floats values, int half) {
+    if (!half) {
+        memcpy((float *)to + at, &values, sizeof values);
+        return;
+    }
+    /* To the nearest, ties to even. */
+    Bits bits = (Bits)values;
+    Halves halves = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
+    memcpy((unsigned short *)to + at, &halves, sizeof halves);
+}
+
+INLINE float first(const void *from, long at, int half) {
+    if (!half) return ((const float *)from)[at];
+    unsigned bits = (unsigned)((const unsigned short *)from)[at] << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* The values where `by` is positive, zero elsewhere. */
+INLINE Floats where_positive(Floats values, Floats by) { return (Floats)((Bits)values & (Bits)(by > 0)); }
+
+INLINE void add(double *sums, Floats values) {
+    for (int lane = 0; lane < LANES; lane++) sums[lane] += values[lane];
+}
+
+/* Adds up what belongs to the same channel, in the first `channels` places. */
+static void fold(double *sums, long width, long channels) {
+    for (long t = channels; t < width; t++) sums[t % channels] += sums[t];
+}
+
+INLINE long least(long a, long b) { return a < b ? a : b; }
+
+INLINE int forward(const void *x, long rows, long width, long channels, const float *gamma, const float *beta,
+                   double eps, int relu, void *y, float *scale, float *shift, float *mean, int half) {
+    double *sums = calloc(2 * width, sizeof *sums), *squares = sums + width;
+    if (!sums) return 1;
+    double count = (double)rows * (width / channels);
+    /* Sums of differences from the first pixel, so that a large mean costs no digits of the variance. */
+    float *origin = scale;
+    for (long t = 0; t < width; t++) origin[t] = first(x, t % channels, half);
+    for (long start = 0; start < rows; start += BLOCK) {
+        long end = least(start + BLOCK, rows);
+        for (long t = 0; t < width; t += LANES) {
+            Floats from = load(origin, t, 0), sum[2] = {{0}, {0}}, square[2] = {{0}, {0}};
+            long r = start;
+            for (; r + 1 < end; r += 2) {
+                Floats one = load(x, r * width + t, half) - from, other = load(x, (r + 1) * width + t, half) - from;
+                sum[0] += one;
+                sum[1] += other;
+                square[0] += one * one;
+                square[1] += other * other;
+            }
+            if (r < end) {
+                Floats one = load(x, r * width + t, half) - from;
+                sum[0] += one;
+                square[0] += one * one;
+            }
+            add(sums + t, sum[0] + sum[1]);
+            add(squares + t, square[0] + square[1]);
+        }
+    }
+    fold(sums, width, channels);
+    fold(squares, width, channels);
+    for (long c = 0; c < channels; c++) {
+        double off = sums[c] / count, variance = squares[c] / count - off * off, from = origin[c];
+        double factor = gamma[c] / sqrt((variance > 0 ? variance : 0) + eps);
+        mean[c] = (float)(from + off);
+        for (long t = c; t < width; t += channels) {
+            scale[t] = (float)factor;
+            shift[t] = (float)(beta[c] - factor * (from + off));
+        }
+    }
+    free(sums);
+    for (long r = 0; r < rows; r++)
+        for (long t = 0; t < width; t += LANES) {
+            Floats z = load(scale, t, 0) * load(x, r * width + t, half) + load(shift, t, 0);
+            store(y, r * width + t, relu ? where_positive(z, z) : z, half);
+        }
+    return 0;
+}
+
+INLINE int backward(const void *g, const void *x, long rows, long width, long channels, const float *gamma,
+                    const float *scale, const float *shift, const float *mean, int relu, void *dx, int half) {
+    double *sums = calloc(2 * width, sizeof *sums), *products = sums + width;
+    float *slope = malloc(2 * width * sizeof *slope), *offset = slope + width;
+    if (!sums || !slope) {
+        free(sums);
+        free(slope);
+        return 1;
+    }
+    double count = (double)rows * (width / channels);
+    float *centre = offset;
+    for (long t = 0; t < width; t++) centre[t] = mean[t % channels];
+    for (long start = 0; start < rows; start += BLOCK) {
+        long end = least(start + BLOCK, rows);
+        for (long t = 0; t < width; t += LANES) {
+            Floats a = load(scale, t, 0), b = load(shift, t, 0), from = load(centre, t, 0), sum = {0}, product = {0};
+            for (long r = start; r < end; r++) {
+                Floats value = load(x, r * width + t, half), gradient = load(g, r * width + t, half);
+                if (relu) gradient = where_positive(gradient, a * value + b);
+                sum += gradient;
+                product += gradient * (value - from);
+            }
+            add(sums + t, sum);
+            add(products + t, product);
+        }
+    }
+    fold(sums, width, channels);
+    fold(products, width, channels);
+    /* dx = scale (g - mean(g) - z mean(g z)), z = (x - mean) inverse: a factor for g, a factor for x, and a rest. */
+    for (long t = 0; t < width; t++) {
+        long c = t % channels;
+        double inverse = gamma[c] != 0 ? scale[t] / gamma[c] : 0;
+        double factor = -scale[t] * inverse * inverse * products[c] / count;
+        slope[t] = (float)factor;
+        offset[t] = (float)(-scale[t] * sums[c] / count - factor * mean[c]);
+    }
+    for (long r = 0; r < rows; r++)
+        for (long t = 0; t < width; t += LANES) {
+            long at = r * width + t;
+            Floats a = load(scale, t, 0), value = load(x, at, half), gradient = load(g, at, half);
+            if (relu) gradient = where_positive(gradient, a * value + load(shift, t, 0));
+            store(dx, at, a * gradient + load(slope, t, 0) * value + load(offset, t, 0), half);
+        }
+    free(sums);
+    free(slope);
+    return 0;
+}
+
+/* y = relu(scale x + shift); `scale` and `shift` (width) and `mean` (channels) are kept for the gradient. Returns 0, or
+   1 where there is no memory. */
+int norm_act_forward(const void *x, long rows, long width, long channels, const float *gamma, const float *beta,
+                     double eps, int relu, void *y, float *scale, float *shift, float *mean, int half) {
+    return half ? forward(x, rows, width, channels, gamma, beta, eps, relu, y, scale, shift, mean, 1)
+                : forward(x, rows, width, channels, gamma, beta, eps, relu, y, scale, shift, mean, 0);
+}
+
+/* dx, from the gradient g of y, from x and from what the forward pass kept. */
+int norm_act_backward(const void *g, const void *x, long rows, long width, long channels, const float *gamma,
+                      const float *scale, const float *shift, const float *mean, int relu, void *dx, int half) {
+    return half ? backward(g, x, rows, width, channels, gamma, scale, shift, mean, relu, dx, 1)
+                : backward(g, x, rows, width, channels, gamma, scale, shift, mean, relu, dx, 0);
+}
