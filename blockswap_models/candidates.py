@@ -56,6 +56,18 @@ class Candidate:
             return math.nan
         return math.exp(statistics.stdev(map(math.log, self.draws)) / math.sqrt(len(self.draws)))
 
+    def as_json(self) -> dict[str, Any]:
+        """What JSON holds of it, which knows no NaN."""
+        return {
+            "genome": self.genome,
+            "params": self.cost.params,
+            "macs": self.cost.macs,
+            **({} if self.cost.latency is None else {"latency": self.cost.latency}),
+            "score": self.score if math.isfinite(self.score) else None,
+            "draws": len(self.draws),
+            "spread": None if math.isnan(self.spread) else self.spread,
+        }
+
 
 def _cost(row: dict[str, Any]) -> Cost:
     latency = row.get("latency")

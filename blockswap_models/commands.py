@@ -239,18 +239,7 @@ def _progress(results: Iterable[Any], total: int, done: int) -> Iterable[Any]:
 def _print_result(options: argparse.Namespace, result: SearchResult, record: str) -> None:
     best, layout = result.best, result.space.layout
     if options.json:
-        top = [
-            {
-                "genome": each.genome,
-                "params": each.cost.params,
-                "macs": each.cost.macs,
-                **({} if each.cost.latency is None else {"latency": each.cost.latency}),
-                "score": each.score,
-                "draws": len(each.draws),
-                "spread": None if math.isnan(each.spread) else each.spread,
-            }
-            for each in result.candidates[: options.top]
-        ]
+        top = [each.as_json() for each in result.candidates[: options.top]]
         print(
             json.dumps(
                 {"network": layout.name, "best": top[0], "top": top, "rivals": result.rivals, "record": record},

@@ -103,8 +103,8 @@ def run_show(options: argparse.Namespace) -> None:
             "search": {name: value for name, value in header.items() if name != "record"},
             "genomes": len(ranking),
             "finite": len(finite),
-            "best": _row(ranking[0]),
-            "top": [_row(each) for each in ranking[: options.top]],
+            "best": {**ranking[0].as_json(), "shares": ranking[0].shares},
+            "top": [{**each.as_json(), "shares": each.shares} for each in ranking[: options.top]],
             "median_shares": median,
             "record": str(options.record),
         }
@@ -134,7 +134,7 @@ def _print_search(header: dict[str, Any], ranking: Sequence[Candidate], finite: 
         ("budget", budget_text(header)),
         ("types", f"{len(types)}: {' '.join(types)}"),
         ("images", f"{header.get('data')}; {'x'.join(map(str, size))}, {header.get('num_classes')} classes"),
-        ("score", f"{header.get('score')}, seed {header.get('seed')}"),
+        ("score", f"{header.get('score')} in {header.get('dtype', 'float32')}, seed {header.get('seed')}"),
         ("genomes", genomes),
         ("draws", f"{draws[0]} each" if len(draws) == 1 else f"{draws[0]} to {draws[-1]} each"),
     ]
@@ -146,17 +146,3 @@ def _print_search(header: dict[str, Any], ranking: Sequence[Candidate], finite: 
 
 def _places(each: Candidate) -> list[str]:
     return [f"{stage}.{block}" for stage, depth in enumerate(each.genome.depths, 1) for block in range(1, depth + 1)]
-
-
-def _row(each: Candidate) -> dict[str, Any]:
-    """Writes a genome for JSON, which knows no NaN."""
-    return {
-        "genome": each.genome,
-        "params": each.cost.params,
-        "macs": each.cost.macs,
-        **({} if each.cost.latency is None else {"latency": each.cost.latency}),
-        "score": each.score if math.isfinite(each.score) else None,
-        "draws": len(each.draws),
-        "spread": None if math.isnan(each.spread) else each.spread,
-        "shares": each.shares,
-    }

@@ -10,7 +10,7 @@ distributed = pytest.importorskip("distributed", reason="needs the extra dask")
 
 def test_a_cluster_gives_the_same_answer_though_a_worker_is_killed():
     space, budget = SearchSpace("wrn16_1"), Budget(params=70_000)
-    expected = search(space, budget, samples=24, batch_size=8)
+    expected = search(space, budget, samples=24, batch_size=8, refine=1)
 
     def kill_one(rows, total, done):
         for number, row in enumerate(rows):
@@ -23,6 +23,6 @@ def test_a_cluster_gives_the_same_answer_though_a_worker_is_killed():
         distributed.Client(cluster) as client,
     ):
         assert (
-            search(space, budget, samples=24, batch_size=8, executor=client.get_executor(), progress=kill_one)
+            search(space, budget, samples=24, batch_size=8, refine=1, executor=client.get_executor(), progress=kill_one)
             == expected
         )

@@ -125,7 +125,7 @@ def test_a_score_is_computed_in_the_type_of_the_images_and_the_model_stays(one_t
 def test_a_pool_draws_the_weights_of_a_new_network(network, start):
     space = SearchSpace(network)
     pool = NetworkPool(space, **start)
-    for seed, genome in enumerate(space.sample(3) + [space.layout.original]):
+    for seed, genome in enumerate([*space.sample(3), space.layout.original]):
         torch.manual_seed(seed)
         expected = space.build(genome, **start).state_dict()
         found = pool.network(genome, seed)

@@ -12,11 +12,16 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import pytest
 import torch
 
-from blockswap_models import Budget, BudgetError, GenomeError, SearchSpace, fisher_potential, search
-from blockswap_models.data import noise_minibatch
+import blockswap_models
+from blockswap_models import Budget, BudgetError, GenomeError, SearchSpace, fisher_potential
+from blockswap_models.data import affordable_parts, noise_minibatch
+from blockswap_models.jobs import fast_dtype
 from blockswap_models.record import RecordError, read_record
 from blockswap_models.searching import SearchError
 from blockswap_models.workers import Shared, WorkerError, local_workers, map_in_order
+
+# One score a genome, and the same on every machine.
+search = functools.partial(blockswap_models.search, refine=0, dtype=torch.float32)
 
 SPACE = SearchSpace("wrn16_1", ["S", "G4", "W1", "B2", "B2G4"])
 BUDGET = Budget(params=70_000, tolerance=0.1)
@@ -110,10 +115,23 @@ def test_draws_are_averaged_as_logarithms():
 
 
 def test_takes_tensors_and_minibatches():
-    minibatch = noise_minibatch(SPACE, 4, seed=0)
-    expected = search(SPACE, BUDGET, **SMALL).candidates
-    assert search(SPACE, BUDGET, 6, data=minibatch).candidates == expected
-    assert search(SPACE, BUDGET, 6, data=(minibatch.images, minibatch.labels)).candidates == expected
+    minibatches = noise_minibatch(SPACE, 4, parts=affordable_parts(SPACE, 4))
+    expected = search(SPACE, BUDGET, draws=2, **SMALL).candidates
+    assert search(SPACE, BUDGET, 6, draws=2, data=minibatches).candidates == expected
+    # A pair of tensors is one minibatch.
+    firsts = {each.genome: each.draws[0] for each in expected}
+    result = search(SPACE, BUDGET, 6, data=minibatches.part(0))
+    assert {each.genome: each.score for each in result.candidates} == firsts
+
+
+def test_refines_by_default_and_computes_in_the_fastest_type(tmp_path):
+    record = tmp_path / "record.jsonl"
+    result = blockswap_models.search(SPACE, BUDGET, samples=16, batch_size=4, record=record)
+    assert [len(each.draws) for each in result.candidates] == [64] + 3 * [4] + 12 * [1]
+    assert read_record(record)[0]["dtype"] == str(fast_dtype()).removeprefix("torch.")
+    other = next(dtype for dtype in (torch.float32, torch.bfloat16) if dtype != fast_dtype())
+    with pytest.raises(RecordError, match=f"another search: dtype .* there, .*{other}".replace("torch.", "")):
+        search(SPACE, BUDGET, samples=16, batch_size=4, dtype=other, record=record, resume=True)
 
 
 def test_resnet_branches_do_not_start_at_zero():
@@ -166,7 +184,7 @@ def test_a_record_can_be_extended(tmp_path):
     ("change", "said"),
     [
         ({"seed": 1}, "seed 0 there, 1 here"),
-        ({"batch_size": 5}, 'data "1/f noise, 4 images" there, "1/f noise, 5 images" here'),
+        ({"batch_size": 5}, 'data "1/f noise, 16 minibatches of 4 images" there, "1/f noise, 16 minibatches of 5 '),
     ],
 )
 def test_refuses_the_record_of_another_search(tmp_path, change, said):
@@ -233,7 +251,7 @@ COMMAND = "search wrn16_1 --params 60k --samples 30 --batch-size 16 --workers 2 
 
 
 def start(record, *more):
-    arguments = [sys.executable, "-m", "blockswap_models", *COMMAND, "--out", str(record), *more]
+    arguments = [sys.executable, "-m", "blockswap_models", *COMMAND, "--refine", "0", "--out", str(record), *more]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

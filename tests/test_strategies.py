@@ -9,12 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from blockswap_models import Budget, Cost, Genome, SearchSpace, search, strategies
+import blockswap_models
+from blockswap_models import Budget, Cost, Genome, SearchSpace, strategies
 from blockswap_models.candidates import Candidate
 from blockswap_models.cli import main
 from blockswap_models.commands import STRATEGY_NAMES
 from blockswap_models.record import RecordError, read_record
 from blockswap_models.strategies import STRATEGIES, Planner
+
+# One score a genome.
+search = functools.partial(blockswap_models.search, refine=0)
 
 SPACE = SearchSpace("wrn16_1", ["S", "G4", "W1", "B2", "B2G4"])
 BUDGET = Budget(params=70_000, tolerance=0.1)
@@ -317,7 +321,7 @@ def test_the_command_takes_a_strategy(tmp_path, monkeypatch, capsys) -> None:
     assert tuple(STRATEGIES) == STRATEGY_NAMES
     monkeypatch.chdir(tmp_path)
     arguments = "search wrn16_1 --params 60k --batch-size 2 --workers 1 --score macs --strategy surrogate".split()
-    assert main([*arguments, "--samples", "110", "--json"]) == 0
+    assert main([*arguments, "--samples", "110", "--refine", "0", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["record"] == "wrn16_1-params60k-macs-surrogate-seed0.jsonl"
     header, rows = read_record(report["record"])
