@@ -19,6 +19,7 @@ from .layouts import Layout
 
 if TYPE_CHECKING:
     from .cost import count, count_blocks
+    from .distill import AttentionTransferTask
     from .profiling import profile
     from .score import fisher_potential
     from .searching import SearchResult, search
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "AttentionTransferTask": "distill",
     "count": "cost",
     "count_blocks": "cost",
     "SearchSpace": "space",
@@ -40,6 +42,7 @@ _LAZY = {
 
 __all__ = [
     "SEARCH_TYPES",
+    "AttentionTransferTask",
     "BlockType",
     "Budget",
     "BudgetError",

@@ -19,6 +19,7 @@ ORDER = [
     "blocks",
     "networks",
     "zoo",
+    "distill",
     "cost",
     "space",
     "profiling",

@@ -1,0 +1,234 @@
+"""Attention transfer (Zagoruyko and Komodakis, 2017): a student learns where its teacher's stages are active."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.task import DistillationTeacher, TrainingTask, resolve_classification_loss
+from timm.task.distillation import FeatureDistillationTrainableModule
+from timm.utils import unwrap_model
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["AttentionTransferTask", "attention_maps", "attention_transfer_loss"]
+
+Mode = Literal["code", "paper"]
+
+_logger = logging.getLogger(__name__)
+
+
+def attention_maps(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Makes the attention map of each feature (N, C, H, W): the mean of A² over channels, over its L2 norm per image.
+
+    Maps are (N, H, W), in float32 or finer whatever the features are, and zero where an image has no activation.
+    """
+    return [_attention_map(feature) for feature in features]
+
+
+def _attention_map(feature: torch.Tensor) -> torch.Tensor:
+    # Squares and norms of bfloat16 and float16 lose digits or overflow; autocast leaves these operations as they come.
+    feature = feature.to(torch.promote_types(feature.dtype, torch.float32))
+    energy = feature.square().mean(dim=1)
+    return F.normalize(energy.flatten(1)).view_as(energy)
+
+
+def attention_transfer_loss(
+    student_features: Sequence[torch.Tensor],
+    teacher_features: Sequence[torch.Tensor],
+    beta: float = 1000.0,
+    mode: Mode = "code",
+) -> torch.Tensor:
+    """Measures how far a student's attention is from its teacher's, at L pairs of features (N, C, H, W).
+
+    Height and width of a pair must agree, channels need not. With q the attention maps, 'code' is what the authors'
+    code trains with, β · 3/L · Σ_stages mean((q_s - q_t)²), the mean over images and positions; 'paper' is the paper's
+    equation 1, β · Σ_stages mean(‖q_s - q_t‖₂), with the norm of each image over positions and the mean of these norms
+    over images. No gradient flows to the teacher's features.
+    """
+    _check_mode(mode)
+    return _loss_of_maps(attention_maps(student_features), attention_maps(teacher_features), beta, mode)
+
+
+def _loss_of_maps(
+    student_maps: Sequence[torch.Tensor], teacher_maps: Sequence[torch.Tensor], beta: float, mode: Mode
+) -> torch.Tensor:
+    student_sizes, teacher_sizes = _sizes(student_maps), _sizes(teacher_maps)
+    if student_sizes != teacher_sizes:
+        raise ValueError(
+            f"the student's maps are {', '.join(student_sizes)} and the teacher's {', '.join(teacher_sizes)} "
+            "(images x height x width); choose stages, and give both networks images, of the same sizes"
+        )
+    gaps = [student - teacher.detach() for student, teacher in zip(student_maps, teacher_maps, strict=True)]
+    if mode == "paper":
+        return beta * torch.stack([torch.linalg.vector_norm(gap, dim=(1, 2)).mean() for gap in gaps]).sum()
+    return beta * 3 / len(gaps) * torch.stack([gap.square().mean() for gap in gaps]).sum()
+
+
+def _sizes(maps: Sequence[torch.Tensor]) -> list[str]:
+    return ["x".join(map(str, each.shape)) for each in maps]
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in ("code", "paper"):
+        raise ValueError(f"mode is 'code' or 'paper', not {mode!r}")
+
+
+class _Student(FeatureDistillationTrainableModule):
+    """The student as DDP, EMA and optimizers see it: its parameters are named `student.…`, as in timm's own task."""
+
+    def __init__(self, student: nn.Module, stages: Sequence[int]) -> None:
+        super().__init__(student)
+        self.stages = list(stages)
+
+    def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Gives logits and attention maps, in one pass."""
+        features, intermediates = self.student.forward_intermediates(input, indices=self.stages)
+        return self.student.forward_head(features), attention_maps(intermediates)
+
+
+def _maps_of(model: nn.Module, input: torch.Tensor, stages: list[int]) -> list[torch.Tensor]:
+    return attention_maps(model.forward_intermediates(input, indices=stages, stop_early=True, intermediates_only=True))
+
+
+class AttentionTransferTask(TrainingTask):
+    """Trains a student by cross-entropy and attention transfer from a frozen teacher; any two of timm's networks do.
+
+    The teacher is a network, the name of one that timm has weights for, or timm's `DistillationTeacher`. It stays in
+    evaluation mode and gets the images in its own normalisation, where both networks have a `pretrained_cfg`.
+
+    `stages` are the indices, in `feature_info`, of the outputs to be made alike: of both networks, unless
+    `teacher_stages` names the teacher's. Without them it is every output but the stem's. `beta` and `mode` are those of
+    `attention_transfer_loss`; the paper has a beta of 1000 for CIFAR and 750 for ImageNet. Everything else is as in
+    timm's tasks, whose `LogitDistillationTask` is for learning from a teacher's logits.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: str | nn.Module | DistillationTeacher,
+        criterion: nn.Module | Callable[..., torch.Tensor] | None = None,
+        beta: float = 1000.0,
+        mode: Mode = "code",
+        stages: Sequence[int] | None = None,
+        teacher_stages: Sequence[int] | None = None,
+        criterion_kwargs: dict[str, Any] | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        _check_mode(mode)
+        inner = unwrap_model(student)
+        if not isinstance(teacher, DistillationTeacher):
+            teacher = DistillationTeacher(
+                teacher,
+                num_classes=getattr(inner, "num_classes", None),
+                in_chans=getattr(inner, "in_chans", 3),
+                device=self.device,
+                dtype=self.dtype,
+            )
+        own = _stages_of(student, stages, "student")
+        others = _stages_of(teacher.model, stages if teacher_stages is None else teacher_stages, "teacher")
+        if len(own) != len(others):
+            raise ValueError(
+                f"the student has {_described(student, own)} and the teacher {_described(teacher.model, others)}; "
+                "name as many of each, of the same reductions, by stages=(…) and teacher_stages=(…)"
+            )
+        self.trainable_module: nn.Module = _Student(student, own)
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher_stages = others
+        self.beta = beta
+        self.mode: Mode = mode
+        self.criterion = resolve_classification_loss(criterion, self.device, criterion_kwargs=criterion_kwargs)
+        # timm takes a teacher without cfg to be normalised as for ImageNet; better not to convert than wrongly.
+        known = all(getattr(model, "pretrained_cfg", None) for model in (inner, unwrap_model(teacher.model)))
+        for name in ("mean", "std"):
+            value = torch.tensor(inner.pretrained_cfg[name], device=self.device, dtype=self.dtype) if known else None
+            self.register_buffer(f"student_{name}", value.view(1, -1, 1, 1) if known else None, persistent=False)
+        self._maps_of: Callable[..., list[torch.Tensor]] = _maps_of
+        if verbose:
+            _logger.info(
+                f"AttentionTransferTask: {mode=}, {beta=}, stages {own} of the student, {others} of the teacher"
+            )
+
+    def train(self, mode: bool = True) -> AttentionTransferTask:
+        """Sets the mode of the student; the teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def prepare_distributed(self, device_ids: list[int] | None = None, **ddp_kwargs: Any) -> AttentionTransferTask:
+        """Wraps the student in DistributedDataParallel; the teacher has nothing to synchronise."""
+        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+        """Compiles the student, for training and for evaluation, and the teacher; returns the one for evaluation."""
+        options = {"backend": backend, "mode": mode, **compile_kwargs}
+        self.eval_model = torch.compile(unwrap_model(self.trainable_module).student, **options)
+        self.trainable_module = torch.compile(self.trainable_module, **options)
+        self._maps_of = torch.compile(_maps_of, **options)
+        return self.eval_model
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """Returns the student, or its average, as a network that gives logits only."""
+        resolved = super().get_eval_model(module=module, ema=ema)
+        inner = unwrap_model(resolved)
+        return inner.student if isinstance(inner, _Student) else resolved
+
+    @torch.no_grad()
+    def teacher_maps(self, input: torch.Tensor) -> list[torch.Tensor]:
+        """Computes the teacher's attention maps of images (N, C, H, W) that are normalised for the student.
+
+        Several students can share them: hand them to each task's forward.
+        """
+        input = self.teacher.normalize_input(input, self.student_mean, self.student_std)
+        return self._maps_of(self.teacher.model, input, self.teacher_stages)
+
+    def forward(
+        self, input: torch.Tensor, target: torch.Tensor, teacher_maps: Sequence[torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Computes `loss` on a minibatch, its parts `task_loss` and `attention_loss`, and `output`, the logits.
+
+        With `teacher_maps`, from `teacher_maps()` on the same images, the teacher is not run.
+        """
+        output, student_maps = self.trainable_module(input)
+        if teacher_maps is None:
+            teacher_maps = self.teacher_maps(input)
+        task_loss = self.criterion(output, target)
+        attention_loss = _loss_of_maps(student_maps, teacher_maps, self.beta, self.mode)
+        return {
+            "loss": task_loss + attention_loss,
+            "output": output,
+            "task_loss": task_loss,
+            "attention_loss": attention_loss,
+        }
+
+
+def _stages_of(model: nn.Module, indices: Sequence[int] | None, whose: str) -> list[int]:
+    """Lists the stages asked for, or all but the stem, from the first on."""
+    for name in ("feature_info", "forward_intermediates", "forward_head"):
+        if not hasattr(model, name):
+            raise TypeError(
+                f"the {whose}, {type(model).__name__}, has no {name}; make it with timm.create_model, "
+                "and leave wrapping it to prepare_distributed"
+            )
+    count = len(model.feature_info)
+    if indices is None:
+        # A stem goes by another name than the stages do: conv1 or act1 before layer1, stem before s1 or stages.0.
+        names = [info["module"].rstrip(".0123456789") for info in model.feature_info[:2]]
+        return list(range(len(set(names)) - 1, count))
+    stages = [index + count if index < 0 else index for index in indices]
+    # timm returns intermediates from first to last, whatever the order of the indices.
+    if not stages or stages != sorted({*range(count)} & {*stages}):
+        raise ValueError(f"stages of the {whose} are different indices from 0 to {count - 1}, in order, not {indices}")
+    return stages
+
+
+def _described(model: nn.Module, stages: list[int]) -> str:
+    reductions = ", ".join(str(model.feature_info[stage]["reduction"]) for stage in stages)
+    return f"{len(stages)} stages ({', '.join(map(str, stages))}, of reduction {reductions})"
