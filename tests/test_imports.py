@@ -23,6 +23,8 @@ ORDER = [
     "space",
     "profiling",
     "data",
+    "cifar",
+    "evaluation",
     "kernels",
     "score",
     "rankings",
@@ -37,6 +39,7 @@ ORDER = [
     "options",
     "commands",
     "reports",
+    "evaluate_command",
     "cli",
 ]
 EXEMPT = {"__init__", "__main__"}
