@@ -1,4 +1,4 @@
-"""The command `blockswap`: list the zoo, count genomes, look at search spaces, search, look at searches."""
+"""The command `blockswap`: list the zoo, count genomes, look at search spaces, search, look at searches, evaluate."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__, commands, reports
+from .evaluate_command import add_evaluate
 
 __all__ = ["main"]
 
@@ -113,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     profiling.add_argument("--rounds", type=int, default=15, help="rounds over all block types (%(default)s)")
     profiling.set_defaults(run=reports.run_profile)
 
-    for command in (listing, counting, spacing, searching, showing, plotting, profiling):
+    evaluating = add_evaluate(subcommands)
+
+    for command in (listing, counting, spacing, searching, showing, plotting, profiling, evaluating):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -24,6 +24,8 @@ ORDER = [
     "space",
     "profiling",
     "data",
+    "cifar",
+    "evaluation",
     "kernels",
     "score",
     "rankings",
@@ -38,6 +40,7 @@ ORDER = [
     "options",
     "commands",
     "reports",
+    "evaluate_command",
     "cli",
 ]
 EXEMPT = {"__init__", "__main__"}
