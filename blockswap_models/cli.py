@@ -1,4 +1,4 @@
-"""The command `blockswap`: list the zoo, count genomes, look at search spaces, search, look at searches, evaluate."""
+"""The command `blockswap`: list the zoo, count genomes, look at spaces, search, look at searches, train, evaluate."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from . import __version__, commands, reports
 from .evaluate_command import add_evaluate
+from .train_command import add_train
 
 __all__ = ["main"]
 
@@ -114,9 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     profiling.add_argument("--rounds", type=int, default=15, help="rounds over all block types (%(default)s)")
     profiling.set_defaults(run=reports.run_profile)
 
+    training = add_train(subcommands)
     evaluating = add_evaluate(subcommands)
 
-    for command in (listing, counting, spacing, searching, showing, plotting, profiling, evaluating):
+    for command in (listing, counting, spacing, searching, showing, plotting, profiling, training, evaluating):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

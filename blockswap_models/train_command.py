@@ -1,0 +1,252 @@
+"""The subcommand `blockswap train`: its options, and the task that they describe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .commands import _print_table
+from .evaluate_command import _device, _known
+from .genome import _quote
+from .recipes import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from timm.task import TrainingTask
+    from torch import nn
+
+__all__ = ["add_train", "run_train"]
+
+
+def add_train(subcommands: Any) -> argparse.ArgumentParser:
+    """Adds the subcommand to those of `blockswap`."""
+    command = subcommands.add_parser("train", help="train any timm model, from a teacher or without one")
+    command.add_argument("name", metavar="MODEL", help="a model of timm or the zoo")
+    command.add_argument("--data", required=True, help="torch/cifar10 or another timm dataset, or a folder of images")
+    command.add_argument("--data-dir", help="the folder of the dataset")
+    command.add_argument("--out", required=True, metavar="FOLDER", help="where checkpoint, log and weights go")
+    command.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    command.add_argument("--genome", help="block types, for a model of the zoo (its own)")
+    command.add_argument("--num-classes", type=int, help="classes (the model's own)")
+    command.add_argument("--teacher", metavar="MODEL", help="learn from the attention of this model (no teacher)")
+    command.add_argument("--teacher-checkpoint", metavar="FILE", help="the teacher's weights (its pretrained ones)")
+    command.add_argument("--recipe", choices=tuple(RECIPES), help="hyperparameters (by data: cifar10, else imagenet)")
+    recipe = command.add_argument_group("in place of the recipe's")
+    recipe.add_argument("--epochs", type=int, help="epochs")
+    recipe.add_argument("--batch-size", type=int, help="images a step, of all processes together")
+    recipe.add_argument("--lr", type=float, help="learning rate of the first epoch")
+    recipe.add_argument("--momentum", type=float, help="momentum of SGD")
+    recipe.add_argument("--weight-decay", type=float, help="weight decay, of every parameter")
+    recipe.add_argument("--schedule", choices=("cosine", "step"), help="how the learning rate falls")
+    recipe.add_argument("--step-epochs", type=int, help="epochs between steps")
+    recipe.add_argument("--step-factor", type=float, help="what a step multiplies the learning rate by")
+    recipe.add_argument("--padding", type=int, help="border that is added for the crop of CIFAR")
+    recipe.add_argument("--cutout", type=int, help="side of the square that is hidden, for CIFAR (0: none)")
+    recipe.add_argument("--beta", type=float, help="weight of attention transfer")
+    recipe.add_argument("--mode", choices=("code", "paper"), help="loss of the authors' code, or equation 1")
+    command.add_argument("--ema", type=float, metavar="DECAY", help="average the weights, such as 0.999 (no average)")
+    command.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (%(default)s)")
+    command.add_argument("--device", help="where to train (cuda where there is a GPU, else cpu)")
+    command.add_argument("--amp", choices=("bfloat16",), help="precision of autocast (float32 throughout)")
+    command.add_argument("--channels-last", action="store_true", help="memory format NHWC")
+    command.add_argument("--compile", action="store_true", help="torch.compile")
+    command.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read images")
+    command.add_argument("--log-every", type=int, default=50, help="steps between looks at the loss (%(default)s)")
+    command.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard too")
+    command.set_defaults(run=run_train)
+    return command
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Trains a model, and prints its error."""
+    recipe = _recipe(options)
+    if options.teacher is None:
+        for name in ("teacher_checkpoint", "beta", "mode"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} is for learning from a teacher; write --teacher MODEL")
+    if options.ema is not None and not 0 < options.ema < 1:
+        raise ValueError(f"the decay of an average is between 0 and 1, not {options.ema} (--ema)")
+    if options.teacher_checkpoint is not None and not Path(options.teacher_checkpoint).is_file():
+        raise ValueError(f"no checkpoint {_quote(options.teacher_checkpoint)} (--teacher-checkpoint)")
+
+    import torch
+    import torch.distributed as dist
+
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = _device(options.device)
+    if world_size > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        summary = _train(options, recipe, device, rank, world_size)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if rank:
+        return
+    if options.json:
+        print(json.dumps(summary, indent=1))
+        return
+    rows = [
+        ("weights", Path(options.out) / "model.safetensors"),
+        ("data", options.data),
+        ("images", f"{summary['test_images']:,}"),
+        ("top-1 error", f"{summary['top1_error']:.2f} %"),
+        ("top-5 error", f"{summary['top5_error']:.2f} %"),
+        ("time", f"{summary['seconds']:,.1f} s, {recipe.epochs} epochs, {device}"),
+    ]
+    _print_table(("model", options.name), rows)
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    name = options.recipe or ("cifar10" if options.data.lower().startswith("torch/cifar") else "imagenet")
+    given = {each.name: getattr(options, each.name) for each in fields(Recipe)}
+    return replace(RECIPES[name], **{key: value for key, value in given.items() if value is not None})
+
+
+def _train(
+    options: argparse.Namespace, recipe: Recipe, device: torch.device, rank: int, world_size: int
+) -> dict[str, Any]:
+    import torch
+
+    from .cost import count
+    from .evaluation import evaluation_loader
+    from .train import train
+    from .training_data import training_loader
+
+    torch.manual_seed(options.seed)
+    model = _student(options)
+    cost = count(model)
+    model.to(device)
+    loader = training_loader(
+        model,
+        options.data,
+        options.data_dir,
+        recipe,
+        seed=options.seed,
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        channels_last=options.channels_last,
+        workers=options.workers,
+    )
+    # Like `blockswap evaluate`, so that it finds the same error.
+    test_loader = evaluation_loader(model, options.data, options.data_dir, workers=options.workers)
+    genome = getattr(model, "genome", None)
+    arguments = {
+        "model": options.name,
+        "genome": None if genome is None else str(genome),
+        "num_classes": model.num_classes,
+        "teacher": options.teacher,
+        "teacher_weights": _digest(options.teacher_checkpoint),
+        "data": options.data,
+        "amp": options.amp,
+        "channels_last": options.channels_last,
+        "compile": options.compile,
+        "device": device.type,
+    }
+    facts = {"params": cost.params, "macs": cost.macs, **_surroundings(device)}
+    options.advice = "; go on with the same command and --resume"
+    writer = _writer(options) if rank == 0 else None
+    try:
+        return train(
+            _task(options, recipe, model, device, world_size),
+            loader,
+            test_loader,
+            recipe,
+            options.out,
+            seed=options.seed,
+            arguments=arguments,
+            facts=facts,
+            resume=options.resume,
+            dtype=torch.float32 if options.amp is None else getattr(torch, options.amp),
+            log_every=options.log_every,
+            writer=writer,
+        )
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _student(options: argparse.Namespace) -> nn.Module:
+    import timm
+
+    name = _known(options.name)
+    if options.genome is not None and not name.startswith("blockswap_"):
+        raise ValueError(f"{name} has no genome; leave out --genome, or write a model of 'blockswap list'")
+    return timm.create_model(name, pretrained=False, num_classes=options.num_classes, genome=options.genome)
+
+
+def _task(
+    options: argparse.Namespace, recipe: Recipe, student: nn.Module, device: torch.device, world_size: int
+) -> TrainingTask:
+    import torch
+    from timm.task import ClassificationTask
+
+    from .distill import AttentionTransferTask
+
+    task: TrainingTask
+    if options.teacher is None:
+        task = ClassificationTask(student, device=device, verbose=False)
+    else:
+        teacher = _teacher(options).to(device)
+        task = AttentionTransferTask(student, teacher, beta=recipe.beta, mode=recipe.mode, device=device, verbose=False)
+    if options.channels_last:
+        task = task.to(memory_format=torch.channels_last)
+    # In timm's order: copies are made of plain modules, and DDP wraps what was compiled.
+    if options.ema is not None:
+        task.setup_ema(decay=options.ema)
+    if options.compile:
+        task.compile()
+        task.compile_ema()
+    if world_size > 1:
+        task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
+    return task
+
+
+def _teacher(options: argparse.Namespace) -> nn.Module:
+    import timm
+
+    from .evaluation import load_weights
+
+    name, checkpoint = _known(options.teacher), options.teacher_checkpoint
+    if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
+        raise ValueError(f"the teacher {name} has no pretrained weights; write --teacher-checkpoint FILE")
+    teacher = timm.create_model(name, pretrained=checkpoint is None, num_classes=options.num_classes)
+    if checkpoint is not None:
+        load_weights(teacher, checkpoint)
+    return teacher
+
+
+def _digest(path: str | None) -> str | None:
+    import hashlib
+
+    return None if path is None else f"sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+
+
+def _surroundings(device: torch.device) -> dict[str, Any]:
+    import platform
+
+    import torch
+
+    from .profiling import _about
+
+    about = _about(device)
+    hardware = {"processor": about.pop("processor"), "threads": torch.get_num_threads()}
+    return {"versions": {"python": platform.python_version(), **about}, "hardware": hardware}
+
+
+def _writer(options: argparse.Namespace) -> Any:
+    if not options.tensorboard:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard wants the package tensorboard; write pip install tensorboard") from None
+    return SummaryWriter(options.out)
