@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from blockswap_models import Layout, SearchSpace, fisher_potential, kernels
+from blockswap_models.data import noise_minibatch
 from blockswap_models.jobs import Job, fast_dtype
 from blockswap_models.networks import build
 from blockswap_models.pool import NetworkPool
@@ -145,8 +146,6 @@ def test_blocks_beyond_the_limit_are_not_kept(monkeypatch):
 
 
 def test_a_draw_takes_the_next_minibatch_and_new_weights():
-    from blockswap_models.data import noise_minibatch
-
     space = SearchSpace("wrn16_2")
     data = noise_minibatch(space, 4, parts=3)
     assert data.images.shape[0] == 12
@@ -164,3 +163,13 @@ def test_a_draw_takes_the_next_minibatch_and_new_weights():
 def test_the_fast_type_is_that_of_the_device():
     assert fast_dtype("cuda") == torch.float32
     assert fast_dtype("cpu") in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_a_model_on_the_cpu_is_scored_on_the_gpu():
+    space = SearchSpace("wrn16_1")
+    genome = "S,G4/W1,B2/S,M6"
+    data = noise_minibatch(space, 8)
+    rows = [Job(space, data, device=device)((genome, 0)) for device in ("cpu", "cuda")]
+    assert rows[1]["score"] == pytest.approx(rows[0]["score"], rel=1e-2)
