@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -128,8 +129,15 @@ def local_workers(number: int, shared: Shared) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     finally:
-        processes = list((pool._processes or {}).values())
+        processes, manager = list((pool._processes or {}).values()), pool._executor_manager_thread
         pool.shutdown(wait=False, cancel_futures=True)
+        # The thread of the pool must have forgotten what was cancelled before it finds its workers dead: before
+        # Python 3.12 it prints an error of its own otherwise.
+        until = time.monotonic() + 2
+        while manager is not None and manager.is_alive() and time.monotonic() < until:
+            if not any(item.future.cancelled() for item in list(manager.pending_work_items.values())):
+                break
+            time.sleep(0.005)
         for process in processes:
             process.terminate()
 

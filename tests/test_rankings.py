@@ -333,7 +333,7 @@ def test_the_command_line_knows_the_scores():
     assert "argument --score: invalid choice: 'nonsense'" in done.stderr
 
 
-SEARCH = "search wrn16_1 --params 60k --samples 3 --batch-size 4 --workers 1".split()
+SEARCH = "search wrn16_1 --params 60k --samples 3 --refine 0 --batch-size 4 --workers 1".split()
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_search_by_another_score(capsys, tmp_path, monkeypatch, arguments, name,
     assert [each["score"] for each in report["top"]] == sorted((each["score"] for each in report["top"]), reverse=True)
     header, rows = read_record(record)
     assert header["score"] == name
-    assert f", {images} images" in header["data"]
+    assert f" of {images} images" in header["data"]
     assert len(rows) == 3
     # The same search by another score does not go on with it.
     assert main([*SEARCH, "--resume", record, "--score", "l2-norm"]) == 2

@@ -62,7 +62,7 @@ def test_show(capsys, found):
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[:2] == ["network  blockswap_wrn16_1", "budget   params 58,500 to 61,500"]
-    assert "images   1/f noise, 4 images; 3x32x32, 10 classes" in lines
+    assert "images   1/f noise, 16 minibatches of 4 images; 3x32x32, 10 classes" in lines
     assert "genomes  9" in lines
     assert "draws    2 to 8 each" in lines
     assert f"best: {best.cost}, score {best.score:.4g}" in lines
