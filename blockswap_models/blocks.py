@@ -25,7 +25,7 @@ class ResidualBlock(nn.Module):
     """
 
     branch_end: str
-    norm_acts: tuple[tuple[str, str], ...]
+    norm_acts: tuple[tuple[str, str], ...] = ()
 
     def zero_init_last(self) -> None:
         """Starts the branch at zero, where its last layer is a norm."""

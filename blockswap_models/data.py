@@ -17,7 +17,16 @@ from .genome import _quote
 from .space import SearchSpace
 from .zoo import data_config
 
-__all__ = ["DataError", "Minibatch", "affordable_parts", "dataset_minibatch", "noise_minibatch", "tensor_minibatch"]
+__all__ = [
+    "DataError",
+    "Minibatch",
+    "affordable_parts",
+    "dataset_minibatch",
+    "find_dataset",
+    "noise_minibatch",
+    "open_dataset",
+    "tensor_minibatch",
+]
 
 
 class DataError(ValueError):
@@ -83,19 +92,8 @@ def dataset_minibatch(
     `name` is a timm name such as `torch/cifar10`, `hfds/…` or `wds/…`, with its folder in `root`; or `folder`, for
     images in one folder a class in `root`; or such a folder itself.
     """
-    if root is None and Path(name).is_dir():
-        name, root = "folder", name
-    if root is None:
-        raise DataError(
-            f"no folder {_quote(name)}; write a folder of images, or torch/cifar10 and its folder (--data-dir)"
-        )
-    if not Path(root).is_dir():
-        raise DataError(f"no data folder {_quote(str(root))}; write the folder that holds {name} (--data-dir)")
-    try:
-        dataset = create_dataset("" if name == "folder" else name, root=str(root), split=split, download=False)
-    except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(f"no dataset {name} in {_quote(str(root))}: {reason}") from None
+    name, root = find_dataset(name, root)
+    dataset = open_dataset(name, root, split)
     config = data_config(space.layout)
     dataset.transform = create_transform(
         input_size=space.input_size,
@@ -109,6 +107,28 @@ def dataset_minibatch(
     if images.shape[1] != space.input_size[0]:
         raise DataError(f"{name} has images of {images.shape[1]} channels, but the network takes {space.input_size[0]}")
     return _checked(space, images, labels, f"{name}, {_sizes(batch_size, parts)}", parts)
+
+
+def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
+    """Says which dataset is meant, and the folder that holds it: `name` may be a folder itself; raises DataError."""
+    if root is None and Path(name).is_dir():
+        name, root = "folder", name
+    if root is None:
+        raise DataError(
+            f"no folder {_quote(name)}; write a folder of images, or torch/cifar10 and its folder (--data-dir)"
+        )
+    if not Path(root).is_dir():
+        raise DataError(f"no data folder {_quote(str(root))}; write the folder that holds {name} (--data-dir)")
+    return name, str(root)
+
+
+def open_dataset(name: str, root: str, split: str, **kwargs: Any) -> Any:
+    """Opens a dataset with timm, arguments as of its `create_dataset`; nothing is downloaded; raises DataError."""
+    try:
+        return create_dataset("" if name == "folder" else name, root=root, split=split, download=False, **kwargs)
+    except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise DataError(f"no dataset {name} in {_quote(root)}: {reason}") from None
 
 
 def tensor_minibatch(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor) -> Minibatch:

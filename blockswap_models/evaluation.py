@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from timm.data import create_dataset, create_loader, resolve_model_data_config
+from timm.data import create_loader, resolve_model_data_config
 from timm.models import load_state_dict
 from torch import nn
 from torch.utils.data import Subset
 
 from .cifar import CIFAR_CLASSES, CifarLoader, read_cifar
-from .data import DataError
+from .data import DataError, find_dataset, open_dataset
 from .genome import _quote
 
 __all__ = ["Evaluation", "evaluate", "evaluation_loader", "load_weights"]
@@ -107,7 +106,7 @@ def evaluation_loader(
         raise DataError(f"a minibatch has at least 1 image, not {batch_size}")
     if images is not None and images < 1:
         raise DataError(f"an error is measured on at least 1 image, not {images}")
-    data, root = _place(data, root)
+    data, root = find_dataset(data, root)
     config = resolve_model_data_config(model)
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and class_map is not None:
@@ -126,7 +125,14 @@ def evaluation_loader(
             std=config["std"],
             device=_device(model),
         )
-    dataset = _open(data, root, split, batch_size, class_map, grey=config["input_size"][0] == 1)
+    dataset = open_dataset(
+        data,
+        root,
+        split,
+        batch_size=batch_size,
+        class_map=None if class_map is None else str(class_map),
+        input_img_mode="L" if config["input_size"][0] == 1 else "RGB",
+    )
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     if index:
         _check_classes(model, data, max(index.values()) + 1, class_map is not None)
@@ -187,34 +193,6 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 def _device(model: nn.Module) -> torch.device:
     return next((each.device for each in chain(model.parameters(), model.buffers())), torch.device("cpu"))
-
-
-def _place(data: str, root: str | Path | None) -> tuple[str, str]:
-    if root is None and Path(data).is_dir():
-        data, root = "folder", data
-    if root is None:
-        raise DataError(
-            f"no folder {_quote(data)}; write a folder of images, or torch/cifar10 and its folder (--data-dir)"
-        )
-    if not Path(root).is_dir():
-        raise DataError(f"no data folder {_quote(str(root))}; write the folder that holds {data} (--data-dir)")
-    return data, str(root)
-
-
-def _open(data: str, root: str, split: str, batch_size: int, class_map: str | Path | None, grey: bool) -> Any:
-    try:
-        return create_dataset(
-            "" if data == "folder" else data,
-            root=root,
-            split=split,
-            batch_size=batch_size,
-            class_map=None if class_map is None else str(class_map),
-            input_img_mode="L" if grey else "RGB",
-            download=False,
-        )
-    except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(f"no dataset {data} in {_quote(root)}: {reason}") from None
 
 
 def _check_classes(model: nn.Module, data: str, classes: int, mapped: bool = False) -> None:

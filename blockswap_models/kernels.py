@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .blocks import ResidualBlock
 
-__all__ = ["compute_as", "norm_act", "norm_act_library"]
+__all__ = ["compute_as", "norm_act", "norm_act_library", "replace"]
 
 # On a CPU, convolutions in groups of fewer channels than this are slower than the same in wider groups with zeros.
 _FAST_WIDTH = 8
@@ -52,9 +52,9 @@ def compute_as(model: nn.Module, images: torch.Tensor, undo: ExitStack) -> None:
             if type(module) is nn.BatchNorm2d and module.affine:
                 act = acts.get(module)
                 relu = type(act) is nn.ReLU
-                _replace(module, "forward", functools.partial(_norm_act, module, relu), undo)
+                replace(module, "forward", functools.partial(_norm_act, module, relu), undo)
                 if relu:
-                    _replace(act, "forward", _identity, undo)
+                    replace(act, "forward", _identity, undo)
 
 
 def _norm_acts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
@@ -66,13 +66,14 @@ def _norm_acts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
             yield from pairwise(module)
 
 
-def _replace(module: nn.Module, name: str, value: Any, undo: ExitStack) -> None:
+def replace(module: nn.Module, name: str, value: Any, undo: ExitStack) -> None:
+    """Gives a module an attribute of its own; `undo` goes back."""
     # In the module's own dictionary: its __setattr__ is slow, and a network has hundreds of modules.
     own = vars(module)
-    if name in own:
-        undo.callback(own.__setitem__, name, own[name])
-    else:
+    if name not in own:
         undo.callback(own.pop, name)
+    elif own[name] is not value:
+        undo.callback(own.__setitem__, name, own[name])
     own[name] = value
 
 
@@ -87,7 +88,7 @@ def _fast_conv(module: nn.Conv2d, undo: ExitStack) -> None:
     weight, groups = _fast_weight(module.weight.detach(), module.groups)
     weight = weight.contiguous(memory_format=torch.channels_last)
     module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
-    _replace(module, "groups", groups, undo)
+    replace(module, "groups", groups, undo)
 
 
 def _fast_weight(weight: torch.Tensor, groups: int) -> tuple[torch.Tensor, int]:

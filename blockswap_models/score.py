@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .kernels import compute_as
+from .kernels import compute_as, replace
 from .networks import residual_blocks
 
 __all__ = ["Score", "at_least_float", "fisher_by_block", "fisher_potential", "measure_blocks", "set_modes"]
@@ -97,17 +96,9 @@ def set_modes(model: nn.Module, undo: ExitStack, train_norms: bool = True) -> No
     BN too is in evaluation mode where `train_norms` is false.
     """
     if getattr(model, "grad_checkpointing", False):
-        _set(model, "grad_checkpointing", False, undo)
+        replace(model, "grad_checkpointing", False, undo)
     for module in model.modules():
         norm = isinstance(module, _BatchNorm)
-        _set(module, "training", norm and train_norms, undo)
+        replace(module, "training", norm and train_norms, undo)
         if norm:
-            _set(module, "track_running_stats", False, undo)
-
-
-def _set(module: nn.Module, name: str, value: Any, undo: ExitStack) -> None:
-    # Into the module's own dictionary: its __setattr__ is slow, and a network has hundreds of modules.
-    own = vars(module)
-    if own[name] is not value:
-        undo.callback(own.__setitem__, name, own[name])
-        own[name] = value
+            replace(module, "track_running_stats", False, undo)

@@ -12,8 +12,8 @@ from timm.data import create_loader, resolve_model_data_config
 from torch import nn
 
 from .cifar import CIFAR_CLASSES, CifarLoader, read_cifar
-from .data import DataError
-from .evaluation import _TEST_SPLITS, _TRAIN_SPLITS, Minibatches, _check_classes, _open, _place
+from .data import DataError, find_dataset, open_dataset
+from .evaluation import _TEST_SPLITS, _TRAIN_SPLITS, Minibatches, _check_classes
 from .recipes import Recipe
 
 __all__ = ["training_loader"]
@@ -43,7 +43,7 @@ def training_loader(
             f"write --batch-size {-(-recipe.batch_size // world_size) * world_size}"
         )
     recipe = replace(recipe, batch_size=recipe.batch_size // world_size)
-    data, root = _place(data, root)
+    data, root = find_dataset(data, root)
     config = resolve_model_data_config(model)
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32):
@@ -79,7 +79,9 @@ def _timm_loader(
         # timm would take the whole folder for either.
         if not _any_folder(root, splits):
             raise DataError(f"no folder {splits[0]} in '{root}'; training wants folders train and val of images there")
-    dataset = _open(data, root, "train", recipe.batch_size, None, grey=config["input_size"][0] == 1)
+    dataset = open_dataset(
+        data, root, "train", batch_size=recipe.batch_size, input_img_mode="L" if config["input_size"][0] == 1 else "RGB"
+    )
     if not hasattr(dataset, "__getitem__"):
         raise DataError(f"{data} is a stream, whose images have no order to resume; write a dataset that is not")
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import MeanLogits
 from torch import nn
 
 from blockswap_models import Budget, Layout, SearchSpace, count, fisher_potential
-from blockswap_models.blocks import ResidualBlock
 from blockswap_models.cli import main
 from blockswap_models.commands import SCORE_NAMES
 from blockswap_models.data import dataset_minibatch
@@ -72,30 +72,6 @@ def test_fisher_printed_equals_equation_2_as_printed(layout, genome):
     assert len(outputs) == len(residual_blocks(model))
     assert fisher_printed(model, images, labels) == pytest.approx(expected, rel=1e-9)
     assert fisher_printed(model, images, labels) != pytest.approx(fisher_potential(model, images, labels), rel=1e-2)
-
-
-class Half(ResidualBlock):
-    branch_end = "conv"
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 1, 1, bias=False)
-        nn.init.constant_(self.conv.weight, 0.5)
-
-    def forward(self, x):
-        return x + self.conv(x)
-
-
-class MeanLogits(nn.Module):
-    """Logits are (m, -m), where m is the mean of the pixels after one block that adds half of each pixel to it."""
-
-    def __init__(self):
-        super().__init__()
-        self.block = Half()
-
-    def forward(self, x):
-        mean = self.block(x).mean(dim=(1, 2, 3))
-        return torch.stack([mean, -mean], dim=1)
 
 
 def test_by_hand():

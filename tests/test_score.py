@@ -5,10 +5,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from by_hand import MeanLogits
 from torch import nn
 
 from blockswap_models import Layout, fisher_potential
-from blockswap_models.blocks import ResidualBlock
 from blockswap_models.networks import build, residual_blocks
 from blockswap_models.score import fisher_by_block
 
@@ -80,30 +80,6 @@ def test_fast_kernels_give_the_same_score(layout, genome):
     assert fisher_by_block(double, fast(images), labels) == pytest.approx(expected, rel=1e-9)
 
 
-class Scale(ResidualBlock):
-    branch_end = "conv"
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 1, 1, bias=False)
-        nn.init.constant_(self.conv.weight, 0.5)
-
-    def forward(self, x):
-        return x + self.conv(x)
-
-
-class ByHand(nn.Module):
-    """Logits are (m, -m), where m is the mean of the pixels after one block that adds half of each pixel to it."""
-
-    def __init__(self):
-        super().__init__()
-        self.block = Scale()
-
-    def forward(self, x):
-        mean = self.block(x).mean(dim=(1, 2, 3))
-        return torch.stack([mean, -mean], dim=1)
-
-
 def test_equals_a_case_worked_out_by_hand():
     images = torch.tensor([[[[1.0, 3.0]]], [[[-1.0, 3.0]]]])
     labels = torch.tensor([0, 1])
@@ -111,7 +87,7 @@ def test_equals_a_case_worked_out_by_hand():
     # Second image: A = (-0.5, 1.5), m = 1.5, loss log(1 + exp(2m)), so each g is 1/N · 1/2 · 2σ(3), and Σ A·g = σ(3)/2.
     sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
     expected = (sigmoid(-6) ** 2 + (sigmoid(3) / 2) ** 2) / (2 * 2)
-    assert fisher_potential(ByHand(), images, labels) == pytest.approx(expected, rel=1e-5)
+    assert fisher_potential(MeanLogits(), images, labels) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("broken", [False, True])
