@@ -86,6 +86,8 @@ def map_in_order(shared: Shared, tasks: Sequence[Task], executor: Executor | Non
                     running[place] = submit(task, content if lessons > 0 else None)
                     lessons -= 1
     except BrokenProcessPool:
+        # The pool itself is about to fail all the others: to cancel one now would be an error there.
+        running.clear()
         raise WorkerError(
             "a worker died, perhaps for want of memory; go on (--resume) with fewer (--workers)"
         ) from None
@@ -131,11 +133,11 @@ def local_workers(number: int, shared: Shared) -> Iterator[ProcessPoolExecutor]:
     finally:
         processes, manager = list((pool._processes or {}).values()), pool._executor_manager_thread
         pool.shutdown(wait=False, cancel_futures=True)
-        # The thread of the pool must have forgotten what was cancelled before it finds its workers dead: before
-        # Python 3.12 it prints an error of its own otherwise.
-        until = time.monotonic() + 2
+        # Before it finds its workers dead, the thread of the pool must have dropped all that is not running, which can
+        # still be cancelled: it prints an error of its own otherwise (before Python 3.12).
+        until = time.monotonic() + 10
         while manager is not None and manager.is_alive() and time.monotonic() < until:
-            if not any(item.future.cancelled() for item in list(manager.pending_work_items.values())):
+            if all(item.future.running() for item in list(manager.pending_work_items.values())):
                 break
             time.sleep(0.005)
         for process in processes:
