@@ -76,8 +76,13 @@ def run_train(options: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
+    from .workers import keep_memory
+
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = _device(options.device)
+    if device.type == "cpu":
+        # A student's step takes a quarter less time.
+        keep_memory()
     if world_size > 1:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

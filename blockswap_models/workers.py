@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Shared", "WorkerError", "local_workers", "map_in_order", "one_thread"]
+__all__ = ["Shared", "WorkerError", "keep_memory", "local_workers", "map_in_order", "one_thread"]
 
 # Enough tasks ahead to keep every worker busy, few enough to forget quickly when interrupted.
 _AHEAD = 256
@@ -146,14 +146,14 @@ def local_workers(number: int, shared: Shared) -> Iterator[ProcessPoolExecutor]:
 
 def _start(key: str, content: bytes) -> None:
     torch.set_num_threads(1)
-    _keep_memory()
+    keep_memory()
     _learn(key, content)
     # Ctrl-C is for the parent, which ends its workers; where it was killed, they end by themselves.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Keeps freed memory for the next tensor, where the C library is glibc: to get it anew costs time."""
     try:
         set_option = ctypes.CDLL(None).mallopt
