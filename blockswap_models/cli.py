@@ -1,4 +1,4 @@
-"""The command `blockswap`: list the zoo, count genomes, look at spaces, search, look at searches, train, evaluate."""
+"""The command `blockswap`: everything about the zoo, about searches, and about training and sharing weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from . import __version__, commands, reports
 from .evaluate_command import add_evaluate
+from .share_command import add_pack, add_push
 from .train_command import add_train
 
 __all__ = ["main"]
@@ -117,8 +118,11 @@ def _parser() -> argparse.ArgumentParser:
 
     training = add_train(subcommands)
     evaluating = add_evaluate(subcommands)
+    packing, pushing = add_pack(subcommands), add_push(subcommands)
 
-    for command in (listing, counting, spacing, searching, showing, plotting, profiling, training, evaluating):
+    for command in (
+        *(listing, counting, spacing, searching, showing, plotting, profiling, training, evaluating, packing, pushing),
+    ):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -46,20 +46,25 @@ def run_list(options: argparse.Namespace) -> None:
     """Prints the zoo: cost, the paper's error, weights, genome."""
     import timm
 
+    from .cards import read_card, shipped
     from .cost import count
     from .zoo import GENOMES, PAPER_ERRORS
 
+    cards = {tagged: read_card(path.with_suffix(".json")) for tagged, path in shipped().items()}
     rows = []
     for name, genome in GENOMES.items():
         cost = count(timm.create_model(name, device="meta"))
-        weights = timm.list_models(f"{name}.*", pretrained=True)
+        weights = {tagged: card for tagged, card in cards.items() if tagged.partition(".")[0] == name}
         rows.append(
             {
                 "name": name,
                 "params": cost.params,
                 "macs": cost.macs,
                 "paper_error": PAPER_ERRORS[name],
-                "weights": [each.partition(".")[2] for each in weights],
+                "weights": {
+                    tagged.partition(".")[2]: card["test"][card["file"]["dtype"]]["top1_error"]
+                    for tagged, card in weights.items()
+                },
                 "genome": genome,
             }
         )
@@ -67,10 +72,17 @@ def run_list(options: argparse.Namespace) -> None:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     table = [
-        (r["name"], f"{r['params']:,}", _macs(r["macs"]), r["paper_error"], ", ".join(r["weights"]) or "-", r["genome"])
+        (
+            r["name"],
+            f"{r['params']:,}",
+            _macs(r["macs"]),
+            r["paper_error"],
+            ", ".join(f"{error:.2f} ({tag})" for tag, error in r["weights"].items()) or "-",
+            r["genome"],
+        )
         for r in rows
     ]
-    _print_table(("name", "params", "MACs", "paper's error %", "weights", "genome"), table, right=(1, 2))
+    _print_table(("name", "params", "MACs", "paper's error %", "error % (weights)", "genome"), table, right=(1, 2))
 
 
 def run_count(options: argparse.Namespace) -> None:

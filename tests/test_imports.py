@@ -18,6 +18,7 @@ ORDER = [
     "counting",
     "blocks",
     "networks",
+    "cards",
     "zoo",
     "distill",
     "cost",
@@ -46,6 +47,7 @@ ORDER = [
     "reports",
     "evaluate_command",
     "train_command",
+    "share_command",
     "cli",
 ]
 EXEMPT = {"__init__", "__main__"}
