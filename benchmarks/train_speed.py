@@ -6,8 +6,8 @@
 Images are random, of CIFAR's shape, and weights are too: neither matters to speed. A student is trained by
 cross-entropy, and by attention transfer from the teacher. 'steps' are bare steps on one minibatch: forward pass under
 autocast, backward pass and optimizer. 'loop' is the code that `blockswap train` runs in an epoch, with its loader. Both
-are medians. `--together` trains all students in one process, which share the forward pass of one teacher: images/s are
-those of each student, hours those of all.
+are medians. The hours are those of the loop, without evaluation. `--together` trains all students in one process too,
+in bare steps, with one forward pass of their teacher: images/s are those of each student, hours those of all.
 
 One eager step is run and its operations counted: those of both passes, of autocast, attention maps and optimizer, and
 of the teacher's forward pass. `roofline.py` says how the least time that the machine could take for them, its 'limit',
