@@ -20,6 +20,7 @@ ORDER = [
     "networks",
     "zoo",
     "distill",
+    "students",
     "cost",
     "space",
     "profiling",
