@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .score import fisher_potential
     from .searching import SearchResult, search
     from .space import SearchSpace
+    from .students import SharedTeacherTask
     from .zoo import save_pretrained
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ _LAZY = {
     "count": "cost",
     "count_blocks": "cost",
     "SearchSpace": "space",
+    "SharedTeacherTask": "students",
     "profile": "profiling",
     "fisher_potential": "score",
     "SearchResult": "searching",
@@ -54,6 +56,7 @@ __all__ = [
     "Layout",
     "SearchResult",
     "SearchSpace",
+    "SharedTeacherTask",
     "count",
     "count_blocks",
     "fisher_potential",

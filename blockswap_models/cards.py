@@ -72,6 +72,8 @@ def make_card(
     return {
         "name": name,
         **{key: summary[key] for key in _OF_THE_RUN},
+        # Those that shared a teacher, and the time.
+        **({"students": summary["students"]} if "students" in summary else {}),
         "test": {
             "images": summary["test_images"],
             "float32": {key: summary[key] for key in errors},
@@ -119,6 +121,9 @@ def model_card(card: Card, source: str) -> str:
     recipe = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["recipe"].items())
     versions = ", ".join(f"{key} {value}" for key, value in card["versions"].items())
     hardware = ", ".join(f"{key} {value}" for key, value in card["hardware"].items())
+    hours = f"{card['seconds'] / 3600:.2f} hours"
+    if "students" in card:
+        hours += f" for {len(card['students'])} students of one teacher"
     rows = {
         "block types": f"`{card['genome']}`",
         "parameters": f"{card['params']:,}",
@@ -127,7 +132,7 @@ def model_card(card: Card, source: str) -> str:
         "top-5 error": f"{error['top5_error']:.2f} %",
         "teacher": teacher,
         "recipe": f"{recipe}, seed {card['seed']}",
-        "trained on": f"{data}, {card['seconds'] / 3600:.2f} hours, {hardware}, {versions}",
+        "trained on": f"{data}, {hours}, {hardware}, {versions}",
         "weights": f"{card['file']['dtype']}, {card['file']['bytes']:,} bytes, SHA-256 `{card['file']['sha256']}`",
     }
     table = "\n".join(f"| {title} | {value} |" for title, value in rows.items())

@@ -120,4 +120,6 @@ class RunFolder:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_shown, value))
     return "none" if value is None else str(value)

@@ -145,10 +145,13 @@ class AttentionTransferTask(TrainingTask):
         self.mode: Mode = mode
         self.criterion = resolve_classification_loss(criterion, self.device, criterion_kwargs=criterion_kwargs)
         # timm takes a teacher without cfg to be normalised as for ImageNet; better not to convert than wrongly.
-        known = all(getattr(model, "pretrained_cfg", None) for model in (inner, unwrap_model(teacher.model)))
-        for name in ("mean", "std"):
-            value = torch.tensor(inner.pretrained_cfg[name], device=self.device, dtype=self.dtype) if known else None
-            self.register_buffer(f"student_{name}", value.view(1, -1, 1, 1) if known else None, persistent=False)
+        # Equal normalisations are not handed on either: timm would compare them at each minibatch, and wait for a GPU.
+        ours, theirs = (getattr(model, "pretrained_cfg", None) or {} for model in (inner, unwrap_model(teacher.model)))
+        names = ("mean", "std")
+        convert = ours and theirs and any([*ours[name]] != [*theirs.get(name, ())] for name in names)
+        for name in names:
+            value = torch.tensor(ours[name], device=self.device, dtype=self.dtype) if convert else None
+            self.register_buffer(f"student_{name}", value.view(1, -1, 1, 1) if convert else None, persistent=False)
         self._maps_of: Callable[..., list[torch.Tensor]] = _maps_of
         if verbose:
             _logger.info(

@@ -20,7 +20,7 @@ from .cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from .data import DataError, find_dataset, open_dataset
 from .genome import _quote
 
-__all__ = ["Evaluation", "evaluate", "evaluation_loader", "load_weights"]
+__all__ = ["Evaluation", "evaluate", "evaluation_loader", "load_weights", "step_marker"]
 
 Minibatches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -56,10 +56,12 @@ def evaluate(
     # Added up on the device, which thus need not be waited for at each minibatch.
     images, classes = 0, 0
     counts = torch.zeros(4, dtype=torch.int64, device=device)
+    begin_step = step_marker(model)
     start = time.perf_counter()
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             for inputs, labels in loader if progress is None else progress(loader):
+                begin_step()
                 labels = labels.to(device, non_blocking=True)
                 logits = model(inputs.to(device, non_blocking=True))
                 images, classes = images + len(labels), logits.shape[1]
@@ -84,6 +86,17 @@ def evaluate(
     if broken:
         raise ValueError(f"the outputs for {broken:,} of {images:,} images are NaN; are these the right weights?")
     return Evaluation(images, 100 * (images - first) / images, 100 * (images - among_five) / images, seconds)
+
+
+def step_marker(module: nn.Module) -> Callable[[], None]:
+    """Gives what is to be called before each step of a loop: it tells CUDA graphs, where torch.compile made them.
+
+    They put the outputs of a step where those of the last were; without it they would take a step for the last one's
+    continuation, or for a new one in its middle.
+    """
+    # As timm finds it; the call itself would load the compiler.
+    compiled = any(hasattr(each, "_orig_mod") for each in module.modules())
+    return torch.compiler.cudagraph_mark_step_begin if compiled else lambda: None
 
 
 def evaluation_loader(

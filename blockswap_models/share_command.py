@@ -180,12 +180,15 @@ def _command_of(summary: dict[str, Any]) -> str:
 
     model = summary["model"].removeprefix("blockswap_")
     recipe = RECIPES["cifar10" if summary["data"].lower().startswith("torch/cifar") else "imagenet"]
-    words = [model, "--data", summary["data"], "--data-dir", "DATA", "--out", model]
+    # Those that shared a teacher were trained together.
+    names = [each.removeprefix("blockswap_") for each in summary.get("students", [model])]
+    words = [*names, "--data", summary["data"], "--data-dir", "DATA", "--out", model if len(names) == 1 else "students"]
     if summary["genome"] is not None and summary["genome"] != GENOMES.get(f"blockswap_{model}"):
         words += ["--genome", summary["genome"]]
     if summary["teacher"] is not None:
         words += ["--teacher", summary["teacher"]]
-    if summary["teacher_weights"] is not None:
+    # A pretrained one has its weights' tag in its name.
+    if summary["teacher_weights"] is not None and "." not in summary["teacher"]:
         words += ["--teacher-checkpoint", "TEACHER"]
     for key, value in summary["recipe"].items():
         if value != getattr(recipe, key):

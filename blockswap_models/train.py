@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import random
+import re
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,16 +27,24 @@ from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
 from .checkpoints import RunFolder, TrainingError, write_whole
-from .evaluation import Minibatches, evaluate
+from .evaluation import Minibatches, evaluate, step_marker
 from .recipes import Recipe, learning_rate
+from .students import SharedTeacherTask
 
 __all__ = ["make_optimizer", "train"]
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """Makes the paper's optimizer: SGD without Nesterov, with weight decay on biases and BN too (timm spares them)."""
+    parameters = list(module.parameters())
     return torch.optim.SGD(
-        module.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=False
+        parameters,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=False,
+        # On a GPU one kernel for all parameters; on a CPU what torch chooses, and rounds, by itself.
+        fused=True if all(each.is_cuda for each in parameters) else None,
     )
 
 
@@ -47,6 +58,7 @@ def train(
     seed: int = 0,
     arguments: dict[str, Any] | None = None,
     facts: dict[str, Any] | None = None,
+    of_students: Mapping[str, Mapping[str, Any]] | None = None,
     resume: bool = False,
     dtype: torch.dtype = torch.float32,
     log_every: int = 50,
@@ -60,17 +72,26 @@ def train(
     `resume` the run goes on from the checkpoint, and ends as if it had not been interrupted: the random numbers of an
     epoch depend on the seed, the epoch and the process alone, so no state of theirs has to be kept.
 
+    The students of a `SharedTeacherTask` have the log and the checkpoint in common; `model.safetensors` and
+    `summary.json` of each go into a folder of its name, and the result is their summaries, by name. The seconds in them
+    are those of all.
+
     `arguments`, besides recipe and seed, are what a resumed run must have in common with the first; `facts` are for the
-    log. A `dtype` of bfloat16 is autocast's. `writer` is a SummaryWriter of TensorBoard. In a process group each
-    process has a loader of its share, and the first evaluates and writes. Raises TrainingError, also where the loss is
-    no longer finite; the last good checkpoint is kept.
+    log; `of_students` has, by name, what the summary of a student says in their place. A `dtype` of bfloat16 is
+    autocast's. `writer` is a SummaryWriter of TensorBoard. In a process group each process has a loader of its share,
+    and the first evaluates and writes. Raises TrainingError, also where the loss is no longer finite; the last good
+    checkpoint is kept.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if log_every < 1:
         raise TrainingError(f"the loss is looked at every step or less often, not every {log_every}")
     optimizer = make_optimizer(task.get_trainable_module(), recipe)
-    average = task.get_trainable_module(ema=True)
+    together = isinstance(task, SharedTeacherTask)
+    students: Mapping[str, TrainingTask] = task.students if together else {"": task}
+    average = next(iter(students.values())).get_trainable_module(ema=True)
     common = {"seed": seed, "ema": None if average is None else average.decay, "processes": world_size}
+    if together:
+        common["students"] = list(students)
     common |= arguments or {}
     run = RunFolder(folder, {**asdict(recipe), **common})
     # The first process looks at the folder before the others do, and changes it only after all have.
@@ -104,21 +125,27 @@ def train(
             losses = _train_epoch(task, loader, optimizer, dtype, log_every, recipe.batch_size, bar)
             seconds = time.perf_counter() - start
             if rank == 0:
-                _check_weights(task, epoch)
-                result = evaluate(_evaluated(task), test_loader, dtype)
+                _check_weights(students, epoch)
+                results = {name: evaluate(_evaluated(each), test_loader, dtype) for name, each in students.items()}
                 spent += time.perf_counter() - start
                 row = {"epoch": epoch + 1, "lr": learning_rate(recipe, epoch)}
-                row |= {"train_loss" if name == "loss" else name: value for name, value in losses.items()}
-                row |= {"top1_error": result.top1_error, "top5_error": result.top5_error}
+                row |= {re.sub("(^|/)loss$", r"\1train_loss", name): value for name, value in losses.items()}
+                for name, result in results.items():
+                    prefix = f"{name}/" if name else ""
+                    row |= {f"{prefix}top1_error": result.top1_error, f"{prefix}top5_error": result.top5_error}
                 row |= {"images_per_second": size / seconds, "seconds": time.perf_counter() - start}
                 run.save(row, _state(task, optimizer, epoch + 1, spent))
-                bar.set_postfix_str(f"loss {losses['loss']:.3f}, error {result.top1_error:.2f} %", refresh=False)
+                errors = ", ".join(f"{result.top1_error:.2f}" for result in results.values())
+                bar.set_postfix_str(f"loss {losses['loss']:.3f}, error {errors} %", refresh=False)
                 for name, value in row.items() if writer is not None else ():
                     writer.add_scalar(name, value, epoch + 1)
             _barrier()
-    summary = _finish(task, test_loader, run, {**header, "seconds": spent}) if rank == 0 else {}
+    summaries = {}
+    for name, each in students.items() if rank == 0 else ():
+        own = {**header, **(of_students or {}).get(name, {}), "seconds": spent}
+        summaries[name] = _finish(each, test_loader, run.path / name, own)
     _barrier()
-    return summary
+    return summaries if together else summaries.get("", {})
 
 
 def _train_epoch(
@@ -134,45 +161,61 @@ def _train_epoch(
     task.train()
     # Added up on the device, and looked at now and then: a look waits for the device.
     sums, names, step = torch.zeros((), device=task.device), [], 0
+    begin_step = step_marker(task)
     for step, (images, labels) in enumerate(loader, start=1):
+        # Gradients and outputs of the last step may lie where a CUDA graph puts those of this one: none is kept.
+        optimizer.zero_grad()
+        begin_step()
         images, labels = images.to(task.device, non_blocking=True), labels.to(task.device, non_blocking=True)
         with torch.autocast(task.device.type, dtype, enabled=dtype != torch.float32):
             result = task(images, labels)
-        optimizer.zero_grad()
         result["loss"].backward()
         optimizer.step()
         task.update_ema()
-        names = [name for name in result if name != "output"]
+        names = [name for name in result if name.rpartition("/")[2] != "output"]
         sums = sums + torch.stack([result[name].detach().float() for name in names])
+        del result
         bar.update(batch_size)
         if step % log_every == 0:
-            bar.set_postfix_str(f"loss {_means(sums, step)[0]:.3f}", refresh=False)
+            bar.set_postfix_str(f"loss {_means(sums, names, step)['loss']:.3f}", refresh=False)
     if not step:
         raise TrainingError("the loader gives no minibatch")
-    return dict(zip(names, _means(sums, step), strict=True))
+    return _means(sums, names, step)
 
 
-def _means(sums: torch.Tensor, steps: int) -> list[float]:
+def _means(sums: torch.Tensor, names: list[str], steps: int) -> dict[str, float]:
     """Averages losses over steps and processes; all processes stop together where one has a loss that is not finite."""
     if dist.is_initialized():
         sums = sums.clone()
         dist.all_reduce(sums)
         steps *= dist.get_world_size()
-    if not sums.isfinite().all():
+    means = dict(zip(names, (sums / steps).tolist(), strict=True))
+    broken = [name for name, mean in means.items() if not math.isfinite(mean)]
+    if broken:
         raise TrainingError(
-            "the loss is no longer finite; the last checkpoint is kept, a smaller learning rate may help (--lr)"
+            f"the loss{_whose(name.rpartition('/')[0] for name in broken)} is no longer finite; the last checkpoint is "
+            "kept, a smaller learning rate may help (--lr)"
         )
-    return (sums / steps).tolist()
+    return means
 
 
-def _check_weights(task: TrainingTask, epoch: int) -> None:
+def _check_weights(students: Mapping[str, TrainingTask], epoch: int) -> None:
     """Sees that what the last steps did to the weights can be kept as a good checkpoint."""
-    tensors = [each for each in _network(task).state_dict().values() if each.is_floating_point()]
-    if not torch.stack([each.isfinite().all() for each in tensors]).all():
+    broken = []
+    for name, task in students.items():
+        tensors = [each for each in _network(task).state_dict().values() if each.is_floating_point()]
+        if not torch.stack([each.isfinite().all() for each in tensors]).all():
+            broken.append(name)
+    if broken:
         raise TrainingError(
-            f"the weights are not finite after epoch {epoch + 1}; the last checkpoint is kept, a smaller learning rate "
-            "may help (--lr)"
+            f"the weights{_whose(broken)} are not finite after epoch {epoch + 1}; the last checkpoint is kept, a "
+            "smaller learning rate may help (--lr)"
         )
+
+
+def _whose(students: Iterable[str]) -> str:
+    names = ", ".join(dict.fromkeys(filter(None, students)))
+    return f" of {names}" if names else ""
 
 
 def _network(task: TrainingTask) -> nn.Module:
@@ -217,14 +260,15 @@ def _barrier() -> None:
         dist.barrier()
 
 
-def _finish(task: TrainingTask, test_loader: Minibatches, run: RunFolder, header: dict[str, Any]) -> dict[str, Any]:
+def _finish(task: TrainingTask, test_loader: Minibatches, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Writes the weights, and the errors as `blockswap evaluate` measures them on these: in float32."""
     model = copy.deepcopy(_network(task)).float().to(memory_format=torch.contiguous_format)
     result = evaluate(model, test_loader)
     # safetensors refuses tensors that share memory, as tied weights do.
     state = {name: each.cpu().clone(memory_format=torch.contiguous_format) for name, each in model.state_dict().items()}
-    write_whole(run.path / "model.safetensors", safetensors.torch.save(state, {"format": "pt"}))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "model.safetensors", safetensors.torch.save(state, {"format": "pt"}))
     summary = {"top1_error": result.top1_error, "top5_error": result.top5_error, "test_images": result.images}
-    summary |= header
-    write_whole(run.path / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    summary |= facts
+    write_whole(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["add_train", "run_train"]
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
 
 def add_train(subcommands: Any) -> argparse.ArgumentParser:
     """Adds the subcommand to those of `blockswap`."""
     command = subcommands.add_parser("train", help="train any timm model, from a teacher or without one")
-    command.add_argument("name", metavar="MODEL", help="a model of timm or the zoo")
+    command.add_argument("names", nargs="+", metavar="MODEL", help="a model of timm or the zoo; several of one teacher")
     command.add_argument("--data", required=True, help="torch/cifar10 or another timm dataset, or a folder of images")
     command.add_argument("--data-dir", help="the folder of the dataset")
     command.add_argument("--out", required=True, metavar="FOLDER", help="where checkpoint, log and weights go")
@@ -53,7 +55,9 @@ def add_train(subcommands: Any) -> argparse.ArgumentParser:
     command.add_argument("--device", help="where to train (cuda where there is a GPU, else cpu)")
     command.add_argument("--amp", choices=("bfloat16",), help="precision of autocast (float32 throughout)")
     command.add_argument("--channels-last", action="store_true", help="memory format NHWC")
-    command.add_argument("--compile", action="store_true", help="torch.compile")
+    command.add_argument(
+        "--compile", nargs="?", const="default", default=False, choices=COMPILE_MODES, help="torch.compile, in a mode"
+    )
     command.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read images")
     command.add_argument("--log-every", type=int, default=50, help="steps between looks at the loss (%(default)s)")
     command.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard too")
@@ -62,8 +66,13 @@ def add_train(subcommands: Any) -> argparse.ArgumentParser:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    """Trains a model, and prints its error."""
+    """Trains a model, or several of one teacher, and prints the errors."""
     recipe = _recipe(options)
+    if len(options.names) > 1:
+        if options.teacher is None:
+            raise ValueError("several models are trained together to share a teacher; write --teacher, or one model")
+        if options.genome is not None:
+            raise ValueError("a genome is for one model; leave out --genome, or write one model")
     if options.teacher is None:
         for name in ("teacher_checkpoint", "beta", "mode"):
             if getattr(options, name) is not None:
@@ -98,15 +107,18 @@ def run_train(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(summary, indent=1))
         return
-    rows = [
-        ("weights", Path(options.out) / "model.safetensors"),
-        ("data", options.data),
-        ("images", f"{summary['test_images']:,}"),
-        ("top-1 error", f"{summary['top1_error']:.2f} %"),
-        ("top-5 error", f"{summary['top5_error']:.2f} %"),
-        ("time", f"{summary['seconds']:,.1f} s, {recipe.epochs} epochs, {device}"),
-    ]
-    _print_table(("model", options.name), rows)
+    together = len(options.names) > 1
+    for name in options.names:
+        each = summary[name] if together else summary
+        rows = [
+            ("weights", Path(options.out) / (name if together else "") / "model.safetensors"),
+            ("data", options.data),
+            ("images", f"{each['test_images']:,}"),
+            ("top-1 error", f"{each['top1_error']:.2f} %"),
+            ("top-5 error", f"{each['top5_error']:.2f} %"),
+            ("time", f"{each['seconds']:,.1f} s, {recipe.epochs} epochs, {device}"),
+        ]
+        _print_table(("model", name), rows)
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
@@ -120,15 +132,18 @@ def _train(
 ) -> dict[str, Any]:
     import torch
 
-    from .cost import count
     from .evaluation import evaluation_loader
     from .train import train
     from .training_data import training_loader
 
-    torch.manual_seed(options.seed)
-    model = _student(options)
-    cost = count(model)
-    model.to(device)
+    students = _students(options)
+    of_students = {name: _facts(name, student) for name, student in students.items()}
+    model = students[options.names[0]]
+    told = of_students[options.names[0]]
+    if len(students) > 1:
+        told = {key: [each[key] for each in of_students.values()] for key in told}
+    for student in students.values():
+        student.to(device)
     loader = training_loader(
         model,
         options.data,
@@ -143,25 +158,25 @@ def _train(
     )
     # Like `blockswap evaluate`, so that it finds the same error.
     test_loader = evaluation_loader(model, options.data, options.data_dir, workers=options.workers)
-    genome = getattr(model, "genome", None)
+    teacher, teacher_file = _teacher_weights(options)
     arguments = {
-        "model": options.name,
-        "genome": None if genome is None else str(genome),
+        "model": told["model"],
+        "genome": told["genome"],
         "num_classes": model.num_classes,
-        "teacher": options.teacher,
-        "teacher_weights": _digest(options.teacher_checkpoint),
+        "teacher": teacher,
+        "teacher_weights": _digest(teacher_file),
         "data": options.data,
         "amp": options.amp,
         "channels_last": options.channels_last,
         "compile": options.compile,
         "device": device.type,
     }
-    facts = {"params": cost.params, "macs": cost.macs, **_surroundings(device)}
+    facts = {"params": told["params"], "macs": told["macs"], **_surroundings(device)}
     options.advice = "; go on with the same command and --resume"
     writer = _writer(options) if rank == 0 else None
     try:
         return train(
-            _task(options, recipe, model, device, world_size),
+            _task(options, recipe, students, device, world_size),
             loader,
             test_loader,
             recipe,
@@ -169,6 +184,7 @@ def _train(
             seed=options.seed,
             arguments=arguments,
             facts=facts,
+            of_students=of_students,
             resume=options.resume,
             dtype=torch.float32 if options.amp is None else getattr(torch, options.amp),
             log_every=options.log_every,
@@ -179,40 +195,78 @@ def _train(
             writer.close()
 
 
-def _student(options: argparse.Namespace) -> nn.Module:
+def _students(options: argparse.Namespace) -> dict[str, nn.Module]:
+    """Makes each student with the weights of the seed, which it has in a run of its own too."""
     import timm
+    import torch
+    from timm.data import resolve_model_data_config
 
-    name = _known(options.name)
-    if options.genome is not None and not name.startswith("blockswap_"):
-        raise ValueError(f"{name} has no genome; leave out --genome, or write a model of 'blockswap list'")
-    return timm.create_model(name, pretrained=False, num_classes=options.num_classes, genome=options.genome)
+    full = [_known(name) for name in options.names]
+    for name in full:
+        if options.genome is not None and not name.startswith("blockswap_"):
+            raise ValueError(f"{name} has no genome; leave out --genome, or write a model of 'blockswap list'")
+        if full.count(name) > 1:
+            raise ValueError(f"{name} is named twice; write each model once")
+    students, own = {}, {"num_classes": options.num_classes, "genome": options.genome}
+    for short, name in zip(options.names, full, strict=True):
+        torch.manual_seed(options.seed)
+        students[short] = timm.create_model(name, pretrained=False, **own)
+    wanted = {name: (resolve_model_data_config(each), each.num_classes) for name, each in students.items()}
+    for name in options.names:
+        if wanted[name] != wanted[options.names[0]]:
+            raise ValueError(f"{name} has other images or classes than {options.names[0]}; train it by itself")
+    return students
+
+
+def _facts(name: str, student: nn.Module) -> dict[str, Any]:
+    from .cost import count
+
+    genome, cost = getattr(student, "genome", None), count(student)
+    genome = None if genome is None else str(genome)
+    return {"model": name, "genome": genome, "params": cost.params, "macs": cost.macs}
 
 
 def _task(
-    options: argparse.Namespace, recipe: Recipe, student: nn.Module, device: torch.device, world_size: int
+    options: argparse.Namespace, recipe: Recipe, students: dict[str, nn.Module], device: torch.device, world_size: int
 ) -> TrainingTask:
     import torch
     from timm.task import ClassificationTask
 
     from .distill import AttentionTransferTask
+    from .students import SharedTeacherTask
 
     task: TrainingTask
     if options.teacher is None:
+        (student,) = students.values()
         task = ClassificationTask(student, device=device, verbose=False)
     else:
         teacher = _teacher(options).to(device)
-        task = AttentionTransferTask(student, teacher, beta=recipe.beta, mode=recipe.mode, device=device, verbose=False)
+        same = {"beta": recipe.beta, "mode": recipe.mode, "device": device, "verbose": False}
+        tasks = {name: AttentionTransferTask(student, teacher, **same) for name, student in students.items()}
+        task = SharedTeacherTask(tasks) if len(tasks) > 1 else tasks[options.names[0]]
     if options.channels_last:
         task = task.to(memory_format=torch.channels_last)
     # In timm's order: copies are made of plain modules, and DDP wraps what was compiled.
     if options.ema is not None:
         task.setup_ema(decay=options.ema)
     if options.compile:
-        task.compile()
-        task.compile_ema()
+        task.compile(mode=options.compile)
+        task.compile_ema(mode=options.compile)
     if world_size > 1:
         task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
     return task
+
+
+def _teacher_weights(options: argparse.Namespace) -> tuple[str | None, str | None]:
+    """Says which weights the teacher has: its name, with their tag where they are pretrained, and their file."""
+    import timm
+
+    if options.teacher is None or options.teacher_checkpoint is not None or ":" in options.teacher:
+        return options.teacher, options.teacher_checkpoint
+    name = _known(options.teacher)
+    cfg = timm.get_pretrained_cfg(name)
+    tagged = f"{name}.{cfg.tag}" if cfg is not None and cfg.tag and "." not in name else name
+    return tagged, None if cfg is None else cfg.file
 
 
 def _teacher(options: argparse.Namespace) -> nn.Module:

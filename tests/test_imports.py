@@ -21,6 +21,7 @@ ORDER = [
     "cards",
     "zoo",
     "distill",
+    "students",
     "cost",
     "space",
     "profiling",

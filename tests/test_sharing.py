@@ -14,6 +14,7 @@ from blockswap_models import cards, count, evaluation, save_pretrained, training
 from blockswap_models.cards import WeightsError, check_weights, read_card, shipped
 from blockswap_models.cli import main
 from blockswap_models.data import noise_minibatch
+from blockswap_models.share_command import _command_of
 from blockswap_models.space import SearchSpace
 from blockswap_models.zoo import GENOMES
 
@@ -43,6 +44,30 @@ def packed(tmp_path_factory):
         pack = ["pack", folder / "run", "--tag", "noise", "--data-dir", folder, "--out", folder, "--device", "cpu"]
         assert main([str(each) for each in pack]) == 0
     return folder / "blockswap_wrn16_1.noise.json"
+
+
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        (
+            {"compile": "default", "processes": 4},
+            "torchrun --nproc-per-node=4 -m blockswap_models train wrn16_1 --out wrn16_1 --compile",
+        ),
+        ({"teacher": "wrn16_2", "teacher_weights": "sha256 0"}, "--teacher wrn16_2 --teacher-checkpoint TEACHER"),
+        (
+            {"teacher": "blockswap_wrn16_2.cifar10", "teacher_weights": "sha256 0"},
+            "--teacher blockswap_wrn16_2.cifar10",
+        ),
+        ({"students": ["wrn16_1", "blockswap_wrn40_1"]}, "blockswap train wrn16_1 wrn40_1 --out students"),
+        ({"amp": "bfloat16", "ema": 0.9, "channels_last": True}, "--amp bfloat16 --ema 0.9 --channels-last"),
+    ],
+)
+def test_the_command_of_a_run(packed, changes, command):
+    summary = json.loads((packed.parent / "run" / "summary.json").read_text()) | changes
+    always = f" --data torch/cifar10 --data-dir DATA|--genome {GENOME} |--epochs 1 --batch-size 8 |--seed 3 ?"
+    found = re.sub(always, "", _command_of(summary))
+    plain = "" if command.startswith(("blockswap", "torchrun")) else "blockswap train wrn16_1 --out wrn16_1 "
+    assert found.strip() == plain + command
 
 
 def load(path):
