@@ -31,6 +31,7 @@ from blockswap_models.train_command import _digest, _surroundings
 from blockswap_models.workers import keep_memory
 
 TEACHER = "wrn40_2"
+_ALL_IMAGES = 50_000
 # The reduced form, for a machine without a GPU.
 REDUCED_EPOCHS, REDUCED_IMAGES = 2, 5_000
 # That of --smoke.
@@ -123,7 +124,8 @@ class Trainer:
         epochs, images = options.epochs, options.images
         if device.type == "cpu":
             keep_memory()
-            epochs, images = epochs or REDUCED_EPOCHS, images or REDUCED_IMAGES
+            epochs = REDUCED_EPOCHS if epochs is None else epochs
+            images = REDUCED_IMAGES if images is None else images
         recipe = RECIPES["cifar10"] if epochs is None else replace(RECIPES["cifar10"], epochs=epochs)
         return cls(
             cifar_images(options.data_dir, images),
@@ -135,16 +137,25 @@ class Trainer:
         )
 
     def __str__(self) -> str:
-        reduced = self.recipe.epochs < RECIPES["cifar10"].epochs or len(self.images.train[1]) < 50_000
-        form = f"reduced form (the paper: {RECIPES['cifar10'].epochs} epochs of 50,000 images): " if reduced else ""
+        epochs, full = self.recipe.epochs, RECIPES["cifar10"].epochs
+        reduced = epochs < full or len(self.images.train[1]) < _ALL_IMAGES
+        form = f"reduced form (the paper: {full} epochs of {_ALL_IMAGES:,} images): " if reduced else ""
         return (
-            f"{form}{self.recipe.epochs} epochs of {len(self.images.train[1]):,} images of {self.source}, "
+            f"{form}{epochs} epoch{'s' * (epochs != 1)} of {len(self.images.train[1]):,} images of {self.source}, "
             f"tested on {len(self.images.test[1]):,}; {self.device.type}, {self.amp or 'float32'}"
         )
 
     def folder(self, name: str, seed: int) -> Path:
         """Names the folder of a run."""
         return self.out / f"{name}-{self.recipe.epochs}epochs-{len(self.images.train[1])}images-seed{seed}"
+
+    def weights(self, name: str, seed: int) -> Path:
+        """Names the file of the weights of a finished run."""
+        return self.folder(name, seed) / "model.safetensors"
+
+    def digest(self, name: str, seed: int) -> str:
+        """Says which weights a finished run has."""
+        return f"{name}, {_digest(str(self.weights(name, seed)))}"
 
     def minibatch(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the first minibatch of a training of this seed: images, normalised, and labels."""
@@ -171,13 +182,14 @@ class Trainer:
         *,
         teacher: str | None = None,
         lr_factor: float = 1.0,
-        at_step: AtStep | None = None,
+        at_step: Callable[[Any], AtStep] | None = None,
     ) -> dict[str, Any]:
         """Trains the network of a task, unless that is done, and returns the summary of the run.
 
         The task is made right after the seed is set. `facts` are those of `facts_of`; they and `teacher`, what the
         network learns from, must be those of an earlier start of the run. `lr_factor` is for the recipe's learning
-        rate. `at_step` is told, before each step, which share of the training is done. Raises TrainingError.
+        rate. `at_step` makes, from the task, what is told before each step which share of the training is done. Raises
+        TrainingError.
         """
         recipe = replace(self.recipe, lr=self.recipe.lr * lr_factor)
         folder = self.folder(name, seed)
@@ -197,7 +209,7 @@ class Trainer:
         loader = self._training_loader(seed)
         summary = train(
             task.to(memory_format=torch.channels_last) if self.device.type == "cuda" else task,
-            loader if at_step is None else _Told(loader, recipe.epochs, at_step),
+            loader if at_step is None else _Told(loader, recipe.epochs, at_step(task)),
             CifarLoader(*self.images.test, 256, device=self.device),
             recipe,
             folder,
@@ -234,14 +246,13 @@ class Trainer:
 
     def teacher_digest(self, seed: int) -> str:
         """Says which weights the teacher of a seed has; trains it first where there are none yet."""
-        path = self._teacher_weights(seed)
         if self.teacher_checkpoint is None:
             self.fit_teacher(seed)
-        return f"{TEACHER}, {_digest(str(path))}"
+        return f"{TEACHER}, {_digest(str(self._teacher_weights(seed)))}"
 
     def _teacher_weights(self, seed: int) -> Path:
         if self.teacher_checkpoint is None:
-            return self.folder(TEACHER, seed) / "model.safetensors"
+            return self.weights(TEACHER, seed)
         path = Path(self.teacher_checkpoint.replace("{seed}", str(seed)))
         if not path.is_file():
             raise TrainingError(f"no teacher's weights '{path}'; write a file of model.safetensors")
@@ -286,7 +297,9 @@ def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     has = {**summary["recipe"], **summary}
     for name, value in json.loads(json.dumps(wanted)).items():
         if has.get(name) != value:
-            raise TrainingError(f"the run in '{path.parent}' has {name} {has.get(name)}, not {value}; write another --out")
+            raise TrainingError(
+                f"the run in '{path.parent}' has {name} {has.get(name)}, not {value}; write another --out"
+            )
     return summary
 
 
