@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import torch
 from torch import nn
-from trained import Trainer, add_options, facts_of, records
+from trained import ALL_IMAGES, Trainer, add_options, facts_of, records
 
 import blockswap_models
 
@@ -136,14 +136,14 @@ def _print(
     """Prints the table: parameters, MACs and errors, each ours first and the paper's beside it."""
     print(f"blockswap_models {blockswap_models.__version__}, torch {torch.__version__}, timm {timm.__version__}")
     print(f"{'':32s}{'parameters':>18s}   {'MACs (M)':>14s}   top-1 error (%)")
-    print(f"{'row':16s}{'network':16s}{'ours':>9s}{'paper':>9s}   {'ours':>7s}{'paper':>7s}   {'ours':24s}paper")
+    print(f"{'row':16s}{'network':16s}{'ours':>9s}{'paper':>9s}   {'ours':>7s}{'paper':>7s}   {'ours':34s}paper")
     for network, facts in zip(networks, counted, strict=True):
         macs = "-" if network.paper.macs == "-" else f"{facts['macs'] / 1e6:.1f}"
         params = f"{facts['nonzero']:>9,}{network.paper.params + ' K':>9s}"
         error = _error([row for row in rows if row["name"] == network.name])
         print(
             f"{network.name:16s}{network.label:16s}{params}   {macs:>7s}{network.paper.macs:>7s}   "
-            f"{error:24s}{network.paper.error}"
+            f"{error:34s}{network.paper.error}"
         )
     for network in networks:
         if network.note:
@@ -152,11 +152,14 @@ def _print(
 
 
 def _error(rows: Sequence[dict[str, Any]]) -> str:
-    """Sums up the longest runs of a network: mean and standard deviation of the errors, number of runs, and epochs."""
+    """Sums up the longest runs of a network: mean and standard deviation of the errors, their number and their length.
+
+    The images are named where they are not all of CIFAR-10.
+    """
     if not rows:
         return ""
-    length = max((row["train_images"], row["epochs"]) for row in rows)
-    errors = [row["top1_error"] for row in rows if (row["train_images"], row["epochs"]) == length]
+    images, epochs = max((row["train_images"], row["epochs"]) for row in rows)
+    errors = [row["top1_error"] for row in rows if (row["train_images"], row["epochs"]) == (images, epochs)]
     spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-    runs = f"{len(errors)} run{'s' * (len(errors) > 1)}, {length[1]} ep."
-    return f"{statistics.mean(errors):.2f}{spread} ({runs})"
+    part = f" of {images:,}" if images < ALL_IMAGES else ""
+    return f"{statistics.mean(errors):.2f}{spread} ({len(errors)} x {epochs} ep.{part})"

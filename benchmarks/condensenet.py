@@ -223,5 +223,5 @@ class CondensingTask(ClassificationTask):
         if self.teacher is not None:
             with torch.no_grad():
                 wanted = self.teacher(input).softmax(dim=1)
-            parts["born_again_loss"] = F.cross_entropy(result["output"], wanted)
+            parts["born_again_loss"] = F.cross_entropy(result["output"].float(), wanted.float())
         return {"loss": torch.stack(list(parts.values())).sum(), "output": result["output"], **parts}

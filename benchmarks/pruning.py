@@ -29,7 +29,7 @@ def snip(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, budget: i
     gradients = torch.autograd.grad(F.cross_entropy(copied(images), labels), weights)
     total, prunable = nonzero_parameters(model), sum(weight.numel() for weight in weights)
     if not total - prunable < budget <= total:
-        raise ValueError(f"the network has {total:,} parameters, {total - prunable:,} of them fixed, not {budget:,}")
+        raise ValueError(f"SNIP keeps {total - prunable + 1:,} to {total:,} parameters of this network, not {budget:,}")
     _prune(
         layers,
         total - budget,

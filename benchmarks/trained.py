@@ -31,11 +31,11 @@ from blockswap_models.train_command import _digest, _surroundings
 from blockswap_models.workers import keep_memory
 
 TEACHER = "wrn40_2"
-_ALL_IMAGES = 50_000
+ALL_IMAGES = 50_000
 # The reduced form, for a machine without a GPU.
 REDUCED_EPOCHS, REDUCED_IMAGES = 2, 5_000
 # That of --smoke.
-_SMOKE_IMAGES, _SMOKE_BATCH = 24, 8
+_SMOKE_IMAGES, _SMOKE_BATCH = 8, 4
 
 AtStep = Callable[[float], None]
 
@@ -138,8 +138,8 @@ class Trainer:
 
     def __str__(self) -> str:
         epochs, full = self.recipe.epochs, RECIPES["cifar10"].epochs
-        reduced = epochs < full or len(self.images.train[1]) < _ALL_IMAGES
-        form = f"reduced form (the paper: {full} epochs of {_ALL_IMAGES:,} images): " if reduced else ""
+        reduced = epochs < full or len(self.images.train[1]) < ALL_IMAGES
+        form = f"reduced form (the paper: {full} epochs of {ALL_IMAGES:,} images): " if reduced else ""
         return (
             f"{form}{epochs} epoch{'s' * (epochs != 1)} of {len(self.images.train[1]):,} images of {self.source}, "
             f"tested on {len(self.images.test[1]):,}; {self.device.type}, {self.amp or 'float32'}"
