@@ -120,7 +120,7 @@ def networks() -> list[Network]:
             Paper("1500.9", "231.7", "5.32"),
             wrn40_2,
             "6xM6/6xM6/6xM6",
-            "1,500,986 is the paper's 1500.9 K if that is cut off and not rounded, as its other counts are",
+            "rounded it is 1501.0 K; the paper's 1500.9 K may be cut off, though its other counts are rounded",
         ),
         student(
             "darts",
