@@ -11,8 +11,9 @@ from typing import Any
 
 import timm
 import torch
+from images import ALL_IMAGES
 from torch import nn
-from trained import ALL_IMAGES, Trainer, add_options, facts_of, records
+from trained import Trainer, add_options, facts_of, records
 
 import blockswap_models
 

@@ -14,8 +14,9 @@ from typing import Any
 import timm
 from comparison import Network, Paper, main, student
 from condensenet import CondenseNet, CondensingTask, condensenet_86
+from images import noise_images
 from pruning import nonzero_parameters, snip
-from trained import TEACHER, Trainer, facts_of, noise_images
+from trained import TEACHER, Trainer, facts_of
 
 from blockswap_models.evaluation import load_weights
 

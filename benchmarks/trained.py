@@ -12,16 +12,17 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
+from images import ALL_IMAGES, Images, cifar_images, noise_images
 from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 
 from blockswap_models import AttentionTransferTask, count
 from blockswap_models.checkpoints import TrainingError, write_whole
-from blockswap_models.cifar import CifarLoader, read_cifar
+from blockswap_models.cifar import CifarLoader
 from blockswap_models.data import DataError
 from blockswap_models.evaluate_command import _device
 from blockswap_models.evaluation import load_weights
@@ -31,11 +32,10 @@ from blockswap_models.train_command import _digest, _surroundings
 from blockswap_models.workers import keep_memory
 
 TEACHER = "wrn40_2"
-ALL_IMAGES = 50_000
 # The reduced form, for a machine without a GPU.
 REDUCED_EPOCHS, REDUCED_IMAGES = 2, 5_000
 # That of --smoke.
-_SMOKE_IMAGES, _SMOKE_BATCH = 8, 4
+_SMOKE_BATCH = 4
 
 AtStep = Callable[[float], None]
 
@@ -60,41 +60,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny form, on images of noise")
 
 
-class Images(NamedTuple):
-    """Images of CIFAR's shape, uint8 (N, 3, 32, 32), and labels (N,), to train and to test on."""
-
-    train: tuple[torch.Tensor, torch.Tensor]
-    test: tuple[torch.Tensor, torch.Tensor]
-
-
-def noise_images(number: int = _SMOKE_IMAGES) -> Images:
-    """Draws white noise with random labels, which needs no data."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (number, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(10, (number,), generator=generator)
-    return Images((images, labels), (images, labels))
-
-
-def cifar_images(root: str | Path, number: int | None = None) -> Images:
-    """Reads CIFAR-10, or a part of it: `number` training images, evenly spaced, and the same share of the test images.
-
-    Raises DataError.
-    """
-    whole = Images(read_cifar(root, "cifar10", True), read_cifar(root, "cifar10", False))
-    if number is None:
-        return whole
-    there = len(whole.train[1])
-    if not 1 <= number <= there:
-        raise DataError(f"CIFAR-10 has {there:,} training images, not {number:,}; write 1 to {there} (--images)")
-
-    def part(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        wanted = max(1, len(labels) * number // there)
-        chosen = torch.arange(wanted) * len(labels) // wanted
-        return images[chosen], labels[chosen]
-
-    return Images(part(*whole.train), part(*whole.test))
-
-
 class Trainer:
     """Trains networks on CIFAR-10, each into a folder of its own within `out`, by the paper's recipe."""
 
@@ -117,7 +82,7 @@ class Trainer:
         """Makes the trainer that the options of `add_options` describe; states its reduced form where it has one."""
         if options.smoke:
             recipe = replace(RECIPES["cifar10"], epochs=1, batch_size=_SMOKE_BATCH, lr=0.01)
-            return cls(noise_images(), options.out, recipe, source="white noise")
+            return cls(noise_images(2 * _SMOKE_BATCH), options.out, recipe, source="white noise")
         if options.data_dir is None:
             raise DataError("to train, write the folder of CIFAR-10 (--data-dir)")
         device = _device(options.device)

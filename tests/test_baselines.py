@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from comparison import main
 from condensenet import CondenseNet, CondensingTask, LearnedGroupConv, condensenet_86
+from images import cifar_images, noise_images
 from pruning import l1_prune, nonzero_parameters, snip
 from torch import nn
-from trained import Trainer, cifar_images, facts_of, noise_images, records
+from trained import Trainer, facts_of, records
 
 from blockswap_models import Budget, SearchSpace, count
 from blockswap_models.checkpoints import TrainingError
