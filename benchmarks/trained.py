@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,16 @@ class Trainer:
 
     def minibatch(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the first minibatch of a training of this seed: images, normalised, and labels."""
-        return next(iter(self.training_loader(seed)))
+        return self.minibatches(1, seed)
+
+    def minibatches(self, number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the first minibatches of a training of this seed, one after the other."""
+        loader, found = self.training_loader(seed), []
+        for epoch in range(-(-number // len(loader))):
+            loader.set_epoch(epoch)
+            found += islice(loader, number - len(found))
+        images, labels = zip(*found, strict=True)
+        return torch.cat(images), torch.cat(labels)
 
     def training_loader(self, seed: int) -> CifarLoader:
         """Makes the minibatches of a training of this seed."""
