@@ -6,7 +6,8 @@ import argparse
 import hashlib
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +34,10 @@ __all__ = [
     "longest",
     "mixed",
     "nearest_single",
+    "run_script",
     "short",
     "single",
+    "suffix",
     "train_all",
     "versions",
 ]
@@ -104,6 +107,23 @@ def add_student_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels-alone", action="store_true", help="train without a teacher")
 
 
+def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], **smoke: Any) -> None:
+    """Runs a script with its options, those of --smoke in a folder that it leaves; says in one line what is wrong."""
+    options = parser.parse_args()
+    try:
+        if options.smoke:
+            torch.set_num_threads(1)
+            vars(options).update(train=True, **smoke)
+            with tempfile.TemporaryDirectory() as options.out:
+                run(options)
+        else:
+            run(options)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted; the same command goes on\n")
+
+
 def train_all(trainer: Trainer, students: Sequence[Student], options: argparse.Namespace) -> None:
     """Trains students by the options of `add_student_options`, in their order, those that are not trained yet.
 
@@ -124,7 +144,7 @@ def train_all(trainer: Trainer, students: Sequence[Student], options: argparse.N
 
 def _fit_alone(trainer: Trainer, students: Sequence[Student], seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     for student in students:
-        name = f"{student.name}-labels"
+        name = student.name + "-labels"
         yield (
             name,
             trainer.fit(name, seed, student.facts, lambda each=student: trainer.classification(each.build())),
@@ -175,13 +195,18 @@ def fit_together(trainer: Trainer, students: Sequence[Student], seed: int) -> li
     return [(each.name, done(each)) for each in students]
 
 
-def longest(out: str | Path, prefix: str, labels_alone: bool = False) -> list[dict[str, Any]]:
-    """Reads the records of networks whose name starts so: those of the most images and epochs that there are."""
-    rows = [
-        row
-        for row in records(out)
-        if row["name"].startswith(prefix) and row["name"].endswith("-labels") == labels_alone
-    ]
+def suffix(options: argparse.Namespace) -> str:
+    """Says how the names of runs end: those without a teacher have names of their own."""
+    return "-labels" if options.labels_alone else ""
+
+
+def longest(out: str | Path, name: str, end: str = "", whole: bool = False) -> list[dict[str, Any]]:
+    """Reads the records of networks of a name, those of the most images and epochs that there are.
+
+    Their names start with `name`, or are `name` where it is `whole`; `end` is that of `suffix`.
+    """
+    rows = [row for row in records(out) if row["name"].endswith("-labels") == bool(end)]
+    rows = [row for row in rows if (row["name"] == name + end if whole else row["name"].startswith(name))]
     most = max(((row["train_images"], row["epochs"]) for row in rows), default=None)
     return [row for row in rows if (row["train_images"], row["epochs"]) == most]
 

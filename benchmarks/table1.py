@@ -13,16 +13,26 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from correlation import correlate
-from genomes import BUDGETS, add_student_options, errors, form, longest, mixed, short, train_all, versions
+from genomes import (
+    BUDGETS,
+    add_student_options,
+    errors,
+    form,
+    longest,
+    mixed,
+    run_script,
+    short,
+    suffix,
+    train_all,
+    versions,
+)
 from ranked import RANKINGS, Scores, describe, score_all
 from trained import Trainer
 
@@ -50,20 +60,7 @@ def main() -> None:
     parser.add_argument("--score", action="store_true", help="score the networks that are trained, and train none")
     parser.add_argument("--minibatches", type=int, nargs="+", default=MINIBATCHES, help="of training (1 10 100)")
     parser.add_argument("--draws", type=int, default=1, help="draws of weights and minibatches (%(default)s)")
-    options = parser.parse_args()
-    try:
-        if options.smoke:
-            torch.set_num_threads(1)
-            options.networks, options.together, options.minibatches = 2, 2, [1, 2]
-            options.budgets, options.train = BUDGETS[:1], True
-            with tempfile.TemporaryDirectory() as options.out:
-                run(options)
-        else:
-            run(options)
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted; the same command goes on\n")
+    run_script(parser, run, networks=2, together=2, minibatches=[1, 2], budgets=BUDGETS[:1])
 
 
 def run(options: argparse.Namespace) -> None:
@@ -99,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def networks(budget: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    return longest(options.out, f"mixed-{short(budget)}-", options.labels_alone)
+    return longest(options.out, f"mixed-{short(budget)}-", suffix(options))
 
 
 def print_budget(
