@@ -18,6 +18,7 @@ from figure2 import PAPER_SINGLE
 from genomes import (
     Student,
     add_student_options,
+    digest,
     error_text,
     longest,
     nearest_single,
@@ -30,7 +31,7 @@ from genomes import (
 from tqdm import tqdm
 from trained import TEACHER, Trainer
 
-from blockswap_models import Budget, Genome, SearchSpace, search
+from blockswap_models import Budget, SearchSpace, search
 from blockswap_models.data import dataset_minibatch, noise_minibatch
 
 BUDGET, BATCH = 400_000, 128
@@ -75,14 +76,8 @@ def found(options: argparse.Namespace) -> dict[int, Student]:
             resume=record.exists() and record.stat().st_size > 0,
             progress=lambda rows, total, done: tqdm(rows, "scoring", total, initial=done, disable=None),
         ).best
-        chosen[number] = student(number, best.genome, options, kind)
+        chosen[number] = Student(f"best-{short(BUDGET)}-{digest(best.genome)}", best.genome, BUDGET)
     return chosen
-
-
-def student(number: int, genome: Genome, options: argparse.Namespace, kind: str) -> Student:
-    """Names the best of a number of genomes by all that it depends on."""
-    how = f"{kind}{options.batch_size}-refine{options.refine}-search{options.search_seed}"
-    return Student(f"best-of-{number}-{how}", genome, BUDGET)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -91,7 +86,8 @@ def run(options: argparse.Namespace) -> None:
     if options.train:
         trainer = Trainer.of(options)
         print(trainer, flush=True)
-        train_all(trainer, [nearest_single(BUDGET), *chosen.values()], options)
+        # The best of 10 may be that of 100 too.
+        train_all(trainer, [nearest_single(BUDGET), *dict.fromkeys(chosen.values())], options)
     print(f"{BUDGET:,} parameters, Fisher potential on {options.batch_size} images, seed {options.search_seed}")
     print(f"{'':16s}{'parameters':>10s}{'MACs (M)':>10s}   {'top-1 error (%)':40s}paper   genome")
     rows = [("single-type", nearest_single(BUDGET), PAPER_SINGLE[BUDGET][1])]

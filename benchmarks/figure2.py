@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, help="random networks a budget (100; without a GPU 10)")
     parser.add_argument("--budgets", type=int, nargs="+", choices=BUDGETS, default=BUDGETS, help="parameters (all)")
     parser.add_argument("--plot", metavar="FILE", help="draw what is trained, a .png or .svg file")
-    run_script(parser, run, networks=2, together=4, budgets=BUDGETS[:1])
+    run_script(parser, run, networks=1, together=3, budgets=BUDGETS[:1])
 
 
 def singles(budget: int) -> list[Student]:

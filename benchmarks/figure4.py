@@ -54,9 +54,8 @@ def run(options: argparse.Namespace) -> None:
         train_all(trainer, [students[block - 1] for block in options.blocks or range(1, len(students) + 1)], options)
     stages = [place.stage for place in Layout.named(TEACHER).positions]
     original = Student(TEACHER, Layout.named(TEACHER).original).facts["params"]
-    print(
-        f"{TEACHER}, one block replaced by {options.type}\nblock  stage  parameters  fewer    MACs (M)  top-1 error (%)"
-    )
+    print(f"{TEACHER}, one block replaced by {options.type}")
+    print("block  stage  parameters  fewer    MACs (M)  top-1 error (%)")
     found = [longest(options.out, each.name, suffix(options), whole=True) for each in students]
     for number, (student, stage, rows) in enumerate(zip(students, stages, found, strict=True), start=1):
         params, macs = student.facts["params"], student.facts["macs"] / 1e6

@@ -28,6 +28,7 @@ __all__ = [
     "BUDGETS",
     "Student",
     "add_student_options",
+    "digest",
     "error_text",
     "errors",
     "form",
@@ -73,7 +74,7 @@ def mixed(budget: int, number: int, seed: int = 0) -> list[Student]:
     """Draws random networks within 2.5 % of a number of parameters; a longer list starts with a shorter one."""
     genomes = SearchSpace(TEACHER).sample(number, Budget(params=budget), seed)
     # By the genome, so that a name is always the same network.
-    return [Student(f"mixed-{short(budget)}-{_digest(genome)}", genome, budget) for genome in genomes]
+    return [Student(f"mixed-{short(budget)}-{digest(genome)}", genome, budget) for genome in genomes]
 
 
 def single(block: str, budget: int | None = None) -> Student:
@@ -94,7 +95,8 @@ def nearest_single(budget: int) -> Student:
     return single(min(costs, key=lambda block: abs(costs[block] - budget)), budget)
 
 
-def _digest(*texts: str) -> str:
+def digest(*texts: str) -> str:
+    """Names texts, such as a genome, for a folder."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:10]
 
 
@@ -156,7 +158,7 @@ def fit_together(trainer: Trainer, students: Sequence[Student], seed: int) -> li
 
     Those that have been trained stay as they are. An interrupted run goes on where the same students are asked for.
     """
-    digest = trainer.teacher_digest(seed)
+    digest = trainer.teacherdigest(seed)
     common = trainer.arguments(digest)
     own = {each.name: {"name": each.name, **each.facts} for each in students}
 
@@ -165,7 +167,7 @@ def fit_together(trainer: Trainer, students: Sequence[Student], seed: int) -> li
         return finished(trainer.folder(student.name, seed), wanted)
 
     def folder(some: Sequence[Student]) -> Path:
-        return trainer.folder(f"together-{_digest(*(each.name for each in some))}", seed)
+        return trainer.folder(f"together-{digest(*(each.name for each in some))}", seed)
 
     missing = [each for each in students if done(each) is None]
     # Where the run was killed while its results were put away, its checkpoint has what some of them lack.
