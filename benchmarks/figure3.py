@@ -3,7 +3,8 @@
     python benchmarks/figure3.py --records baselines --out figure3.png
 
 Reads `records.jsonl` of table1.py, table2.py, table6.py, figure2.py, figure4.py and best_of.py, and draws one point for
-each network, the mean over its seeds; what was trained by --labels-alone is left out. Hollow points are the figures that the paper prints in Tables 2 and 6.
+each network, the mean over its seeds; what was trained by --labels-alone is left out. Hollow points are the figures
+that the paper prints in Tables 2 and 6.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ KINDS = {
     "one": ("one block replaced (Figure 4)", "#009E73", ".", 5),
     "mixed": ("random (Table 1, Figure 2)", "#8c8c8c", ".", 3),
 }
+# Thousands of parameters, between those of the smallest students and of the teacher.
+TICKS = (100, 150, 200, 300, 400, 600, 800, 1000, 1500, 2000, 3000)
 Points = dict[str, list[tuple[float, float]]]
 
 
@@ -124,7 +127,12 @@ def draw(figure: Figure, ours: Points, papers: Points) -> None:
                     label=label if face != "none" else f"{label}, the paper's",
                 )
     axes.set(xscale="log", xlabel="parameters (thousands)", ylabel="top-1 error on CIFAR-10 (%)")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    # From first to last, though what comes first is drawn last, on top.
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,9 @@ def draw(figure: Figure, students: list[Student], stages: list[int], found: list
     for axes in (left, right):
         # Bars from zero would hide the differences.
         heights = [bar.get_height() for bar in axes.patches]
-        if heights:
+        if len({*heights}) > 1:
             axes.set_ylim(min(heights) - 0.2 * (max(heights) - min(heights)), None)
+        axes.set(xlim=(0, len(students) + 1), xticks=numbers)
 
 
 if __name__ == "__main__":

@@ -158,8 +158,7 @@ def fit_together(trainer: Trainer, students: Sequence[Student], seed: int) -> li
 
     Those that have been trained stay as they are. An interrupted run goes on where the same students are asked for.
     """
-    digest = trainer.teacherdigest(seed)
-    common = trainer.arguments(digest)
+    common = trainer.arguments(trainer.teacher_digest(seed))
     own = {each.name: {"name": each.name, **each.facts} for each in students}
 
     def done(student: Student) -> dict[str, Any] | None:
