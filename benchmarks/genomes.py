@@ -191,9 +191,14 @@ def fit_together(trainer: Trainer, students: Sequence[Student], seed: int) -> li
             of_students={each.name: own[each.name] for each in some},
         )
         for each in missing:
-            os.replace(folder(some) / each.name, trainer.folder(each.name, seed))
+            _put_away(folder(some) / each.name, trainer.folder(each.name, seed))
         trainer.collect()
     return [(each.name, done(each)) for each in students]
+
+
+def _put_away(folder: Path, target: Path) -> None:
+    """Moves the results of one of several students to where they would lie had it been trained alone."""
+    os.replace(folder, target)
 
 
 def suffix(options: argparse.Namespace) -> str:
