@@ -96,10 +96,8 @@ def run(options: argparse.Namespace) -> None:
         error = error_text(longest(options.out, each.name, suffix(options), whole=True))
         facts = each.facts
         print(f"{label:16s}{facts['params']:>10,}{facts['macs'] / 1e6:>10.1f}   {error:40s}{paper:6s}  {each.genome}")
-    print(
-        "Images: "
-        + ("1/f noise; --data-dir for CIFAR-10's." if options.data_dir is None else "CIFAR-10's, as in the paper.")
-    )
+    images = "1/f noise; --data-dir for CIFAR-10's" if options.data_dir is None else "CIFAR-10's, as in the paper"
+    print(f"Images: {images}. All learn from WRN-40-2 by attention transfer, unless --labels-alone.")
 
 
 if __name__ == "__main__":
