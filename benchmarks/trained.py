@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,19 @@ class Trainer:
 
     def minibatch(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the first minibatch of a training of this seed: images, normalised, and labels."""
-        return next(iter(self._training_loader(seed)))
+        return self.minibatches(1, seed)
 
-    def _training_loader(self, seed: int) -> CifarLoader:
+    def minibatches(self, number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the first minibatches of a training of this seed, one after the other."""
+        loader, found = self.training_loader(seed), []
+        for epoch in range(-(-number // len(loader))):
+            loader.set_epoch(epoch)
+            found += islice(loader, number - len(found))
+        images, labels = zip(*found, strict=True)
+        return torch.cat(images), torch.cat(labels)
+
+    def training_loader(self, seed: int) -> CifarLoader:
+        """Makes the minibatches of a training of this seed."""
         return CifarLoader(
             *self.images.train,
             self.recipe.batch_size,
@@ -158,20 +169,35 @@ class Trainer:
         """
         recipe = replace(self.recipe, lr=self.recipe.lr * lr_factor)
         folder = self.folder(name, seed)
-        arguments = {
-            "name": name,
-            **facts,
+        arguments = {"name": name, **facts, **self.arguments(teacher)}
+        done = finished(folder, {**asdict(recipe), "seed": seed, **arguments})
+        return done or self.run(folder, seed, make_task, arguments, recipe, at_step=at_step)
+
+    def arguments(self, teacher: str | None) -> dict[str, Any]:
+        """Says what all networks have in common that are trained by a teacher, or without one."""
+        return {
             "teacher": teacher,
             "data": self.source,
             "train_images": len(self.images.train[1]),
             "amp": self.amp,
             "device": self.device.type,
         }
-        if (folder / "summary.json").exists():
-            return _finished(folder / "summary.json", {**asdict(recipe), "seed": seed, **arguments})
+
+    def run(
+        self,
+        folder: Path,
+        seed: int,
+        make_task: Callable[[], TrainingTask],
+        arguments: dict[str, Any],
+        recipe: Recipe,
+        *,
+        at_step: Callable[[Any], AtStep] | None = None,
+        of_students: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        """Trains a task in a folder, or goes on with it; returns what `train` does, and collects the records."""
         torch.manual_seed(seed)
         task = make_task()
-        loader = self._training_loader(seed)
+        loader = self.training_loader(seed)
         summary = train(
             task.to(memory_format=torch.channels_last) if self.device.type == "cuda" else task,
             loader if at_step is None else _Told(loader, recipe.epochs, at_step(task)),
@@ -181,6 +207,7 @@ class Trainer:
             seed=seed,
             arguments=arguments,
             facts=_surroundings(self.device),
+            of_students=of_students,
             resume=(folder / "log.jsonl").exists() or (folder / "checkpoint.pth").exists(),
             dtype=getattr(torch, self.amp or "float32"),
             progress=sys.stderr.isatty(),
@@ -192,11 +219,13 @@ class Trainer:
         """Makes the task of training by labels alone."""
         return ClassificationTask(model.to(self.device), device=self.device, verbose=False)
 
-    def attention_transfer(self, model: nn.Module, seed: int) -> TrainingTask:
-        """Makes the task of training by labels and by the attention of the teacher of a seed."""
+    def attention_transfer(
+        self, model: nn.Module, seed: int, teacher: nn.Module | None = None
+    ) -> AttentionTransferTask:
+        """Makes the task of training by labels and by the attention of the teacher of a seed, loaded if not given."""
         return AttentionTransferTask(
             model.to(self.device),
-            self.teacher(seed),
+            self.teacher(seed) if teacher is None else teacher,
             beta=self.recipe.beta,
             mode=self.recipe.mode,
             device=self.device,
@@ -257,14 +286,16 @@ def records(out: str | Path) -> list[dict[str, Any]]:
     return [{"epochs": each["recipe"]["epochs"], **each} for each in summaries if "name" in each]
 
 
-def _finished(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def finished(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the summary of the run in a folder, None where it has not ended; raises TrainingError for another run."""
+    path = folder / "summary.json"
+    if not path.exists():
+        return None
     summary = json.loads(path.read_text())
     has = {**summary["recipe"], **summary}
     for name, value in json.loads(json.dumps(wanted)).items():
         if has.get(name) != value:
-            raise TrainingError(
-                f"the run in '{path.parent}' has {name} {has.get(name)}, not {value}; write another --out"
-            )
+            raise TrainingError(f"the run in '{folder}' has {name} {has.get(name)}, not {value}; write another --out")
     return summary
 
 
