@@ -53,7 +53,7 @@ def add_push(subcommands: Any) -> argparse.ArgumentParser:
 
 
 def run_pack(options: argparse.Namespace) -> None:
-    """Writes the weights of a run in half precision, and their card with the errors of both precisions."""
+    """Writes the parameters of a run in half precision, and their card with the errors of both precisions."""
     folder = Path(options.run_folder)
     summary = _summary(folder)
     name = f"{_known(summary['model']).partition('.')[0]}.{options.tag}"
@@ -74,12 +74,15 @@ def run_pack(options: argparse.Namespace) -> None:
 
     model = timm.create_model(_known(summary["model"]), num_classes=summary["num_classes"], genome=summary["genome"])
     load_weights(model, folder / "model.safetensors")
-    # Halved and back: what is tested are the numbers in the file.
-    model.half().float().to(_device(options.device))
-    state = {key: each.half() if each.is_floating_point() else each for key, each in model.state_dict().items()}
-    if not all(each.isfinite().all() for each in state.values()):
+    _halve(model)
+    content = safetensors.torch.save(
+        {key: each.clone(memory_format=torch.contiguous_format) for key, each in model.state_dict().items()},
+        {"format": "pt"},
+    )
+    # What is tested are the numbers in the file.
+    model.float().to(_device(options.device))
+    if not all(each.isfinite().all() for each in model.parameters()):
         raise WeightsError(f"the weights of {_quote(str(folder))} are too large for {_DTYPE}, or not finite")
-    content = safetensors.torch.save({key: each.cpu().contiguous() for key, each in state.items()}, {"format": "pt"})
     loader = evaluation_loader(model, summary["data"], options.data_dir, workers=options.workers)
     interval = 0.5 if sys.stderr.isatty() else 30
     tested = evaluate(
@@ -113,7 +116,8 @@ def run_push(options: argparse.Namespace) -> None:
     weights = _packed(options.name)
     card = read_card(weights.with_suffix(".json"))
     check_weights(weights)
-    model = _model_of(card, weights).half()
+    model = _model_of(card, weights)
+    _halve(model)
 
     from .zoo import save_pretrained
 
@@ -150,6 +154,12 @@ def _packed(name: str) -> Path:
             return there[candidate]
     listed = f"one of {', '.join(there)}" if there else "the card of weights that 'blockswap pack' made"
     raise WeightsError(f"no weights {_quote(name)} in the zoo; write {listed}")
+
+
+def _halve(model: nn.Module) -> None:
+    """Halves the precision of the parameters; statistics of BN are few, and can be beyond the range of float16."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half()
 
 
 def _model_of(card: dict[str, Any], weights: Path) -> nn.Module:
