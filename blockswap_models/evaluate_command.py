@@ -63,8 +63,11 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .evaluation import evaluate, evaluation_loader, load_weights
+    from .workers import keep_memory
 
     device = _device(options.device)
+    if device.type == "cpu":
+        keep_memory()
     model = _model(options)
     if options.checkpoint is not None:
         load_weights(model, options.checkpoint)

@@ -71,7 +71,11 @@ def run_pack(options: argparse.Namespace) -> None:
 
     from .checkpoints import write_whole
     from .evaluation import evaluate, evaluation_loader, load_weights
+    from .workers import keep_memory
 
+    device = _device(options.device)
+    if device.type == "cpu":
+        keep_memory()
     model = timm.create_model(_known(summary["model"]), num_classes=summary["num_classes"], genome=summary["genome"])
     load_weights(model, folder / "model.safetensors")
     _halve(model)
@@ -80,7 +84,7 @@ def run_pack(options: argparse.Namespace) -> None:
         {"format": "pt"},
     )
     # What is tested are the numbers in the file.
-    model.float().to(_device(options.device))
+    model.float().to(device)
     if not all(each.isfinite().all() for each in model.parameters()):
         raise WeightsError(f"the weights of {_quote(str(folder))} are too large for {_DTYPE}, or not finite")
     loader = evaluation_loader(model, summary["data"], options.data_dir, workers=options.workers)
