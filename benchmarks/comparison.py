@@ -61,8 +61,7 @@ def student(
         return timm.create_model(model, genome=genome, **kwargs)
 
     def fit(trainer: Trainer, seed: int, facts: dict[str, Any]) -> dict[str, Any]:
-        teacher = trainer.teacher_digest(seed)
-        return trainer.fit(name, seed, facts, lambda: trainer.attention_transfer(build(), seed), teacher=teacher)
+        return trainer.fit_student(name, seed, facts, build)
 
     return Network(name, label, paper, lambda: facts_of(build(device="meta")), fit, note)
 

@@ -17,13 +17,14 @@ import numpy as np
 from genomes import (
     BUDGETS,
     Student,
-    add_student_options,
+    add_random_options,
     error_text,
     errors,
     form,
     longest,
     mixed,
     nearest_single,
+    networks_of,
     run_script,
     short,
     single,
@@ -45,9 +46,7 @@ QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_student_options(parser)
-    parser.add_argument("--networks", type=int, help="random networks a budget (100; without a GPU 10)")
-    parser.add_argument("--budgets", type=int, nargs="+", choices=BUDGETS, default=BUDGETS, help="parameters (all)")
+    add_random_options(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw what is trained, a .png or .svg file")
     run_script(parser, run, networks=1, together=3, budgets=BUDGETS[:1])
 
@@ -63,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     print(versions())
     if options.train:
         trainer = Trainer.of(options)
-        number = options.networks or (10 if trainer.device.type == "cpu" else 100)
+        number = networks_of(options, trainer)
         print(f"{trainer}\n{number} random networks at each of {', '.join(map(short, options.budgets))}", flush=True)
         for budget in options.budgets:
             train_all(trainer, singles(budget) + mixed(budget, number), options)

@@ -27,6 +27,7 @@ from blockswap_models.students import SharedTeacherTask
 __all__ = [
     "BUDGETS",
     "Student",
+    "add_random_options",
     "add_student_options",
     "digest",
     "error_text",
@@ -35,6 +36,7 @@ __all__ = [
     "longest",
     "mixed",
     "nearest_single",
+    "networks_of",
     "run_script",
     "short",
     "single",
@@ -107,6 +109,18 @@ def add_student_options(parser: argparse.ArgumentParser) -> None:
         "--together", type=int, default=1, metavar="N", help="networks to train at a time, of one teacher (%(default)s)"
     )
     parser.add_argument("--labels-alone", action="store_true", help="train without a teacher")
+
+
+def add_random_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `add_student_options`, and those of drawing networks at random."""
+    add_student_options(parser)
+    parser.add_argument("--networks", type=int, help="random networks a budget (100; without a GPU 10)")
+    parser.add_argument("--budgets", type=int, nargs="+", choices=BUDGETS, default=BUDGETS, help="parameters (all)")
+
+
+def networks_of(options: argparse.Namespace, trainer: Trainer) -> int:
+    """Says how many random networks a budget has, fewer in the reduced form."""
+    return options.networks or (10 if trainer.device.type == "cpu" else 100)
 
 
 def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], **smoke: Any) -> None:

@@ -22,11 +22,12 @@ from typing import Any
 from correlation import correlate
 from genomes import (
     BUDGETS,
-    add_student_options,
+    add_random_options,
     errors,
     form,
     longest,
     mixed,
+    networks_of,
     run_script,
     short,
     suffix,
@@ -54,9 +55,7 @@ those of students (Table 6), so they learn from one here, unless --labels-alone.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_student_options(parser)
-    parser.add_argument("--networks", type=int, help="random networks a budget (100; without a GPU 10)")
-    parser.add_argument("--budgets", type=int, nargs="+", choices=BUDGETS, default=BUDGETS, help="parameters (all)")
+    add_random_options(parser)
     parser.add_argument("--score", action="store_true", help="score the networks that are trained, and train none")
     parser.add_argument("--minibatches", type=int, nargs="+", default=MINIBATCHES, help="of training (1 10 100)")
     parser.add_argument("--draws", type=int, default=1, help="draws of weights and minibatches (%(default)s)")
@@ -72,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         trainer = Trainer.of(options)
         print(trainer, flush=True)
         if options.train:
-            number = options.networks or (10 if trainer.device.type == "cpu" else 100)
+            number = networks_of(options, trainer)
             print(f"{number} random networks at each of {', '.join(map(short, options.budgets))}", flush=True)
             # The budgets in turn, so that a part of a run has as many networks of each.
             some = [mixed(budget, number) for budget in options.budgets]

@@ -64,14 +64,7 @@ def snip_row(size: str, params: str, error: str) -> Network:
         return facts_of(whole, nonzero_parameters(model))
 
     def fit(trainer: Trainer, seed: int, facts: dict[str, Any]) -> dict[str, Any]:
-        digest = trainer.teacher_digest(seed)
-        return trainer.fit(
-            name,
-            seed,
-            facts,
-            lambda: trainer.attention_transfer(pruned(*trainer.minibatch(seed)), seed),
-            teacher=digest,
-        )
+        return trainer.fit_student(name, seed, facts, lambda: pruned(*trainer.minibatch(seed)))
 
     return Network(name, "SNIP", Paper(params, "-", error), counted, fit)
 

@@ -74,15 +74,7 @@ def l1_row(percent: int, paper: Paper) -> Network:
         return model
 
     def fit(trainer: Trainer, seed: int, facts: dict[str, Any]) -> dict[str, Any]:
-        digest = trainer.teacher_digest(seed)
-        return trainer.fit(
-            name,
-            seed,
-            facts,
-            lambda: trainer.attention_transfer(pruned(trainer, seed), seed),
-            teacher=digest,
-            lr_factor=FINE_TUNING,
-        )
+        return trainer.fit_student(name, seed, facts, lambda: pruned(trainer, seed), FINE_TUNING)
 
     return Network(name, "L1 pruning", paper, counted, fit)
 

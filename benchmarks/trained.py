@@ -232,6 +232,15 @@ class Trainer:
             verbose=False,
         )
 
+    def fit_student(
+        self, name: str, seed: int, facts: dict[str, Any], build: Callable[[], nn.Module], lr_factor: float = 1.0
+    ) -> dict[str, Any]:
+        """Trains a network by the attention of the teacher of a seed, as `fit` does; `build` makes it."""
+        teacher = self.teacher_digest(seed)
+        return self.fit(
+            name, seed, facts, lambda: self.attention_transfer(build(), seed), teacher=teacher, lr_factor=lr_factor
+        )
+
     def teacher(self, seed: int) -> nn.Module:
         """Loads the teacher of a seed."""
         model = timm.create_model(f"blockswap_{TEACHER}")

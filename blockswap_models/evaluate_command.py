@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from .evaluation import Evaluation, Minibatches
+
 __all__ = ["add_evaluate", "run_evaluate"]
 
 
@@ -60,9 +62,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
         )
 
     import torch
-    from tqdm import tqdm
 
-    from .evaluation import evaluate, evaluation_loader, load_weights
+    from .evaluation import evaluation_loader, load_weights
     from .workers import keep_memory
 
     device = _device(options.device)
@@ -82,13 +83,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         options.class_map,
         options.workers,
     )
-    interval = 0.5 if sys.stderr.isatty() else 30
-    result = evaluate(
-        model,
-        loader,
-        getattr(torch, options.dtype),
-        lambda batches: tqdm(batches, unit="minibatch", mininterval=interval, dynamic_ncols=True),
-    )
+    result = _measure(model, loader, getattr(torch, options.dtype))
     weights = options.checkpoint or ("random" if options.pretrained is False else "pretrained")
     if options.json:
         report = {
@@ -111,6 +106,17 @@ def run_evaluate(options: argparse.Namespace) -> None:
         ("time", f"{result.seconds:,.1f} s, {result.images / result.seconds:,.0f} images/s, {device}, {options.dtype}"),
     ]
     _print_table(("model", options.name), rows)
+
+
+def _measure(model: nn.Module, loader: Minibatches, dtype: torch.dtype) -> Evaluation:
+    from tqdm import tqdm
+
+    from .evaluation import evaluate
+
+    interval = 0.5 if sys.stderr.isatty() else 30
+    return evaluate(
+        model, loader, dtype, lambda batches: tqdm(batches, unit="minibatch", mininterval=interval, dynamic_ncols=True)
+    )
 
 
 def _device(name: str | None) -> torch.device:

@@ -6,14 +6,13 @@ import argparse
 import json
 import os
 import shlex
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cards import WeightsError, check_weights, make_card, read_card, shipped
 from .commands import _print_table
-from .evaluate_command import _device, _known
+from .evaluate_command import _device, _known, _measure
 from .genome import _quote
 from .recipes import RECIPES
 
@@ -67,10 +66,9 @@ def run_pack(options: argparse.Namespace) -> None:
     import safetensors.torch
     import timm
     import torch
-    from tqdm import tqdm
 
     from .checkpoints import write_whole
-    from .evaluation import evaluate, evaluation_loader, load_weights
+    from .evaluation import evaluation_loader, load_weights
     from .workers import keep_memory
 
     device = _device(options.device)
@@ -88,10 +86,7 @@ def run_pack(options: argparse.Namespace) -> None:
     if not all(each.isfinite().all() for each in model.parameters()):
         raise WeightsError(f"the weights of {_quote(str(folder))} are too large for {_DTYPE}, or not finite")
     loader = evaluation_loader(model, summary["data"], options.data_dir, workers=options.workers)
-    interval = 0.5 if sys.stderr.isatty() else 30
-    tested = evaluate(
-        model, loader, torch.float32, lambda batches: tqdm(batches, unit="minibatch", mininterval=interval)
-    )
+    tested = _measure(model, loader, torch.float32)
     errors = {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
     made = make_card(name, summary, content, _DTYPE, errors, _command_of(summary))
     weights.parent.mkdir(parents=True, exist_ok=True)

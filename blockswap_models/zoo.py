@@ -105,9 +105,10 @@ def data_config(layout: Layout) -> dict[str, Any]:
 
 def _cfgs() -> dict[str, dict[str, Any]]:
     cfgs: dict[str, dict[str, Any]] = {}
+    there = shipped()
     for name in GENOMES:
         cfg = _CIFAR10 if "wrn" in name else _IMAGENET
-        weights = {tagged: path for tagged, path in shipped().items() if tagged.partition(".")[0] == name}
+        weights = {tagged: path for tagged, path in there.items() if tagged.partition(".")[0] == name}
         # timm's default is the first.
         cfgs |= {tagged: {**cfg, "file": str(path)} for tagged, path in weights.items()} or {name: cfg}
     return cfgs
