@@ -90,7 +90,7 @@ def run_train(options: argparse.Namespace) -> None:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = _device(options.device)
     if device.type == "cpu":
-        # A student's step takes a quarter less time.
+        # Students, whose operations are small, spend much time on getting memory anew.
         keep_memory()
     if world_size > 1:
         if device.type == "cuda":
