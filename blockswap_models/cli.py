@@ -20,17 +20,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+        return 0
     except (ValueError, OSError, RuntimeError) as error:
         # A reader that went away, as in `blockswap list | head`, is no error.
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        print(f"blockswap {options.command}: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+        message, code = (str(error).splitlines() or [type(error).__name__])[0], 2
     except KeyboardInterrupt:
-        print(f"blockswap {options.command}: interrupted{getattr(options, 'advice', '')}", file=sys.stderr)
-        return 130
-    return 0
+        message, code = f"interrupted{getattr(options, 'advice', '')}", 130
+    # With the exception go the frames that it held, and only then do the progress bars in them end their line.
+    print(f"blockswap {options.command}: {message}", file=sys.stderr)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -118,6 +119,17 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):
     assert message in err
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("failure", "status"), [(KeyboardInterrupt, 130), (OSError, 2)])
+def test_the_message_comes_after_the_progress_bar(capsys, tmp_path, monkeypatch, failure, status):
+    # Raised outside the bar's own code, while it waits for the next score.
+    monkeypatch.setattr("blockswap_models.record.Record.add", Mock(side_effect=failure))
+    ended, _, err = run(capsys, *SEARCH, "--out", tmp_path / "record.jsonl")
+    assert ended == status
+    message = "interrupted; go on with the same command" if status == 130 else "OSError"
+    assert "| 0/4" in err
+    assert err.splitlines()[-1].startswith(f"blockswap search: {message}")
 
 
 def test_a_record_of_another_search_is_left_alone(capsys, tmp_path):
