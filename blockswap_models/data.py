@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data import create_dataset, create_transform
+from torch.utils.data import IterableDataset
 
 from .genome import _quote
 from .space import SearchSpace
@@ -147,7 +148,7 @@ def tensor_minibatch(space: SearchSpace, images: torch.Tensor, labels: torch.Ten
 
 
 def _draw(dataset: Any, name: str, batch_size: int, parts: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    if hasattr(dataset, "__getitem__"):
+    if not isinstance(dataset, IterableDataset):
         there = len(dataset)
         number = min(parts, there // batch_size) * batch_size
         chosen = np.random.default_rng(_data_seed(seed)).choice(there, number, replace=False)

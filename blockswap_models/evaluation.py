@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from timm.data import create_loader, resolve_model_data_config
 from timm.models import load_state_dict
 from torch import nn
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 
 from .cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from .data import DataError, find_dataset, open_dataset
@@ -151,7 +151,7 @@ def evaluation_loader(
         _check_classes(model, data, max(index.values()) + 1, class_map is not None)
     chosen = dataset
     if images is not None:
-        if not hasattr(dataset, "__getitem__"):
+        if isinstance(dataset, IterableDataset):
             raise DataError(f"{data} is a stream, of which only all images can be taken; leave --images out")
         chosen = Subset(dataset, _spaced(len(dataset), images).tolist())
     loader = create_loader(

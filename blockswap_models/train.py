@@ -167,8 +167,14 @@ def _train_epoch(
         optimizer.zero_grad()
         begin_step()
         images, labels = images.to(task.device, non_blocking=True), labels.to(task.device, non_blocking=True)
-        with torch.autocast(task.device.type, dtype, enabled=dtype != torch.float32):
-            result = task(images, labels)
+        try:
+            with torch.autocast(task.device.type, dtype, enabled=dtype != torch.float32):
+                result = task(images, labels)
+        except IndexError as error:
+            # A stream does not say beforehand which labels it has.
+            raise TrainingError(
+                f"a label is none of the network's classes; write more (--num-classes): {error}"
+            ) from None
         result["loss"].backward()
         optimizer.step()
         task.update_ema()
@@ -251,8 +257,10 @@ def _set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
     if isinstance(sampler, DistributedSampler):
         sampler.seed = seed
         sampler.set_epoch(epoch)
-    if hasattr(loader, "set_epoch"):
-        loader.set_epoch(epoch)
+    # Of what timm streams the dataset itself has the order.
+    for each in (loader, getattr(loader, "dataset", None)):
+        if hasattr(each, "set_epoch"):
+            each.set_epoch(epoch)
 
 
 def _barrier() -> None:

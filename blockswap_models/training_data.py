@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from timm.data import create_loader, resolve_model_data_config
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from .cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from .data import DataError, find_dataset, open_dataset
@@ -62,7 +63,7 @@ def training_loader(
             device=device,
             channels_last=channels_last,
         )
-    return _timm_loader(model, data, root, recipe, config, torch.device(device), world_size, workers)
+    return _timm_loader(model, data, root, recipe, config, seed, torch.device(device), world_size, workers)
 
 
 def _timm_loader(
@@ -71,6 +72,7 @@ def _timm_loader(
     root: str,
     recipe: Recipe,
     config: dict[str, Any],
+    seed: int,
     device: torch.device,
     world_size: int,
     workers: int,
@@ -80,10 +82,17 @@ def _timm_loader(
         if not _any_folder(root, splits):
             raise DataError(f"no folder {splits[0]} in '{root}'; training wants folders train and val of images there")
     dataset = open_dataset(
-        data, root, "train", batch_size=recipe.batch_size, input_img_mode="L" if config["input_size"][0] == 1 else "RGB"
+        data,
+        root,
+        "train",
+        batch_size=recipe.batch_size,
+        input_img_mode="L" if config["input_size"][0] == 1 else "RGB",
+        # These are for streams, which shuffle by themselves; to all others timm gives a sampler.
+        is_training=True,
+        seed=seed,
     )
-    if not hasattr(dataset, "__getitem__"):
-        raise DataError(f"{data} is a stream, whose images have no order to resume; write a dataset that is not")
+    if isinstance(dataset, IterableDataset):
+        _check_stream(dataset, data, world_size, workers)
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     if index:
         _check_classes(model, data, max(index.values()) + 1)
@@ -106,6 +115,20 @@ def _timm_loader(
     if not len(loader):
         raise DataError(f"{len(dataset)} images make no minibatch of {recipe.batch_size} a process; write fewer")
     return loader
+
+
+def _check_stream(dataset: Any, data: str, world_size: int, workers: int) -> None:
+    """Sees that a stream has an order of its own for each epoch, and a shard for each process that reads it."""
+    reader = dataset.reader
+    if not hasattr(reader, "set_epoch"):
+        raise DataError(f"{data} is a stream, whose images have no order to resume; write a dataset that is not")
+    shards = len(getattr(getattr(reader, "split_info", None), "filenames", ()))
+    readers = max(1, workers) * world_size
+    if 0 < shards < readers:
+        raise DataError(
+            f"{data} has {shards} shards for {readers} processes that read them; write --workers "
+            f"{shards // world_size or 1}" + (f" and {shards} processes or fewer" if shards < world_size else "")
+        )
 
 
 def _any_folder(root: str, names: Iterable[str]) -> bool:
