@@ -69,6 +69,7 @@ class Work(TorchDispatchMode):
         super().__init__()
         self._limits = limits
         self.flops, self.bytes, self.limit, self.fused = 0, 0, 0.0, 0.0
+        self._operations: list[tuple[int, int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -78,7 +79,12 @@ class Work(TorchDispatchMode):
         self.bytes += moved
         self.limit += seconds
         self.fused += seconds if flops else 0
+        self._operations.append((flops, moved))
         return result
+
+    def least(self, limits: Limits) -> float:
+        """Seconds that a machine of these limits would take at least for what was counted."""
+        return sum(max(flops / limits.flops, moved / limits.copied_bytes) for flops, moved in self._operations)
 
 
 def flops_of(func: Any, args: Any, result: Any) -> int:

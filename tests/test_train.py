@@ -12,16 +12,18 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision
 from timm.task import ClassificationTask
 
 import blockswap_models.checkpoints
 from blockswap_models import AttentionTransferTask, SearchSpace, evaluation, training_data
 from blockswap_models.checkpoints import TrainingError, write_whole
 from blockswap_models.cifar import CifarLoader, read_cifar
-from blockswap_models.cli import main
+from blockswap_models.cli import _parser, main
 from blockswap_models.data import DataError, noise_minibatch
 from blockswap_models.recipes import RECIPES, Recipe, learning_rate
 from blockswap_models.train import make_optimizer, train
+from blockswap_models.train_command import _teacher
 from blockswap_models.training_data import training_loader
 
 TINY = Recipe(epochs=3, batch_size=8, lr=0.05, cutout=4, padding=1)
@@ -467,6 +469,17 @@ def test_a_folder_from_start_to_evaluation(capsys, folder, tmp_path):
     lines = [line for line in out.splitlines() if "error" in line]
     assert lines == [line for line in evaluated.splitlines() if "error" in line]
     assert lines[0].split()[2] == f"{summary['top1_error']:.2f}"
+
+
+@pytest.mark.parametrize("teacher", ["resnet34", "blockswap_resnet34"])
+def test_torchvisions_weights_teach(tmp_path, teacher):
+    theirs = torchvision.models.resnet34()
+    torch.save(theirs.state_dict(), tmp_path / "resnet34.pth")
+    command = ["train", "resnet34_3m", "--data", "x", "--out", "y"]
+    options = _parser().parse_args([*command, "--teacher", teacher, "--teacher-checkpoint", f"{tmp_path}/resnet34.pth"])
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(_teacher(options).eval()(images), theirs.eval()(images))
 
 
 def test_an_interruption_says_how_to_go_on(capsys, tmp_path, monkeypatch):
