@@ -13,20 +13,21 @@ import time
 
 import numpy as np
 import torch
+from torch import nn
 
 from blockswap_models import Budget, LatencyTable, SearchSpace, profile
 from blockswap_models.budgets import parse_amount
 from blockswap_models.profiling import Stopwatch, threads_set, typical
 
 
-def measure(space: SearchSpace, genomes: list[str], table: LatencyTable, options: argparse.Namespace) -> list[float]:
-    """The seconds of each genome's whole network, in the circumstances of the table."""
-    stopwatch = Stopwatch(torch.device(options.device))
-    networks = [space.build(genome).eval().to(options.device) for genome in genomes]
+def measure(networks: list[nn.Module], table: LatencyTable, rounds: int) -> list[float]:
+    """The seconds of each whole network, run in turn with the others in the circumstances of the table."""
+    stopwatch = Stopwatch(torch.device(table.device))
+    networks = [network.eval().to(table.device) for network in networks]
     times: list[list[float]] = [[] for _ in networks]
     with threads_set(table.threads), torch.inference_mode():
-        x = torch.rand(table.batch_size, *table.input_size, device=options.device)
-        for _ in range(options.rounds):
+        x = torch.rand(table.batch_size, *table.input_size, device=table.device)
+        for _ in range(rounds):
             for network, found in zip(networks, times, strict=True):
                 network(x)
                 found += [stopwatch.whole(network, x) for _ in range(3)]
@@ -64,7 +65,7 @@ def main() -> None:
     spent = time.perf_counter() - start
     genomes = space.sample(options.genomes, Budget(params=parse_amount(options.params)), options.seed)
     predicted = [table.latency(genome) for genome in genomes]
-    measured = measure(space, genomes, table, options)
+    measured = measure([space.build(genome) for genome in genomes], table, options.rounds)
     errors = [one / other - 1 for one, other in zip(predicted, measured, strict=True)]
     print(
         f"torch {torch.__version__}, {table.device}, {table.about['processor']}, {table.threads} threads, "
