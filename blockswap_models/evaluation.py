@@ -148,7 +148,10 @@ def evaluation_loader(
     )
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     if index:
-        _check_classes(model, data, max(index.values()) + 1, class_map is not None)
+        classes, advice = max(index.values()) + 1, ", with weights for as many"
+        if data == "folder" and classes < getattr(model, "num_classes", classes):
+            advice += ", or, for some of the network's classes, the file with the names of all (--class-map)"
+        _check_classes(model, data, classes, class_map is not None, advice)
     chosen = dataset
     if images is not None:
         if isinstance(dataset, IterableDataset):
@@ -172,10 +175,11 @@ def evaluation_loader(
     return loader
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) -> None:
     """Loads the weights of a checkpoint: a .safetensors file, or one of torch with tensors only; raises ValueError.
 
-    Of a checkpoint of timm's training it takes the averaged weights (EMA) where there are any.
+    Of a checkpoint of timm's training it takes the averaged weights (EMA) where there are any. With `any_classes` a
+    timm model takes on the checkpoint's number of classes.
     """
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {_quote(str(path))}; write a .safetensors file, or a checkpoint of torch")
@@ -186,6 +190,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             f"cannot read the checkpoint {_quote(str(path))}: it is damaged, or holds more than tensors, which could "
             "run code; write a .safetensors file"
         ) from None
+    classifier = state.get(f"{getattr(model, 'pretrained_cfg', {}).get('classifier')}.weight")
+    if any_classes and classifier is not None and len(classifier) != model.num_classes:
+        model.reset_classifier(len(classifier))
     own = model.state_dict()
     faults = {
         # Absent from some checkpoints, and without effect on what a network answers.
@@ -208,13 +215,13 @@ def _device(model: nn.Module) -> torch.device:
     return next((each.device for each in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
-def _check_classes(model: nn.Module, data: str, classes: int, mapped: bool = False) -> None:
+def _check_classes(
+    model: nn.Module, data: str, classes: int, mapped: bool = False, advice: str = ", with weights for as many"
+) -> None:
     own = getattr(model, "num_classes", classes)
     if classes == own or (mapped and classes < own):
         return
-    advice = f"write --num-classes {classes}, with weights for as many"
-    if data == "folder" and classes < own:
-        advice += ", or, for some of the network's classes, the file with the names of all (--class-map)"
+    advice = f"write --num-classes {classes}{advice}"
     raise DataError(f"{data} has {classes} classes, but the network has {own}; {advice}")
 
 

@@ -279,7 +279,8 @@ def _teacher(options: argparse.Namespace) -> nn.Module:
         raise ValueError(f"the teacher {name} has no pretrained weights; write --teacher-checkpoint FILE")
     teacher = timm.create_model(name, pretrained=checkpoint is None, num_classes=options.num_classes)
     if checkpoint is not None:
-        load_weights(teacher, checkpoint)
+        # Its classes need not be the student's: nothing is learnt from its answers.
+        load_weights(teacher, checkpoint, any_classes=True)
     return teacher
 
 

@@ -48,7 +48,7 @@ def training_loader(
     config = resolve_model_data_config(model)
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32):
-        _check_classes(model, data, CIFAR_CLASSES[cifar])
+        _check_classes(model, data, CIFAR_CLASSES[cifar], advice="")
         return CifarLoader(
             *read_cifar(root, cifar),
             recipe.batch_size,
@@ -95,7 +95,7 @@ def _timm_loader(
         _check_stream(dataset, data, world_size, workers)
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     if index:
-        _check_classes(model, data, max(index.values()) + 1)
+        _check_classes(model, data, max(index.values()) + 1, advice="")
     loader = create_loader(
         dataset,
         input_size=config["input_size"],

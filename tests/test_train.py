@@ -476,7 +476,8 @@ def test_torchvisions_weights_teach(tmp_path, teacher):
     theirs = torchvision.models.resnet34()
     torch.save(theirs.state_dict(), tmp_path / "resnet34.pth")
     command = ["train", "resnet34_3m", "--data", "x", "--out", "y"]
-    options = _parser().parse_args([*command, "--teacher", teacher, "--teacher-checkpoint", f"{tmp_path}/resnet34.pth"])
+    command += ["--teacher", teacher, "--teacher-checkpoint", f"{tmp_path}/resnet34.pth", "--num-classes", "4"]
+    options = _parser().parse_args(command)
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(_teacher(options).eval()(images), theirs.eval()(images))
