@@ -225,6 +225,9 @@ def _to_onnx(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Writt
     proto = made.model_proto
     props = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     onnx.helper.set_model_props(proto, props)
+    # Where in which folder of this machine each operation was written.
+    for node in proto.graph.node:
+        del node.metadata_props[:]
     content = proto.SerializeToString()
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
@@ -237,6 +240,9 @@ def _to_onnx(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Writt
 def _to_torch_export(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Written:
     file = io.BytesIO()
     program = torch.export.export(model, (x,), dynamic_shapes=_ANY_BATCH)
+    for node in program.graph.nodes:
+        # It names folders of this machine.
+        node.meta.pop("stack_trace", None)
     torch.export.save(program, file, extra_files={ABOUT: json.dumps(about)})
     return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module(), _batchnorms(model)
 
