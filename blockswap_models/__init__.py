@@ -20,6 +20,7 @@ from .layouts import Layout
 if TYPE_CHECKING:
     from .cost import count, count_blocks
     from .distill import AttentionTransferTask
+    from .export import export_model, fold_batchnorm
     from .profiling import profile
     from .score import fisher_potential
     from .searching import SearchResult, search
@@ -35,6 +36,8 @@ _LAZY = {
     "count_blocks": "cost",
     "SearchSpace": "space",
     "SharedTeacherTask": "students",
+    "export_model": "export",
+    "fold_batchnorm": "export",
     "profile": "profiling",
     "fisher_potential": "score",
     "SearchResult": "searching",
@@ -59,7 +62,9 @@ __all__ = [
     "SharedTeacherTask",
     "count",
     "count_blocks",
+    "export_model",
     "fisher_potential",
+    "fold_batchnorm",
     "profile",
     "save_pretrained",
     "search",

@@ -1,4 +1,4 @@
-"""The command `blockswap`: everything about the zoo, about searches, and about training and sharing weights."""
+"""The command `blockswap`: the zoo, searches, and training, sharing and exporting of networks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from . import __version__, commands, reports
 from .evaluate_command import add_evaluate
+from .export_command import add_export
 from .share_command import add_pack, add_push
 from .train_command import add_train
 
@@ -120,9 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     training = add_train(subcommands)
     evaluating = add_evaluate(subcommands)
     packing, pushing = add_pack(subcommands), add_push(subcommands)
+    exporting = add_export(subcommands)
 
     for command in (
         *(listing, counting, spacing, searching, showing, plotting, profiling, training, evaluating, packing, pushing),
+        exporting,
     ):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser

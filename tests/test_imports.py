@@ -31,6 +31,7 @@ ORDER = [
     "recipes",
     "training_data",
     "checkpoints",
+    "export",
     "train",
     "kernels",
     "score",
@@ -49,6 +50,7 @@ ORDER = [
     "evaluate_command",
     "train_command",
     "share_command",
+    "export_command",
     "cli",
 ]
 EXEMPT = {"__init__", "__main__"}

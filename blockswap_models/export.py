@@ -1,0 +1,278 @@
+"""Networks as files that need neither this package nor timm: ONNX, torch.export and TorchScript; BN is folded first.
+
+A file takes any number of images of one size, already normalised. What it answers is compared with PyTorch before it
+is written.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import resolve_data_config
+from timm.layers import BatchNormAct2d
+from timm.utils import unwrap_model
+from torch import nn
+from torch.fx import Node, Tracer
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .checkpoints import write_whole
+from .genome import _quote
+
+__all__ = ["ABOUT", "FORMATS", "OPSET", "ExportError", "Exported", "export_model", "fold_batchnorm", "format_of"]
+
+# The formats, and the endings of their files; the first is the one to write.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "onnx": (".onnx",),
+    "torch.export": (".pt2",),
+    "torchscript": (".ts", ".pt", ".torchscript"),
+}
+# What every release of ONNX Runtime since 2023 reads.
+OPSET = 18
+# The extra file of torch.export and TorchScript that ONNX has as metadata.
+ABOUT = "about.json"
+# How far the answers of a file may be from PyTorch's, which float32 rounds to seven digits of the largest.
+_TOLERANCE = 1e-4
+# It is traced with two images: for a batch of one, a compiler would take its size for granted.
+_TRACED, _COMPARED = 2, (1, 3)
+
+_ANY_BATCH = ({0: torch.export.Dim("batch")},)
+
+_Answer = Callable[[torch.Tensor], torch.Tensor]
+# The content of a file, what that answers, and how many BN are left in it.
+_Written = tuple[bytes, _Answer, int]
+
+
+class ExportError(ValueError):
+    """A network that cannot be exported so: says what is wrong and what to write."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a file holds: `folded` of its `batchnorms` BN are folded; `difference` is the largest from PyTorch.
+
+    `mean` and `std` are those by which images are to be normalised before.
+    """
+
+    file: str
+    format: str
+    bytes: int
+    difference: float
+    folded: int
+    batchnorms: int
+    opset: int | None
+    name: str
+    genome: str | None
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def export_model(
+    model: nn.Module,
+    path: str | Path,
+    format: str | None = None,
+    *,
+    input_size: tuple[int, int, int] | None = None,
+    fold: bool = True,
+) -> Exported:
+    """Writes a network of the zoo, or another of timm, in evaluation mode and float32; it stays as it was.
+
+    The format is told by the ending of the file where none is given. `input_size` (C, H, W) is the network's own where
+    none is given; the number of images is free. Name, genome, image size and normalisation go into the file, as ONNX
+    metadata or as the extra file `about.json`. The file appears whole or not at all, and only if it answers as PyTorch
+    does, for batches of other sizes than it was made with. Raises ExportError.
+    """
+    format = format_of(path, format)
+    if format == "onnx":
+        _require_onnx()
+    original = _plain_copy(model).to("cpu", torch.float32)
+    cfg = getattr(original, "pretrained_cfg", None) or {}
+    config = resolve_data_config({}, cfg, original)
+    size = tuple(config["input_size"] if input_size is None else input_size)
+    ready = fold_batchnorm(original) if fold else original
+    genome = getattr(original, "genome", None)
+    about = {
+        "name": cfg.get("architecture") or type(original).__name__,
+        "genome": None if genome is None else str(genome),
+        "input_size": size,
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+    }
+    with torch.no_grad():
+        content, answer, left = _WRITERS[format](ready, torch.zeros(_TRACED, *size), about)
+        difference = _difference(original, answer, size)
+    write_whole(Path(path), content)
+    norms, opset = _batchnorms(original), OPSET if format == "onnx" else None
+    return Exported(str(path), format, len(content), difference, norms - left, norms, opset, **about)
+
+
+def fold_batchnorm(model: nn.Module) -> nn.Module:
+    """Copies a model, in evaluation mode, with each BN folded into the convolution whose output it alone takes.
+
+    The original stays as it was. In a post-activation network every BN follows a convolution; in a pre-activation one
+    the first of each block follows an addition, and stays. So does every norm that is no BN, or that has no statistics.
+    What `forward_intermediates` returns is the same too: the BN after a convolution that is one of its maps stays.
+    Raises ExportError for a model that torch.fx cannot trace.
+    """
+    folded = _plain_copy(model)
+    try:
+        nodes = list(_LayerTracer().trace(folded).nodes)
+    except Exception as error:
+        # torch.fx has no error of its own.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ExportError(
+            f"cannot fold the BN of {type(folded).__name__}, which torch.fx cannot trace: {reason}"
+        ) from None
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    info = getattr(folded, "feature_info", None)
+    maps = {each["module"] for each in info if "module" in each} if isinstance(info, list) else set()
+    for node in nodes:
+        if node.op != "call_module" or not node.args or not isinstance(before := node.args[0], Node):
+            continue
+        if before.op != "call_module" or len(before.users) > 1 or before.target in maps:
+            continue
+        # A layer that stands at two places has one set of weights for both.
+        if calls[node.target] > 1 or calls[before.target] > 1:
+            continue
+        conv, norm = folded.get_submodule(before.target), folded.get_submodule(node.target)
+        if type(conv) is nn.Conv2d and _is_batchnorm(norm):
+            folded.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            # timm's has its activation within.
+            rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+            folded.set_submodule(node.target, rest.eval())
+    return folded
+
+
+def format_of(path: str | Path, format: str | None = None) -> str:
+    """Says in which format a file is to be written, from its ending where none is given; raises ExportError."""
+    path, ending = str(path), Path(path).suffix.lower()
+    meant = next((name for name, endings in FORMATS.items() if ending in endings), None)
+    if format is None:
+        if meant is None:
+            endings = ", ".join(f"{each[0]} ({name})" for name, each in FORMATS.items())
+            raise ExportError(f"the format of {_quote(path)} is not clear from its ending; write one of {endings}")
+        return meant
+    if format not in FORMATS:
+        raise ExportError(f"unknown format {_quote(format)}; write one of {', '.join(FORMATS)}")
+    if meant not in (None, format):
+        instead = Path(path).with_suffix(FORMATS[format][0])
+        raise ExportError(f"{_quote(path)} is the name of a file of {meant}, not {format}; write {instead}")
+    return format
+
+
+class _LayerTracer(Tracer):
+    """Traces what lies around convolutions and BN; all else is taken whole, whatever it does within."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _is_layer(m) or not any(map(_is_layer, m.modules()))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) or _is_batchnorm(module)
+
+
+def _is_batchnorm(module: nn.Module) -> bool:
+    return type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_mean is not None
+
+
+def _batchnorms(model: nn.Module) -> int:
+    return sum(map(_is_batchnorm, model.modules()))
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    """Copies a model in evaluation mode, without what torch.compile or distributed training has wrapped around it."""
+    model = copy.deepcopy(unwrap_model(model)).eval()
+    if getattr(model, "grad_checkpointing", False):
+        model.set_grad_checkpointing(False)
+    return model
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise ExportError(
+            'an ONNX file needs onnx, onnxruntime and onnxscript; pip install "blockswap_models[export]"'
+        ) from None
+
+
+def _to_onnx(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Written:
+    import onnx
+    import onnxruntime
+
+    made = torch.onnx.export(
+        model,
+        (x,),
+        dynamo=True,
+        dynamic_shapes=_ANY_BATCH,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=["logits"],
+        optimize=True,
+        verbose=False,
+    )
+    proto = made.model_proto
+    props = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    onnx.helper.set_model_props(proto, props)
+    # Where in which folder of this machine each operation was written.
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+    content = proto.SerializeToString()
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+    # The exporter folds by itself, also where the output of the convolution is a map of features.
+    left = sum(node.op_type == "BatchNormalization" for node in proto.graph.node)
+    return content, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), left
+
+
+def _to_torch_export(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Written:
+    file = io.BytesIO()
+    program = torch.export.export(model, (x,), dynamic_shapes=_ANY_BATCH)
+    for node in program.graph.nodes:
+        # It names folders of this machine.
+        node.meta.pop("stack_trace", None)
+    torch.export.save(program, file, extra_files={ABOUT: json.dumps(about)})
+    return file.getvalue(), torch.export.load(io.BytesIO(file.getvalue())).module(), _batchnorms(model)
+
+
+def _to_torchscript(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Written:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # torch advises its newer formats.
+        warnings.filterwarnings("ignore", ".*torch.jit.*")
+        torch.jit.save(torch.jit.script(model), file, _extra_files={ABOUT: json.dumps(about)})
+        return file.getvalue(), torch.jit.load(io.BytesIO(file.getvalue())), _batchnorms(model)
+
+
+_WRITERS = {"onnx": _to_onnx, "torch.export": _to_torch_export, "torchscript": _to_torchscript}
+
+
+def _difference(model: nn.Module, answer: _Answer, size: tuple[int, ...]) -> float:
+    """The largest difference of what a file answers; raises ExportError where it is not the network's."""
+    differences, scales = [], [torch.tensor(1.0)]
+    noise = torch.Generator().manual_seed(0)
+    for batch in _COMPARED:
+        images = torch.randn(batch, *size, generator=noise)
+        wanted = model(images)
+        differences.append((wanted - answer(images)).abs().max())
+        scales.append(wanted.abs().max())
+    largest, scale = (float(torch.stack(each).max()) for each in (differences, scales))
+    # Also where either is NaN.
+    if not largest <= _TOLERANCE * scale:
+        raise ExportError(
+            f"the file would answer other than PyTorch: the largest difference is {largest:.2g}, of outputs up to "
+            f"{scale:.3g}; nothing was written"
+        )
+    return largest
