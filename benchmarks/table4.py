@@ -189,8 +189,9 @@ def _form(
 ) -> str:
     full = replace(Recipe(), norm=recipe.norm)
     form = "" if recipe == full and len(dataset) > 100_000 else "reduced form (the paper: 26 epochs of COCO): "
+    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
     return (
-        f"{form}{recipe.epochs} epoch{'s' * (recipe.epochs != 1)} of {len(dataset):,} images of {options.train_on}2017, "
+        f"{form}{epochs} of {len(dataset):,} images of {options.train_on}2017, "
         f"{recipe.image_size} pixels, {recipe.batch_size} a step, tested on {len(test_dataset):,} of "
         f"{options.eval_on}2017; {device.type}, {options.amp or 'float32'}"
     )

@@ -5,6 +5,7 @@ pycocotools comes with the extra `detection` and is imported when annotations ar
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
@@ -164,6 +165,8 @@ def average_precision(
     _require_pycocotools()
     from pycocotools.cocoeval import COCOeval
 
+    # pycocotools writes into the annotations, and what it writes is not read again.
+    coco = copy.deepcopy(coco)
     results: dict[str, dict[str, float | None]] = {}
     for kind in ("bbox", "segm"):
         if not found:
