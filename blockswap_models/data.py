@@ -114,7 +114,8 @@ def dataset_minibatch(
 def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
     """Says which dataset is meant, and the folder that holds it: `name` may be a folder itself; raises DataError."""
     if root is None and Path(name).is_dir():
-        name, root = "folder", name
+        # One folder a class is not how COCO lies.
+        name, root = "coco" if any(Path(name).glob("annotations/instances_*2017.json")) else "folder", name
     if root is None:
         raise DataError(
             f"no folder {_quote(name)}; write a folder of images, or torch/cifar10 and its folder (--data-dir)"
