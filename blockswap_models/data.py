@@ -14,6 +14,7 @@ import torch
 from timm.data import create_dataset, create_transform
 from torch.utils.data import IterableDataset
 
+from .coco import CocoLabels
 from .genome import _quote
 from .space import SearchSpace
 from .zoo import data_config
@@ -91,7 +92,8 @@ def dataset_minibatch(
 
     They are `parts` minibatches, or as many as the dataset has images for, but at least one.
     `name` is a timm name such as `torch/cifar10`, `hfds/…` or `wds/…`, with its folder in `root`; or `folder`, for
-    images in one folder a class in `root`; or such a folder itself.
+    images in one folder a class in `root`; or such a folder itself; or `coco`, with its folder in `root`, where the
+    label of an image is the category of its largest object.
     """
     name, root = find_dataset(name, root)
     dataset = open_dataset(name, root, split)
@@ -113,7 +115,8 @@ def dataset_minibatch(
 def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
     """Says which dataset is meant, and the folder that holds it: `name` may be a folder itself; raises DataError."""
     if root is None and Path(name).is_dir():
-        name, root = "folder", name
+        # One folder a class is not how COCO lies.
+        name, root = "coco" if any(Path(name).glob("annotations/instances_*2017.json")) else "folder", name
     if root is None:
         raise DataError(
             f"no folder {_quote(name)}; write a folder of images, or torch/cifar10 and its folder (--data-dir)"
@@ -124,8 +127,13 @@ def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
 
 
 def open_dataset(name: str, root: str, split: str, **kwargs: Any) -> Any:
-    """Opens a dataset with timm, arguments as of its `create_dataset`; nothing is downloaded; raises DataError."""
+    """Opens a dataset with timm, arguments as of its `create_dataset`; nothing is downloaded; raises DataError.
+
+    `coco` is read here, for timm does not have it.
+    """
     try:
+        if name.lower() == "coco":
+            return CocoLabels(root, split)
         return create_dataset("" if name == "folder" else name, root=root, split=split, download=False, **kwargs)
     except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__

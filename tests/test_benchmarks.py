@@ -11,6 +11,8 @@ SCRIPTS = [file for file in FILES if '__name__ == "__main__"' in file.read_text(
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_smoke(script):
+    if script.stem == "table4":
+        pytest.importorskip("pycocotools", reason='needs pip install "blockswap_models[detection]"')
     done = subprocess.run([sys.executable, str(script), "--smoke"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout

@@ -1,0 +1,192 @@
+"""COCO: its images with one label each, or with all boxes and masks, and the average precision of detections.
+
+pycocotools comes with the extra `detection` and is imported when annotations are read.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
+from torchvision.ops import box_convert
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+
+__all__ = ["AP_NAMES", "CocoLabels", "CocoObjects", "average_precision", "detections", "open_coco"]
+
+AP_NAMES = ("AP", "AP50", "AP75", "APS", "APM", "APL")
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+
+
+def open_coco(root: str | Path, split: str) -> CocoDetection:
+    """Opens a split of COCO 2017, or of a part of it, in COCO's own folders and files.
+
+    Raises RuntimeError without pycocotools, ValueError where there is no such split.
+    """
+    _require_pycocotools()
+    if split not in _SPLITS:
+        raise ValueError(f"COCO has no split '{split}'; write train or val (--split)")
+    year = f"{_SPLITS[split]}2017"
+    images, annotations = Path(root) / year, Path(root) / "annotations" / f"instances_{year}.json"
+    for path in (annotations, images):
+        if not path.exists():
+            raise ValueError(f"no {path.relative_to(root)} there; fetch it, or write the split that is (--split)")
+    with redirect_stdout(io.StringIO()):
+        return CocoDetection(str(images), str(annotations))
+
+
+class CocoLabels(Dataset):
+    """The images of COCO with the category of the largest object in each, as 0 to 79; those without objects are out.
+
+    Crowds are no objects. `class_to_idx` has the numbers by name, in the order of COCO's own.
+    """
+
+    def __init__(self, root: str | Path, split: str) -> None:
+        self.whole = open_coco(root, split)
+        self.transform: Callable[[Any], Any] | None = None
+        coco = self.whole.coco
+        numbers = {each: number for number, each in enumerate(sorted(coco.cats))}
+        self.class_to_idx = {coco.cats[each]["name"]: number for each, number in numbers.items()}
+        largest: dict[int, dict[str, Any]] = {}
+        for each in coco.dataset["annotations"]:
+            if not each["iscrowd"] and each["area"] > largest.get(each["image_id"], {"area": 0})["area"]:
+                largest[each["image_id"]] = each
+        self.samples = [
+            (place, numbers[largest[image]["category_id"]])
+            for place, image in enumerate(self.whole.ids)
+            if image in largest
+        ]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        place, label = self.samples[index]
+        image = self.whole._load_image(self.whole.ids[place])
+        return image if self.transform is None else self.transform(image), label
+
+
+class CocoObjects(Dataset):
+    """The images of COCO as torchvision's detectors take them: an image, and its boxes, labels, masks and `image_id`.
+
+    Labels are COCO's own numbers, 1 to 90. For training crowds and boxes without area are left out, and so are images
+    in which nothing is left. `transforms` takes an image and its objects, as torchvision's v2 transforms do.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        training: bool = False,
+        transforms: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        self.whole = open_coco(root, split)
+        self.transforms, coco = transforms, self.whole.coco
+        if training:
+            for image, each in coco.imgToAnns.items():
+                coco.imgToAnns[image] = [one for one in each if not one["iscrowd"] and min(one["bbox"][2:]) > 0]
+            self.whole.ids = [image for image in self.whole.ids if coco.imgToAnns[image]]
+        self._objects = wrap_dataset_for_transforms_v2(self.whole, target_keys=("boxes", "labels", "masks"))
+
+    @property
+    def coco(self) -> COCO:
+        """The annotations."""
+        return self.whole.coco
+
+    @property
+    def ids(self) -> list[int]:
+        """COCO's own numbers of the images."""
+        return self.whole.ids
+
+    def keep(self, number: int) -> None:
+        """Keeps so many images, evenly spaced."""
+        there = len(self.ids)
+        if not 1 <= number <= there:
+            raise ValueError(f"there are {there:,} images, not {number:,}; write 1 to {there} (--images)")
+        self.whole.ids = [self.ids[place * there // number] for place in range(number)]
+
+    def aspect_ratios(self) -> list[float]:
+        """Width by height of each image."""
+        return [self.coco.imgs[image]["width"] / self.coco.imgs[image]["height"] for image in self.ids]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        image, objects = self._objects[index]
+        if "boxes" not in objects:
+            size = (image.height, image.width)
+            objects = {
+                "boxes": tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size),
+                "labels": torch.zeros(0, dtype=torch.int64),
+                "masks": tv_tensors.Mask(torch.zeros(0, *size, dtype=torch.uint8)),
+            }
+        if self.transforms is not None:
+            image, objects = self.transforms(image, objects)
+        return image, {**objects, "image_id": self.ids[index]}
+
+
+def detections(image_ids: Iterable[int], outputs: Iterable[dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
+    """Writes what a Mask R-CNN found in images as COCO's file of results does; masks are cut at a half."""
+    _require_pycocotools()
+    from pycocotools import mask
+
+    found = []
+    for image, output in zip(image_ids, outputs, strict=True):
+        output = {name: each.cpu() for name, each in output.items()}
+        boxes = box_convert(output["boxes"], "xyxy", "xywh").tolist()
+        masks = (output["masks"][:, 0] > 0.5).numpy().astype(np.uint8)
+        for box, label, score, each in zip(
+            boxes, output["labels"].tolist(), output["scores"].tolist(), masks, strict=True
+        ):
+            shape = mask.encode(np.asfortranarray(each))
+            found.append({"image_id": image, "category_id": label, "bbox": box, "score": score, "segmentation": shape})
+    return found
+
+
+def average_precision(
+    coco: COCO, image_ids: Sequence[int], found: list[dict[str, Any]]
+) -> dict[str, dict[str, float | None]]:
+    """Measures detections in images by pycocotools: for `bbox` and `segm` the six of `AP_NAMES`, in percent.
+
+    None stands where the images have no objects of a size.
+    """
+    _require_pycocotools()
+    from pycocotools.cocoeval import COCOeval
+
+    # pycocotools writes into the annotations, and what it writes is not read again.
+    coco = copy.deepcopy(coco)
+    results: dict[str, dict[str, float | None]] = {}
+    for kind in ("bbox", "segm"):
+        if not found:
+            results[kind] = dict.fromkeys(AP_NAMES, 0.0)
+            continue
+        with redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(coco, coco.loadRes([dict(each) for each in found]), kind)
+            evaluation.params.imgIds = list(image_ids)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        figures = evaluation.stats[: len(AP_NAMES)]
+        results[kind] = {
+            name: None if figure < 0 else 100 * float(figure) for name, figure in zip(AP_NAMES, figures, strict=True)
+        }
+    return results
+
+
+def _require_pycocotools() -> None:
+    try:
+        import pycocotools  # noqa: F401
+    except ImportError:
+        raise RuntimeError('COCO needs pycocotools; pip install "blockswap_models[detection]"') from None
