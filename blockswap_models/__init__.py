@@ -20,6 +20,7 @@ from .layouts import Layout
 if TYPE_CHECKING:
     from .cost import count, count_blocks
     from .distill import AttentionTransferTask
+    from .own import register
     from .profiling import profile
     from .score import fisher_potential
     from .searching import SearchResult, search
@@ -35,6 +36,7 @@ _LAZY = {
     "count_blocks": "cost",
     "SearchSpace": "space",
     "SharedTeacherTask": "students",
+    "register": "own",
     "profile": "profiling",
     "fisher_potential": "score",
     "SearchResult": "searching",
@@ -61,6 +63,7 @@ __all__ = [
     "count_blocks",
     "fisher_potential",
     "profile",
+    "register",
     "save_pretrained",
     "search",
 ]

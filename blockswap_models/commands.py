@@ -10,10 +10,12 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .budgets import Budget, Cost, amount_text
+from .budgets import BudgetError, Cost, amount_text
+from .entries import GENOMES, PAPER_ERRORS
 from .layouts import Layout
 from .options import PARSERS, space_and_budget
 from .record import require_new
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from .searching import SearchResult
     from .space import SearchSpace
 
-__all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "run_count", "run_list", "run_search", "run_space"]
+__all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "how_to_build", "run_count", "run_list", "run_search", "run_space"]
 
 # The keys of `rankings.SCORES`, which needs torch.
 SCORE_NAMES = (
@@ -48,7 +50,6 @@ def run_list(options: argparse.Namespace) -> None:
 
     from .cards import read_card, shipped
     from .cost import count
-    from .zoo import GENOMES, PAPER_ERRORS
 
     cards = {tagged: read_card(path.with_suffix(".json")) for tagged, path in shipped().items()}
     rows = []
@@ -92,7 +93,6 @@ def run_count(options: argparse.Namespace) -> None:
 
     from .cost import count, count_blocks
     from .networks import build
-    from .zoo import GENOMES
 
     if genome is None:
         name = f"blockswap_{options.name.removeprefix('blockswap_')}"
@@ -103,7 +103,9 @@ def run_count(options: argparse.Namespace) -> None:
     model = build(
         layout, genome, device="meta", **{key: value for key, value in arguments.items() if value is not None}
     )
-    total, blocks = count(model), count_blocks(model)
+    channels, height, width = layout.input_size
+    size = (options.in_chans or channels, options.image_size or height, options.image_size or width)
+    total, blocks = count(model, size), count_blocks(model, size)
     rest = total - sum(blocks, Cost(0, 0))
     rows = [
         {
@@ -144,15 +146,12 @@ def run_space(options: argparse.Namespace) -> None:
     }
     if budget is not None:
         report["budget"] = str(budget)
-        if len(budget.windows) == 1:
+        try:
             report["fitting"] = space.count(budget)
             report["fitting_spellings"] = space.count(budget, distinct=False)
-        else:
-            found, share = space.sample_stated(1000, budget)
-            name = next(iter(budget.windows))
-            first = Budget(**{name: getattr(budget, name)}, tolerance=budget.tolerance)
-            report["fitting_estimate"] = round(space.count(first) * share)
-            report["sampled"] = len(found)
+        except BudgetError:
+            # Of several costs, or of one in too many different numbers.
+            report["fitting_estimate"], report["sampled"] = space.estimate(budget)
     if options.json:
         print(json.dumps(report, indent=1))
         return
@@ -231,6 +230,18 @@ def _record_name(options: argparse.Namespace) -> str:
     return "-".join([network, *amounts, *data, *score, *trained, *strategy, f"seed{options.seed}"]) + ".jsonl"
 
 
+def how_to_build(search: dict[str, Any], genome: str) -> str:
+    """Writes the line of Python that makes a network which was found, from what a record says of the search."""
+    name, first, more = search.get("space"), "", ""
+    with suppress(ValueError, LookupError, TypeError):
+        if layout := Layout._standard(str(name)):
+            own = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0]}
+            wanted = {"num_classes": search["num_classes"], "in_chans": search["input_size"][0]}
+            more = "".join(f", {key}={value}" for key, value in wanted.items() if value != own[key])
+            first = "" if name in GENOMES else f"blockswap_models.register('{name}'); "
+    return f"build it: {first}timm.create_model('{name}', genome='{genome}'{more})"
+
+
 def _progress(results: Iterable[Any], total: int, done: int) -> Iterable[Any]:
     from tqdm import tqdm
 
@@ -249,7 +260,7 @@ def _progress(results: Iterable[Any], total: int, done: int) -> Iterable[Any]:
 
 
 def _print_result(options: argparse.Namespace, result: SearchResult, record: str) -> None:
-    best, layout = result.best, result.space.layout
+    best, space, layout = result.best, result.space, result.space.layout
     if options.json:
         top = [each.as_json() for each in result.candidates[: options.top]]
         print(
@@ -269,7 +280,8 @@ def _print_result(options: argparse.Namespace, result: SearchResult, record: str
             "\nshare of the best score by block: "
             + " / ".join(" ".join(next(shares) for _ in s) for s in best.genome.stages)
         )
-    print(f"record: {record}\nbuild it: timm.create_model('{layout.name}', genome='{best.genome}')")
+    described = {"space": layout.name, "num_classes": space.num_classes, "input_size": space.input_size}
+    print(f"record: {record}\n{how_to_build(described, best.genome)}")
 
 
 def _print_top(top: Sequence[Candidate]) -> None:
