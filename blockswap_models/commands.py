@@ -10,7 +10,6 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from .budgets import BudgetError, Cost, amount_text
 from .entries import GENOMES, PAPER_ERRORS
 from .layouts import Layout
 from .options import PARSERS, space_and_budget
-from .record import require_new
+from .record import build_text, require_new
 
 if TYPE_CHECKING:
     from .candidates import Candidate
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from .searching import SearchResult
     from .space import SearchSpace
 
-__all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "how_to_build", "run_count", "run_list", "run_search", "run_space"]
+__all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "run_count", "run_list", "run_search", "run_space"]
 
 # The keys of `rankings.SCORES`, which needs torch.
 SCORE_NAMES = (
@@ -230,18 +229,6 @@ def _record_name(options: argparse.Namespace) -> str:
     return "-".join([network, *amounts, *data, *score, *trained, *strategy, f"seed{options.seed}"]) + ".jsonl"
 
 
-def how_to_build(search: dict[str, Any], genome: str) -> str:
-    """Writes the line of Python that makes a network which was found, from what a record says of the search."""
-    name, first, more = search.get("space"), "", ""
-    with suppress(ValueError, LookupError, TypeError):
-        if layout := Layout._standard(str(name)):
-            own = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0]}
-            wanted = {"num_classes": search["num_classes"], "in_chans": search["input_size"][0]}
-            more = "".join(f", {key}={value}" for key, value in wanted.items() if value != own[key])
-            first = "" if name in GENOMES else f"blockswap_models.register('{name}'); "
-    return f"build it: {first}timm.create_model('{name}', genome='{genome}'{more})"
-
-
 def _progress(results: Iterable[Any], total: int, done: int) -> Iterable[Any]:
     from tqdm import tqdm
 
@@ -281,7 +268,7 @@ def _print_result(options: argparse.Namespace, result: SearchResult, record: str
             + " / ".join(" ".join(next(shares) for _ in s) for s in best.genome.stages)
         )
     described = {"space": layout.name, "num_classes": space.num_classes, "input_size": space.input_size}
-    print(f"record: {record}\n{how_to_build(described, best.genome)}")
+    print(f"record: {record}\n{build_text(described, best.genome)}")
 
 
 def _print_top(top: Sequence[Candidate]) -> None:

@@ -152,21 +152,25 @@ class Layout:
     @classmethod
     def named(cls, name: str) -> Layout:
         """Finds the layout of a name such as `wrn40_2`, `resnet34_3m` or that of an own entry; raises ValueError."""
-        if layout := cls._found(name):
-            return layout
+        if match := _NAME.fullmatch(name):
+            depth, widen, resnet_depth = match.groups()
+            return cls.resnet(int(resnet_depth)) if resnet_depth else cls.wide_resnet(int(depth), int(widen))
+        if name in _OWN:
+            return _OWN[name]
         raise ValueError(f"unknown network {_quote(name)}; write wrn40_2, resnet34 or another name of 'blockswap list'")
 
     @classmethod
     def _found(cls, name: str) -> Layout | None:
-        return cls._standard(name) or _OWN.get(name)
+        """The layout that is known by a name."""
+        try:
+            return cls.named(name)
+        except ValueError:
+            return None
 
     @classmethod
     def _standard(cls, name: str) -> Layout | None:
-        """The layout that a name says by itself; raises ValueError for a WRN or ResNet that there is not."""
-        if match := _NAME.fullmatch(name):
-            depth, widen, resnet_depth = match.groups()
-            return cls.resnet(int(resnet_depth)) if resnet_depth else cls.wide_resnet(int(depth), int(widen))
-        return None
+        """The layout that a name says by itself, without having been registered."""
+        return None if name in _OWN and not _NAME.fullmatch(name) else cls._found(name)
 
     @property
     def original(self) -> Genome:
