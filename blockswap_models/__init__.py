@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .cost import count, count_blocks
     from .distill import AttentionTransferTask
     from .export import export_model, fold_batchnorm
+    from .own import register
     from .profiling import profile
     from .score import fisher_potential
     from .searching import SearchResult, search
@@ -38,6 +39,7 @@ _LAZY = {
     "SharedTeacherTask": "students",
     "export_model": "export",
     "fold_batchnorm": "export",
+    "register": "own",
     "profile": "profiling",
     "fisher_potential": "score",
     "SearchResult": "searching",
@@ -66,6 +68,7 @@ __all__ = [
     "fisher_potential",
     "fold_batchnorm",
     "profile",
+    "register",
     "save_pretrained",
     "search",
 ]

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .entries import GENOMES
 from .genome import _quote
 
 __all__ = [
@@ -135,6 +136,8 @@ def model_card(card: Card, source: str) -> str:
         "trained on": f"{data}, {hours}, {hardware}, {versions}",
         "weights": f"{card['file']['dtype']}, {card['file']['bytes']:,} bytes, SHA-256 `{card['file']['sha256']}`",
     }
+    architecture = name.partition(".")[0]
+    registered = "" if architecture in GENOMES else f'blockswap_models.register("{architecture}")\n'
     table = "\n".join(f"| {title} | {value} |" for title, value in rows.items())
     return f"""---
 library_name: timm
@@ -152,7 +155,7 @@ A residual network whose blocks were replaced by cheaper ones as
 ```python
 import blockswap_models, timm
 
-model = timm.create_model("{source}", pretrained=True).eval()
+{registered}model = timm.create_model("{source}", pretrained=True).eval()
 ```
 
 | | |

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     counting.add_argument("genome", nargs="?", help="its block types, such as 6xS/6xG4/6xB2; its own where left out")
     counting.add_argument("--num-classes", type=int, help="classes (the network's own)")
     counting.add_argument("--in-chans", type=int, help="input channels (the network's own)")
+    counting.add_argument("--image-size", type=int, help="height and width of the images (the network's own)")
     counting.set_defaults(run=commands.run_count)
 
     spacing = subcommands.add_parser("space", help="how many genomes fit a budget, and what can be met")

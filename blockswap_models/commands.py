@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .budgets import Budget, Cost, amount_text
+from .budgets import BudgetError, Cost, amount_text
+from .entries import GENOMES, PAPER_ERRORS
 from .layouts import Layout
 from .options import PARSERS, space_and_budget
-from .record import require_new
+from .record import build_text, require_new
 
 if TYPE_CHECKING:
     from .candidates import Candidate
@@ -48,7 +49,6 @@ def run_list(options: argparse.Namespace) -> None:
 
     from .cards import read_card, shipped
     from .cost import count
-    from .zoo import GENOMES, PAPER_ERRORS
 
     cards = {tagged: read_card(path.with_suffix(".json")) for tagged, path in shipped().items()}
     rows = []
@@ -92,7 +92,6 @@ def run_count(options: argparse.Namespace) -> None:
 
     from .cost import count, count_blocks
     from .networks import build
-    from .zoo import GENOMES
 
     if genome is None:
         name = f"blockswap_{options.name.removeprefix('blockswap_')}"
@@ -103,7 +102,9 @@ def run_count(options: argparse.Namespace) -> None:
     model = build(
         layout, genome, device="meta", **{key: value for key, value in arguments.items() if value is not None}
     )
-    total, blocks = count(model), count_blocks(model)
+    channels, height, width = layout.input_size
+    size = (options.in_chans or channels, options.image_size or height, options.image_size or width)
+    total, blocks = count(model, size), count_blocks(model, size)
     rest = total - sum(blocks, Cost(0, 0))
     rows = [
         {
@@ -144,15 +145,12 @@ def run_space(options: argparse.Namespace) -> None:
     }
     if budget is not None:
         report["budget"] = str(budget)
-        if len(budget.windows) == 1:
+        try:
             report["fitting"] = space.count(budget)
             report["fitting_spellings"] = space.count(budget, distinct=False)
-        else:
-            found, share = space.sample_stated(1000, budget)
-            name = next(iter(budget.windows))
-            first = Budget(**{name: getattr(budget, name)}, tolerance=budget.tolerance)
-            report["fitting_estimate"] = round(space.count(first) * share)
-            report["sampled"] = len(found)
+        except BudgetError:
+            # Of several costs, or of one in too many different numbers.
+            report["fitting_estimate"], report["sampled"] = space.estimate(budget)
     if options.json:
         print(json.dumps(report, indent=1))
         return
@@ -249,7 +247,7 @@ def _progress(results: Iterable[Any], total: int, done: int) -> Iterable[Any]:
 
 
 def _print_result(options: argparse.Namespace, result: SearchResult, record: str) -> None:
-    best, layout = result.best, result.space.layout
+    best, space, layout = result.best, result.space, result.space.layout
     if options.json:
         top = [each.as_json() for each in result.candidates[: options.top]]
         print(
@@ -269,7 +267,8 @@ def _print_result(options: argparse.Namespace, result: SearchResult, record: str
             "\nshare of the best score by block: "
             + " / ".join(" ".join(next(shares) for _ in s) for s in best.genome.stages)
         )
-    print(f"record: {record}\nbuild it: timm.create_model('{layout.name}', genome='{best.genome}')")
+    described = {"space": layout.name, "num_classes": space.num_classes, "input_size": space.input_size}
+    print(f"record: {record}\n{build_text(described, best.genome)}")
 
 
 def _print_top(top: Sequence[Candidate]) -> None:

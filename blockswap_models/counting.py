@@ -12,6 +12,12 @@ __all__ = ["Table"]
 
 # Counts beyond 64 bits are kept in limbs of 40, so that hundreds of them can be added before a carry.
 _LIMB = 40
+# Longer tables take seconds and gigabytes. Draws keep one of them for each block, a count one in all.
+_LONGEST, _LONGEST_OF_COUNT = 2_500_000, 16_000_000
+# Enough that hardly a draw of a rounded table is outside the window.
+_ROUNDED = 500_000
+# Counts are added up in parts that stay in the cache: many times faster.
+_CACHED = 1 << 15
 # Samples are drawn in chunks of a fixed size, so that the first n of a longer list are the same.
 _CHUNK = 1024
 
@@ -22,6 +28,9 @@ class Table:
     `fixed` is the cost of stem and head, `totals` are those of each option at each position, `spellings` the numbers of
     block types that each option stands for. Totals are counted in steps of their common divisor above the smallest.
     `ways[i][t]` is the number of choices for the blocks from i on that spend exactly t steps.
+
+    Where the divisor is so small that there would be more steps than `longest`, they are made longer, each option is
+    rounded down, and the table is not `exact`: it counts and draws all genomes within the window and some just outside.
     """
 
     def __init__(
@@ -30,16 +39,24 @@ class Table:
         totals: Sequence[Sequence[int]],
         spellings: Sequence[Sequence[int]],
         window: tuple[float, float],
+        longest: int | None = None,
     ) -> None:
         self._spellings = spellings
         least = fixed + sum(map(min, totals))
         most = fixed + sum(map(max, totals))
         excess = [[value - min(values) for value in values] for values in totals]
         step = gcd(*(value for values in excess for value in values)) or 1
-        self._steps = [[value // step for value in values] for values in excess]
         low, high = max(window[0], least), min(window[1], most)
-        self._first = int(-((least - low) // step)) if low > least else 0
         self._last = int((high - least) // step) if high >= least else -1
+        self.exact = self._last <= (longest or _LONGEST)
+        if not self.exact:
+            step = int((high - least) // _ROUNDED) + 1
+            self._last = int((high - least) // step)
+        self._steps = [[value // step for value in values] for values in excess]
+        self._first = int(-((least - low) // step)) if low > least else 0
+        if not self.exact:
+            # Each block may have lost almost a step.
+            self._first = max(0, self._first - len(totals))
 
     def count(self, distinct: bool = True) -> int:
         """Counts the genomes within the window, in exact integers."""
@@ -48,11 +65,12 @@ class Table:
         limbs = np.zeros((1, self._last + 1), dtype=np.int64)
         limbs[0, 0] = 1
         for steps, spellings in zip(self._steps, self._spellings, strict=True):
-            limbs = np.concatenate([limbs, np.zeros((1, limbs.shape[1]), dtype=np.int64)])
-            grown = np.zeros_like(limbs)
-            for spend, times in zip(steps, spellings, strict=True):
-                if spend <= self._last:
-                    grown[:, spend:] += (1 if distinct else times) * limbs[:, : self._last + 1 - spend]
+            grown = np.zeros((len(limbs) + 1, self._last + 1), dtype=np.int64)
+            for start in range(0, self._last + 1, _CACHED):
+                end = min(start + _CACHED, self._last + 1)
+                for spend, times in zip(steps, spellings, strict=True):
+                    if (begin := max(start, spend)) < end:
+                        grown[:-1, begin:end] += (1 if distinct else times) * limbs[:, begin - spend : end - spend]
             for limb in range(len(grown) - 1):
                 grown[limb + 1] += grown[limb] >> _LIMB
                 grown[limb] &= (1 << _LIMB) - 1

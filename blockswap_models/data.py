@@ -57,6 +57,10 @@ class Minibatch:
 _MOST_PARTS, _MOST_NUMBERS = 16, 20_000_000
 
 
+# How an image of so many channels is read.
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
 def affordable_parts(space: SearchSpace, batch_size: int) -> int:
     """How many minibatches a search takes in turn: enough to average over, few enough to travel to workers."""
     return max(1, min(_MOST_PARTS, _MOST_NUMBERS // (batch_size * math.prod(space.input_size))))
@@ -90,25 +94,33 @@ def dataset_minibatch(
 ) -> Minibatch:
     """Draws images, without augmentation, from a dataset that timm can open; raises DataError.
 
-    They are `parts` minibatches, or as many as the dataset has images for, but at least one.
+    They are `parts` minibatches, or as many as the dataset has images for, but at least one. Images of other modes than
+    the network takes are converted: to grey for one channel, to RGB for three, to RGB and opacity for four.
     `name` is a timm name such as `torch/cifar10`, `hfds/…` or `wds/…`, with its folder in `root`; or `folder`, for
     images in one folder a class in `root`; or such a folder itself; or `coco`, with its folder in `root`, where the
     label of an image is the category of its largest object.
     """
     name, root = find_dataset(name, root)
-    dataset = open_dataset(name, root, split)
-    config = data_config(space.layout)
-    dataset.transform = create_transform(
+    channels = space.input_size[0]
+    if channels not in _MODES:
+        raise DataError(
+            f"images in files have 1, 3 or 4 channels, but the network takes {channels}; in Python, hand tensors to "
+            "search(data=(images, labels))"
+        )
+    mode = _MODES[channels]
+    dataset = open_dataset(name, root, split, input_img_mode=mode)
+    config = data_config(space.layout, channels)
+    transform = create_transform(
         input_size=space.input_size,
         mean=config["mean"],
         std=config["std"],
         crop_pct=config["crop_pct"],
         interpolation=config["interpolation"],
     )
+    # The datasets of torchvision have modes of their own.
+    dataset.transform = lambda image: transform(image.convert(mode))
     images, labels = _draw(dataset, name, batch_size, parts, seed)
     parts = len(images) // batch_size
-    if images.shape[1] != space.input_size[0]:
-        raise DataError(f"{name} has images of {images.shape[1]} channels, but the network takes {space.input_size[0]}")
     return _checked(space, images, labels, f"{name}, {_sizes(batch_size, parts)}", parts)
 
 

@@ -7,12 +7,14 @@ import difflib
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commands import _print_table
 from .genome import _quote
+from .layouts import Layout
 
 if TYPE_CHECKING:
     import torch
@@ -154,14 +156,25 @@ def _model(options: argparse.Namespace) -> nn.Module:
 
 
 def _known(name: str) -> str:
-    """Finds the model in timm: one of timm's own goes before one of the zoo without its `blockswap_`."""
+    """Finds the model in timm: one of timm's own goes before one of the zoo without its `blockswap_`.
+
+    A WRN or ResNet that the zoo has not is registered.
+    """
     import timm
+
+    from .own import register
 
     if ":" in name:
         return name
     for candidate in (name, f"blockswap_{name}"):
         if timm.is_model(candidate):
             return candidate
+    with suppress(ValueError):
+        layout = Layout.named(name)
+        # A named student is more than its layout.
+        if name.removeprefix("blockswap_") == layout.name.removeprefix("blockswap_"):
+            register(layout)
+            return layout.name
     names = timm.list_models()
     names += [each.removeprefix("blockswap_") for each in names if each.startswith("blockswap_")]
     close = difflib.get_close_matches(name, names, n=1)

@@ -127,7 +127,9 @@ class LatencyTable:
 
         there = text(self.layout, self.input_size, self.num_classes)
         here = text(layout, input_size, num_classes)
-        if there != here or self.layout != layout:
+        if there == here and self.layout != layout:
+            here = f"another {layout.name}"
+        if there != here:
             raise LatencyError(f"the latency table is of {there}, not of {here}; measure it with 'blockswap profile'")
 
     # -- files -------------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ This module needs the standard library only.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .genome import BlockType, Conv, Genome, GenomeError, _listed, _quote
@@ -15,7 +16,11 @@ __all__ = ["Layout", "Position"]
 
 _NAME = re.compile(r"(?:blockswap_)?(?:wrn([0-9]{1,3})_([0-9]{1,2})|resnet([0-9]{1,3}))(?:_[0-9]+[km])?")
 Structure = tuple[str, tuple[Conv, ...]]
-_RESNET_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+_RESNET_DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+# The forward of timm's ResNet names four stages, and its stem has 64 channels; that of WideResNet names six.
+_RESNET_STAGES, _RESNET_STEM, _MOST_STAGES = 4, 64, 6
+# The layouts of the user's own entries, by name.
+_OWN: dict[str, Layout] = {}
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Position:
 class Layout:
     """A residual network without its block types: `depths` blocks in stages of `channels`, after a stem of `stem_chs`.
 
-    `preact` is the order within a block: BN and ReLU before each convolution (WideResNet) or after it (ResNet).
+    `preact` is the order within a block: BN and ReLU before each convolution (WideResNet) or after it (ResNet). Every
+    stage but the first halves the images. Raises ValueError for what neither network can carry.
     """
 
     name: str
@@ -59,6 +65,65 @@ class Layout:
     preact: bool
     input_size: tuple[int, int, int]
     num_classes: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_]+", str(self.name)):
+            raise ValueError(f"a network's name is letters, digits and '_', such as 'my_net', not {_quote(self.name)}")
+        for name in ("depths", "channels", "input_size"):
+            object.__setattr__(self, name, self._whole(name, getattr(self, name)))
+        for name in ("stem_chs", "num_classes"):
+            object.__setattr__(self, name, self._whole(name, (getattr(self, name),))[0])
+        if len(self.depths) != len(self.channels):
+            raise ValueError(
+                f"{self.name} has depths {self.depths} and channels {self.channels}; write as many of each, one a stage"
+            )
+        if len(self.input_size) != 3:
+            raise ValueError(f"the input_size of {self.name} is (channels, height, width), not {self.input_size}")
+        stages = len(self.depths)
+        if self.preact and stages > _MOST_STAGES:
+            raise ValueError(f"a pre-activation network has at most {_MOST_STAGES} stages; {self.name} has {stages}")
+        if not self.preact and (stages, self.stem_chs) != (_RESNET_STAGES, _RESNET_STEM):
+            raise ValueError(
+                "a post-activation network has 4 stages after a stem of 64 channels, as timm's ResNet; "
+                f"{self.name} has {stages} after {self.stem_chs}; write preact=True for other numbers"
+            )
+
+    def _whole(self, name: str, numbers: Sequence[int]) -> tuple[int, ...]:
+        try:
+            whole = tuple(map(operator.index, numbers))
+        except TypeError:
+            whole = ()
+        if not whole or min(whole) < 1:
+            given = numbers[0] if name in ("stem_chs", "num_classes") else numbers
+            raise ValueError(f"the {name} of {self.name}: whole numbers from 1 up, not {_quote(given)}")
+        return whole
+
+    @classmethod
+    def custom(
+        cls,
+        name: str,
+        depths: Sequence[int],
+        channels: Sequence[int],
+        *,
+        preact: bool = True,
+        stem_chs: int | None = None,
+        input_size: Sequence[int] | None = None,
+        num_classes: int | None = None,
+    ) -> Layout:
+        """Makes a layout of stages of so many blocks and channels; what is left out is as in a WRN or a ResNet-34.
+
+        `input_size` is (channels, height, width). Raises ValueError for what the network cannot carry.
+        """
+        usual = cls.wide_resnet(40, 2) if preact else cls.resnet(34)
+        return cls(
+            name,
+            depths,  # type: ignore[arg-type]  # any sequences: the layout makes tuples of them
+            channels,  # type: ignore[arg-type]
+            usual.stem_chs if stem_chs is None else stem_chs,
+            preact,
+            usual.input_size if input_size is None else input_size,  # type: ignore[arg-type]
+            usual.num_classes if num_classes is None else num_classes,
+        )
 
     @classmethod
     def wide_resnet(cls, depth: int, widen: int) -> Layout:
@@ -74,20 +139,38 @@ class Layout:
 
     @classmethod
     def resnet(cls, depth: int) -> Layout:
-        """ResNet-18 or ResNet-34 for 224x224 images (He et al., 2016); raises ValueError for another depth."""
+        """ResNet-10, 18 or 34 for 224x224 images (He et al., 2016); raises ValueError for another depth."""
         if depth not in _RESNET_DEPTHS:
-            raise ValueError(f"there is no ResNet-{depth} of basic blocks here; write resnet18 or resnet34")
+            raise ValueError(
+                f"there is no ResNet-{depth} of basic blocks; write resnet10, resnet18 or resnet34, "
+                "or Layout.custom in Python"
+            )
         return cls(
             f"blockswap_resnet{depth}", _RESNET_DEPTHS[depth], (64, 128, 256, 512), 64, False, (3, 224, 224), 1000
         )
 
     @classmethod
     def named(cls, name: str) -> Layout:
-        """Finds the layout of a name such as `wrn40_2`, `blockswap_resnet34` or `resnet34_3m`; raises ValueError."""
+        """Finds the layout of a name such as `wrn40_2`, `resnet34_3m` or that of an own entry; raises ValueError."""
         if match := _NAME.fullmatch(name):
             depth, widen, resnet_depth = match.groups()
             return cls.resnet(int(resnet_depth)) if resnet_depth else cls.wide_resnet(int(depth), int(widen))
+        if name in _OWN:
+            return _OWN[name]
         raise ValueError(f"unknown network {_quote(name)}; write wrn40_2, resnet34 or another name of 'blockswap list'")
+
+    @classmethod
+    def _found(cls, name: str) -> Layout | None:
+        """The layout that is known by a name."""
+        try:
+            return cls.named(name)
+        except ValueError:
+            return None
+
+    @classmethod
+    def _standard(cls, name: str) -> Layout | None:
+        """The layout that a name says by itself, without having been registered."""
+        return None if name in _OWN and not _NAME.fullmatch(name) else cls._found(name)
 
     @property
     def original(self) -> Genome:

@@ -19,11 +19,12 @@ from .layouts import Layout
 
 __all__ = ["ResNet", "WideResNet", "build", "residual_blocks"]
 
-_STAGES = ("layer1", "layer2", "layer3")
-
 
 class WideResNet(nn.Module):
-    """A pre-activation residual network for small images, with one block type a block (paper, section 5)."""
+    """A pre-activation residual network for small images, with one block type a block (paper, section 5).
+
+    Its stages are `layer1`, `layer2` and so on, six at most; those that it does not have are None.
+    """
 
     def __init__(
         self,
@@ -51,7 +52,8 @@ class WideResNet(nn.Module):
 
         self.conv1 = nn.Conv2d(in_chans, layout.stem_chs, 3, padding=1, bias=False, **dd)
         self.feature_info = [{"num_chs": layout.stem_chs, "reduction": 1, "module": "conv1"}]
-        blocks: dict[str, list[nn.Module]] = {stage: [] for stage in _STAGES}
+        self._stages = tuple(f"layer{stage}" for stage in range(1, len(layout.depths) + 1))
+        blocks: dict[str, list[nn.Module]] = {stage: [] for stage in self._stages}
         reduction = 1
         rates = torch.linspace(0, drop_path_rate, len(self.genome.blocks), device="cpu").tolist()
         for place, block, rate in zip(layout.positions, self.genome.blocks, rates, strict=True):
@@ -73,7 +75,9 @@ class WideResNet(nn.Module):
                 self.feature_info.append(
                     {"num_chs": place.out_chs, "reduction": reduction, "module": f"layer{place.stage}"}
                 )
-        self.layer1, self.layer2, self.layer3 = (nn.Sequential(*blocks[stage]) for stage in _STAGES)
+        self.layer2 = self.layer3 = self.layer4 = self.layer5 = self.layer6 = None
+        for stage, of_stage in blocks.items():
+            setattr(self, stage, nn.Sequential(*of_stage))
         self.num_features = layout.channels[-1]
         self.bn = norm_layer(self.num_features, **dd)
         self.act = act_layer(inplace=True)
@@ -139,14 +143,14 @@ class WideResNet(nn.Module):
         """Returns the final features and the outputs of stem and stages; `norm` applies the last BN to the last one."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is 'NCHW' for a convolutional network, not {output_fmt!r}")
-        take_indices, max_index = feature_take_indices(len(_STAGES) + 1, indices)
+        take_indices, max_index = feature_take_indices(len(self._stages) + 1, indices)
         intermediates = []
         x = self.conv1(x)
         if 0 in take_indices:
             intermediates.append(x)
-        last = len(_STAGES)
+        last = len(self._stages)
         reached = 0
-        for index, name in enumerate(_STAGES[:max_index] if stop_early else _STAGES, start=1):
+        for index, name in enumerate(self._stages[:max_index] if stop_early else self._stages, start=1):
             x = self._stage(getattr(self, name), x)
             reached = index
             if index in take_indices:
@@ -161,9 +165,9 @@ class WideResNet(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Removes what the features at `indices` do not need; returns these indices from the start."""
-        take_indices, max_index = feature_take_indices(len(_STAGES) + 1, indices)
-        prune_end = max_index < len(_STAGES)
-        for name in _STAGES[max_index:]:
+        take_indices, max_index = feature_take_indices(len(self._stages) + 1, indices)
+        prune_end = max_index < len(self._stages)
+        for name in self._stages[max_index:]:
             setattr(self, name, nn.Sequential())
         if prune_norm or prune_end:
             self.bn, self.act = nn.Identity(), nn.Identity()
@@ -179,12 +183,23 @@ class WideResNet(nn.Module):
         return stage(x)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps images (N, C, H, W) to features (N, num_features, H / 4, W / 4)."""
+        """Maps images (N, C, H, W) to features (N, num_features, H / r, W / r), where r is the last reduction."""
         x = self.conv1(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
+            x = checkpoint_seq([getattr(self, stage) for stage in self._stages], x, flatten=True)
         else:
-            x = self.layer3(self.layer2(self.layer1(x)))
+            # One by one, since TorchScript knows no module by a name that it has to look up.
+            x = self.layer1(x)
+            if self.layer2 is not None:
+                x = self.layer2(x)
+            if self.layer3 is not None:
+                x = self.layer3(x)
+            if self.layer4 is not None:
+                x = self.layer4(x)
+            if self.layer5 is not None:
+                x = self.layer5(x)
+            if self.layer6 is not None:
+                x = self.layer6(x)
         return self.act(self.bn(x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:

@@ -9,16 +9,20 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .budgets import Budget
 from .candidates import HALVING, Candidate
+from .entries import GENOMES
+from .layouts import Layout
 
 __all__ = [
     "Record",
     "RecordError",
     "budget_text",
+    "build_text",
     "read_ranking",
     "read_record",
     "require_new",
@@ -145,6 +149,18 @@ def budget_text(header: dict[str, Any]) -> str:
     except (AttributeError, TypeError, ValueError):
         # A budget of something that this version does not know.
         return json.dumps(windows)
+
+
+def build_text(header: dict[str, Any], genome: str) -> str:
+    """Writes the line of Python that makes a network which was found, for a record's search."""
+    name, first, more = header.get("space"), "", ""
+    with suppress(ValueError, LookupError, TypeError):
+        if layout := Layout._standard(str(name)):
+            first = "" if name in GENOMES else f"blockswap_models.register('{name}'); "
+            own = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0]}
+            wanted = {"num_classes": header["num_classes"], "in_chans": header["input_size"][0]}
+            more = "".join(f", {key}={value}" for key, value in wanted.items() if value != own[key])
+    return f"build it: {first}timm.create_model('{name}', genome='{genome}'{more})"
 
 
 def _read(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]], int]:

@@ -14,7 +14,7 @@ from .candidates import Candidate, median_shares
 from .commands import _milliseconds, _print_table, _print_top
 from .latency import LatencyTable
 from .options import space_of
-from .record import budget_text, read_ranking
+from .record import budget_text, build_text, read_ranking
 
 __all__ = ["run_plot", "run_profile", "run_show"]
 
@@ -120,7 +120,7 @@ def run_show(options: argparse.Namespace) -> None:
             for place, block, share, middle in zip(_places(best), best.genome.blocks, best.shares, median, strict=True)
         ]
         _print_table(("stage.block", "type", "best", "median of all"), rows, right=(0, 2, 3))
-    print(f"\nbuild it: timm.create_model('{header.get('space')}', genome='{best.genome}')")
+    print(f"\n{build_text(header, best.genome)}")
 
 
 def _print_search(header: dict[str, Any], ranking: Sequence[Candidate], finite: int) -> None:

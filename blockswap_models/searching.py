@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .candidates import HALVING, Candidate
 from .data import Minibatch, affordable_parts, noise_minibatch, tensor_minibatch
 from .genome import Genome, GenomeError
 from .jobs import Job, fast_dtype
+from .layouts import Layout
 from .record import Record
 from .score import Score, fisher_potential
 from .space import SearchSpace
@@ -173,11 +174,17 @@ def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) 
     return list(found)
 
 
+def _as_json(layout: Layout) -> dict[str, Any]:
+    return {name: list(each) if isinstance(each, tuple) else each for name, each in asdict(layout).items()}
+
+
 def _describe(job: Job, budget: Budget, strategy: str) -> dict[str, Any]:
     """All that genomes and scores depend on; not their number, so that a search can be extended."""
     space = job.space
     return {
         "space": space.layout.name,
+        # Of the user's own, the name alone does not say it.
+        **({} if space.layout == Layout._standard(space.layout.name) else {"layout": _as_json(space.layout)}),
         "types": " ".join(map(str, space.types)),
         "input_size": list(space.input_size),
         "num_classes": space.num_classes,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cards import WeightsError, check_weights, make_card, read_card, shipped
 from .commands import _print_table
+from .entries import GENOMES
 from .evaluate_command import _device, _known, _measure
 from .genome import _quote
 from .recipes import RECIPES
@@ -166,7 +167,8 @@ def _model_of(card: dict[str, Any], weights: Path) -> nn.Module:
 
     from .evaluation import load_weights
 
-    model = timm.create_model(card["name"].partition(".")[0], num_classes=card["num_classes"], genome=card["genome"])
+    name = _known(card["name"].partition(".")[0])
+    model = timm.create_model(name, num_classes=card["num_classes"], genome=card["genome"])
     load_weights(model, weights)
     return model
 
@@ -185,8 +187,6 @@ def _upload(folder: str, repository: str, private: bool) -> None:
 
 def _command_of(summary: dict[str, Any]) -> str:
     """Writes the command of a run from what its summary says; DATA stands for the folder of the dataset."""
-    from .zoo import GENOMES
-
     model = summary["model"].removeprefix("blockswap_")
     recipe = RECIPES["cifar10" if summary["data"].lower().startswith("torch/cifar") else "imagenet"]
     # Those that shared a teacher were trained together.

@@ -12,7 +12,7 @@ import torch
 
 from .budgets import UNMEASURED, Budget, BudgetError, Cost, amount_text
 from .cost import count_parts
-from .counting import Table
+from .counting import _LONGEST_OF_COUNT, Table
 from .genome import SEARCH_TYPES, BlockType, Genome, GenomeError
 from .latency import LatencyTable
 from .layouts import Layout, Position
@@ -38,7 +38,7 @@ class SearchSpace:
         types: Iterable[BlockType | str] = SEARCH_TYPES,
         num_classes: int | None = None,
         in_chans: int | None = None,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         latency: LatencyTable | None = None,
     ) -> None:
         self.layout = Layout.named(layout) if isinstance(layout, str) else layout
@@ -46,8 +46,15 @@ class SearchSpace:
         if not self.types:
             raise GenomeError("a search space needs block types; write at least one, such as 'S'")
         self.num_classes = self.layout.num_classes if num_classes is None else num_classes
-        channels, height, width = self.layout.input_size
-        self.input_size = (in_chans or channels, image_size or height, image_size or width)
+        channels, *size = self.layout.input_size
+        if image_size is not None:
+            size = [image_size, image_size] if isinstance(image_size, int) else [*image_size]
+        channels = channels if in_chans is None else in_chans
+        for name, least in {"num_classes": self.num_classes, "in_chans": channels, "image_size": min(size)}.items():
+            if least < 1:
+                raise ValueError(f"{name} is at least 1, not {least}")
+        height, width = size
+        self.input_size = (channels, height, width)
         self._options = [place.distinct(self.types) for place in self.layout.positions]
         for place, options in zip(self.layout.positions, self._options, strict=True):
             if not options:
@@ -133,19 +140,20 @@ class SearchSpace:
             [round(getattr(each, name) * scale) for each in costs] for costs in options
         ]
 
-    def _table(self, name: str, window: tuple[float, float]) -> Table:
+    def _table(self, name: str, window: tuple[float, float], longest: int | None = None) -> Table:
         fixed, totals = self._totals(name)
         if name == "latency":
             # The product of a decimal fraction and 1e9 is a hair off.
             window = round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
-        return Table(fixed, totals, [[spellings for _, spellings in each] for each in self._options], window)
+        return Table(fixed, totals, [[spellings for _, spellings in each] for each in self._options], window, longest)
 
     # -- counting ----------------------------------------------------------------------------------------------------
 
     def count(self, budget: Budget | None = None, distinct: bool = True) -> int:
         """Counts the genomes that fit a budget, exactly: distinct networks, or spellings with `distinct=False`.
 
-        A budget names one cost: how many fit several at once is known only from samples (see `sample`).
+        A budget names one cost: how many fit several at once is known only from samples (see `estimate`). So it is
+        where costs have no common divisor to speak of, as MACs at image sizes that the strides do not divide.
         """
         if budget is None:
             total = 1
@@ -157,7 +165,18 @@ class SearchSpace:
             raise BudgetError(
                 "genomes are counted exactly for one cost; write a budget of params, of macs or of latency"
             )
-        return self._table(name, window).count(distinct)
+        table = self._table(name, window, _LONGEST_OF_COUNT)
+        if not table.exact:
+            raise BudgetError(
+                f"{name} of {self.layout.name} at {'x'.join(map(str, self.input_size))} are too many different numbers "
+                "to count genomes exactly; take an image size that the strides divide, or SearchSpace.estimate"
+            )
+        return table.count(distinct)
+
+    def estimate(self, budget: Budget, samples: int = 1000, seed: int = 0) -> tuple[int, int]:
+        """Estimates how many networks fit a budget of any costs; also says from how many that were found."""
+        found, share = self.sample_stated(samples, budget, seed)
+        return round(self._table(*self._exact_cost(budget)).count() * share), len(found)
 
     def _exact_cost(self, budget: Budget) -> tuple[str, tuple[float, float]]:
         """The cost of a budget that is met exactly, by counting: the first that it names."""
@@ -176,7 +195,7 @@ class SearchSpace:
         return self.sample_stated(number, budget, seed)[0]
 
     def sample_stated(self, number: int, budget: Budget, seed: int = 0) -> tuple[list[Genome], float]:
-        """Draws as `sample` does, and states which share of the draws met the further costs of the budget."""
+        """Draws as `sample` does, and states which share of the draws met the whole budget, further costs included."""
         if number < 1:
             raise ValueError(f"a sample has at least 1 genome, not {number}")
         name, window = self._exact_cost(budget)
@@ -208,7 +227,8 @@ class SearchSpace:
             found.update(dict.fromkeys(fitting))
             met, tried = len(fitting), total
         if not found:
-            raise BudgetError(f"{self._unmet(budget, name)}: none of {tried:,} genomes that meet its {name} do")
+            met_first = "meet" if table.exact else "come near"
+            raise BudgetError(f"{self._unmet(budget, name)}: none of {tried:,} genomes that {met_first} its {name} do")
         return list(found)[:number], met / tried
 
     def _decode(self, picks: Sequence[int]) -> tuple[Genome, Cost]:

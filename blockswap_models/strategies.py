@@ -141,6 +141,9 @@ class Planner:
                     best, most, self._prices = genome, value, dict(prices)
             if self._budget.fits(cost):
                 break
+            if not self._others:
+                # Steps that are not exact led just outside, and an exchange back.
+                break
             for name, (low, high) in self._others.items():
                 total = getattr(cost, name)
                 if way := int(total > high) - int(total < low):

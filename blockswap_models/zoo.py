@@ -7,6 +7,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -16,6 +17,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
+    get_pretrained_cfg,
+    is_model,
+    is_model_pretrained,
     register_model,
     resolve_pretrained_cfg,
     save_for_hf,
@@ -24,49 +28,12 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .cards import CARD, Card, WeightsError, check_weights, describe, model_card, shipped
+from .entries import GENOMES, PAPER_ERRORS
 from .genome import Genome, GenomeError
 from .layouts import Layout
 from .networks import ResNet, WideResNet
 
-__all__ = ["GENOMES", "PAPER_ERRORS", "data_config", "save_pretrained"]
-
-GENOMES: dict[str, Genome] = {
-    name: Genome(text)
-    for name, text in {
-        "blockswap_wrn40_2": "6xS/6xS/6xS",
-        "blockswap_wrn40_1": "6xS/6xS/6xS",
-        "blockswap_wrn16_2": "2xS/2xS/2xS",
-        "blockswap_wrn16_1": "2xS/2xS/2xS",
-        "blockswap_wrn40_2_811k": "B4,S,B2G16,G4,G8,B4/G4,S,G16,G2,S,W16/W8,2xG2,B2W8,B2W4,G8",
-        "blockswap_wrn40_2_556k": "W16,B2W8,G2,W1,W16,W4/B4,B2W16,G4,W8,B2G2,B2G4/W2,G2,W16,W2,W16,W2",
-        "blockswap_wrn40_2_404k": "S,W16,W1,G2,B2,G8/W2,W16,G8,G16,W8,G4/2xW4,B2G4,2xW8,B2W16",
-        "blockswap_wrn40_2_289k": "G16,G2,W4,G2,B2G8,B4/G2,B2,B2W4,W8,G16,B2G16/W2,B2W16,W4,B2W8,B2W2,B2W8",
-        "blockswap_wrn40_2_217k": "2xB2G16,B4,W1,B2W16,W1/B2G8,B2,B2W2,W16,B2W4,B2W8/W2,B2G16,B2G8,B2G16,B2G8,B2W4",
-        "blockswap_wrn40_2_162k": "B2G2,B2W16,B4W8,2xW1,B2G4/2xW4,W2,B4W2,B2G8,B2W4/B2W16,B4W2,B4W8,B2W2,B4W4,B4",
-        "blockswap_resnet34": "3xS/4xS/6xS/3xS",
-        "blockswap_resnet18": "2xS/2xS/2xS/2xS",
-        "blockswap_resnet34_8m": "B2W4,W4,B2G8/S,B2W4,B2W16,B2W8/S,B2G2,B2G8,B2G4,G4,S/S,W1,B2W8",
-        "blockswap_resnet34_3m": "G8,2xB2W2/S,G2,W2,B2/G16,B2G16,B2W16,W4,B2G2,B2G8/B2W2,W4,B2G4",
-    }.items()
-}
-
-# Top-1 test errors in percent that the paper reports (Tables 2 and 3), trained there, not here.
-PAPER_ERRORS: dict[str, str] = {
-    "blockswap_wrn40_2": "3.96",
-    "blockswap_wrn40_1": "4.57",
-    "blockswap_wrn16_2": "4.78",
-    "blockswap_wrn16_1": "7.32",
-    "blockswap_wrn40_2_811k": "3.79 ± 0.01",
-    "blockswap_wrn40_2_556k": "4.17 ± 0.22",
-    "blockswap_wrn40_2_404k": "4.21 ± 0.13",
-    "blockswap_wrn40_2_289k": "4.45 ± 0.18",
-    "blockswap_wrn40_2_217k": "4.68 ± 0.37",
-    "blockswap_wrn40_2_162k": "5.17 ± 0.00",
-    "blockswap_resnet34": "26.73",
-    "blockswap_resnet18": "29.18",
-    "blockswap_resnet34_8m": "26.24",
-    "blockswap_resnet34_3m": "29.57",
-}
+__all__ = ["GENOMES", "PAPER_ERRORS", "create", "data_config", "save_pretrained"]
 
 _COMMON = {
     "license": "mit",
@@ -98,9 +65,17 @@ _IMAGENET = {
 }
 
 
-def data_config(layout: Layout) -> dict[str, Any]:
-    """The image size, normalisation and crop of a layout, as in a timm cfg: CIFAR-10's for a WRN, else ImageNet's."""
-    return _CIFAR10 if layout.preact else _IMAGENET
+def data_config(layout: Layout, channels: int = 3) -> dict[str, Any]:
+    """The normalisation and crop of a layout, as in a timm cfg: CIFAR-10's if pre-activation, else ImageNet's.
+
+    An entry of the user's has its own. Images that are not of three channels are normalised by the mean of the three.
+    """
+    config = _CIFAR10 if layout.preact else _IMAGENET
+    if is_model(layout.name) and Layout._found(layout.name) == layout:
+        config = get_pretrained_cfg(layout.name).to_dict()
+    if len(config["mean"]) == channels:
+        return config
+    return {**config, **{key: (round(fmean(config[key]), 4),) * channels for key in ("mean", "std")}}
 
 
 def _cfgs() -> dict[str, dict[str, Any]]:
@@ -117,10 +92,15 @@ def _cfgs() -> dict[str, dict[str, Any]]:
 default_cfgs = generate_default_cfgs(_cfgs())
 
 
-def _create(name: str, pretrained: bool, genome: Genome | str | None = None, **kwargs: Any) -> nn.Module:
+def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    return create(name, GENOMES[name], pretrained, **kwargs)
+
+
+def create(name: str, own: Genome, pretrained: bool, genome: Genome | str | None = None, **kwargs: Any) -> nn.Module:
+    """Makes the network of an entry, as timm's `create_model` asks for it; `own` is the entry's genome."""
     layout = Layout.named(name)
-    genome = layout.fit(GENOMES[name] if genome is None else genome)
-    source = _genome_of_weights(name, **kwargs)
+    genome = layout.fit(own if genome is None else genome)
+    source = _genome_of_weights(name, own, **kwargs)
     if pretrained and source is not None and genome != source:
         raise GenomeError(
             f"{name} has pretrained weights for the genome '{source}' only, not for '{genome}'; write pretrained=False"
@@ -144,6 +124,7 @@ def _create(name: str, pretrained: bool, genome: Genome | str | None = None, **k
 
 def _genome_of_weights(
     name: str,
+    own: Genome,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     pretrained_model_args: dict[str, Any] | None = None,
@@ -156,7 +137,7 @@ def _genome_of_weights(
     places = [(pretrained_cfg_overlay or {}).get(key) for key in ("state_dict", "file", "url", "hf_hub_id")]
     if not isinstance(pretrained_cfg, (str, type(None))) or any(places):
         return None
-    return GENOMES[name] if default_cfgs[name].is_pretrained else None
+    return own if is_model_pretrained(name) else None
 
 
 def _check_weights(

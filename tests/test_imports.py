@@ -13,6 +13,7 @@ PACKAGE = Path(blockswap_models.__file__).parent
 ORDER = [
     "genome",
     "layouts",
+    "entries",
     "latency",
     "budgets",
     "counting",
@@ -20,6 +21,7 @@ ORDER = [
     "networks",
     "cards",
     "zoo",
+    "own",
     "distill",
     "students",
     "cost",
@@ -94,7 +96,7 @@ def test_a_module_is_short(module: str) -> None:
 
 
 def test_text_and_records_need_no_torch() -> None:
-    light = ("genome", "layouts", "latency", "budgets", "record", "recipes")
+    light = ("genome", "layouts", "entries", "latency", "budgets", "record", "recipes")
     modules = ", ".join(f"blockswap_models.{name}" for name in light)
     heavy = "{'torch', 'timm', 'numpy'}"
     script = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
