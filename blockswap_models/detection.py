@@ -20,7 +20,6 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScale
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 from .genome import Genome
-from .zoo import GENOMES
 
 __all__ = ["FPNBackbone", "fpn_backbone", "mask_rcnn"]
 
@@ -167,7 +166,7 @@ def _of_name(
     name: str, genome: Genome | str | None, pretrained: bool, wanted: Sequence[int] | None, kwargs: dict[str, Any]
 ) -> tuple[nn.Module, FeatureInfo]:
     if genome is not None:
-        if name.partition(".")[0] not in GENOMES:
+        if timm.is_model(name) and not timm.model_entrypoint(name).__module__.startswith(__package__):
             raise ValueError(f"{name} has no genome; leave out genome, or write a model of 'blockswap list'")
         kwargs = {**kwargs, "genome": genome}
     with torch.device("meta"):

@@ -50,7 +50,7 @@ def test_list(capsys):
     rows = json.loads(out)
     assert status == 0
     assert [row["name"] for row in rows if row["params"] == 404_250] == ["blockswap_wrn40_2_404k"]
-    assert sorted(row["name"] for row in rows) == timm.list_models("blockswap_*")
+    assert sorted(row["name"] for row in rows) == timm.list_models("blockswap_*", module="zoo")
     _, out, _ = run(capsys, "list")
     assert len(out.splitlines()) == len(rows) + 1
 
