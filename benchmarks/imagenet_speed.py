@@ -30,6 +30,7 @@ import torch
 from roofline import Clock, Limits, Work, measure_limits
 from timm.task import ClassificationTask, TrainingTask
 
+from blockswap_models.data import DataError
 from blockswap_models.distill import AttentionTransferTask
 from blockswap_models.evaluate_command import _device
 from blockswap_models.profiling import _about
@@ -59,7 +60,7 @@ def loader_rate(model: torch.nn.Module, options: argparse.Namespace) -> tuple[fl
 def make_task(name: str, options: argparse.Namespace, device: torch.device) -> TrainingTask:
     """The task as `blockswap train` makes it, with random weights."""
     torch.manual_seed(options.seed)
-    model, recipe = timm.create_model(name).to(device), RECIPES["imagenet"]
+    model, recipe = timm.create_model(name, num_classes=options.num_classes).to(device), RECIPES["imagenet"]
     if name == options.teacher:
         return ClassificationTask(model, device=device, verbose=False)
     teacher = timm.create_model(options.teacher).to(device)
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="the folder of the dataset")
     parser.add_argument("--names", nargs="*", default=["blockswap_resnet34_3m", "blockswap_resnet34_8m"])
     parser.add_argument("--teacher", default="blockswap_resnet34", help="of attention transfer (%(default)s)")
+    parser.add_argument("--num-classes", type=int, default=1000, help="classes of the folder (%(default)s)")
     parser.add_argument("--device", help="cuda or cpu (cuda where there is a GPU)")
     parser.add_argument("--amp", choices=("bfloat16", "float32"), default="bfloat16", help="type (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -113,7 +115,10 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a tiny form, on noise")
-    run(parser.parse_args())
+    try:
+        run(parser.parse_args())
+    except DataError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -121,7 +126,7 @@ def run(options: argparse.Namespace) -> None:
         options.names, options.teacher = ["blockswap_resnet18"], "blockswap_resnet34"
         options.batch_size, options.steps, options.threads, options.amp = 2, 1, 1, "float32"
     elif options.data is None:
-        raise SystemExit("imagenet_speed.py: write the folder of ImageNet, with train and val (--data)")
+        raise DataError("write the folder of ImageNet, with train and val (--data)")
     device = _device(options.device)
     if device.type == "cpu":
         keep_memory()
@@ -137,12 +142,13 @@ def run(options: argparse.Namespace) -> None:
     if options.smoke:
         rate, minibatch = float("inf"), [torch.randn(2, 3, 64, 64), torch.tensor([0, 1])]
     else:
-        rate, minibatch = loader_rate(timm.create_model(options.teacher, device="meta"), options)
+        network = timm.create_model(options.teacher, num_classes=options.num_classes, device="meta")
+        rate, minibatch = loader_rate(network, options)
         print(f"loader: {rate:,.1f} images/s a process, {options.processes} processes")
 
     def days(images_per_second: float) -> str:
         whole = epochs * IMAGES / images_per_second / 86_400
-        return "".join(f"{whole / number:>10,.2f}" for number in options.devices)
+        return "".join(f"{whole / number:>10.3g}" for number in options.devices)
 
     columns = "".join(f"{f'on {number}':>10s}" for number in options.devices)
     wide = 10 * len(options.devices)

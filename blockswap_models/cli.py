@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_space(searching)
     searching.add_argument("--samples", type=int, default=1000, help="genomes to score (%(default)s)")
     searching.add_argument("--seed", type=int, default=0, help="seed of genomes, weights and images (%(default)s)")
-    searching.add_argument("--data", help="torch/cifar10 or another timm dataset, or a folder of images (1/f noise)")
+    searching.add_argument("--data", help="torch/cifar10 or a timm dataset, coco, or a folder of images (1/f noise)")
     searching.add_argument("--data-dir", help="the folder of the dataset")
     searching.add_argument("--split", default="train", help="the split of the dataset (%(default)s)")
     searching.add_argument("--batch-size", type=int, default=32, help="images in a minibatch (%(default)s)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import multiprocessing.context
 import os
 import pickle
 import signal
@@ -125,9 +126,7 @@ def one_thread() -> Iterator[None]:
 @contextmanager
 def local_workers(number: int, shared: Shared) -> Iterator[ProcessPoolExecutor]:
     """Starts processes on this machine that know a job, and ends them at once at the end, whatever they are doing."""
-    pool = ProcessPoolExecutor(
-        number, multiprocessing.get_context(), initializer=_start, initargs=(shared.key, shared.content)
-    )
+    pool = ProcessPoolExecutor(number, _context(), initializer=_start, initargs=(shared.key, shared.content))
     try:
         yield pool
     finally:
@@ -142,6 +141,29 @@ def local_workers(number: int, shared: Shared) -> Iterator[ProcessPoolExecutor]:
             time.sleep(0.005)
         for process in processes:
             process.terminate()
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Forks workers, which is fast, where gradients can then be computed in them; else they begin as new processes.
+
+    Autograd refuses to work in the forks of a process where it has threads: for a GPU, or once something was compiled.
+    """
+    context: multiprocessing.context.BaseContext = multiprocessing.get_context()
+    if context.get_start_method() != "fork":
+        return context
+    probe = context.Process(target=_try_autograd)  # type: ignore[attr-defined]
+    probe.start()
+    probe.join()
+    return context if probe.exitcode == 0 else multiprocessing.get_context("forkserver")
+
+
+def _try_autograd() -> None:
+    try:
+        torch.ones(1, requires_grad=True).backward()
+    except RuntimeError:
+        os._exit(1)
+    # Without what the parent does when it ends.
+    os._exit(0)
 
 
 def _start(key: str, content: bytes) -> None:

@@ -319,6 +319,27 @@ def test_what_workers_cannot_be_sent():
         search(SPACE, BUDGET, score=lambda *_: 1.0, workers=2, **SMALL)
 
 
+AFTER_EXPORT = """
+import torch
+from blockswap_models import Budget, SearchSpace, search
+
+def main():
+    torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.ones(1, requires_grad=True).backward()
+    small = {"samples": 2, "refine": 0, "batch_size": 4}
+    results = [search(SearchSpace("wrn16_1"), Budget(params=60_000), workers=workers, **small) for workers in (1, 2)]
+    assert results[0].candidates == results[1].candidates
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_workers_compute_gradients_also_where_forks_cannot(tmp_path):
+    (tmp_path / "script.py").write_text(AFTER_EXPORT)
+    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=120)
+
+
 def dies_once(folder, model, images, labels):
     if not (folder / "died").exists():
         (folder / "died").touch()
