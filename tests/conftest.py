@@ -7,6 +7,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# And so for the programs that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
