@@ -9,9 +9,8 @@ the ratio of the network's time to that of the first network, torchvision's ResN
 the median: above 1 the network is slower. timm's ResNet-18 is the same network, and says how far to trust a ratio.
 
 'eager' is the network as it is made; 'folded' has its BN folded into the convolutions, by `fold_batchnorm`, as all have
-in the ways that follow: 'compiled' by torch.compile, at a batch of one and on one thread only, unless
-`--compile-threads` names more, for it compiles anew for each batch and number of threads, which takes longer than all
-else; 'onnxruntime' runs the file that `export_model` writes. Weights are random, which matters to none. All is in
+in the ways that follow: 'compiled' by torch.compile, anew for each batch and number of threads, which takes longer than
+all else; 'onnxruntime' runs the file that `export_model` writes. Weights are random, which matters to none. All is in
 float32.
 """
 
@@ -54,8 +53,8 @@ class Bench:
         torch.manual_seed(0)
         self.networks = {name: build(name) for name in options.networks}
         self.folded = {name: fold_batchnorm(each) for name, each in self.networks.items()}
-        # Each network is compiled for each number of threads, and several have one class.
-        torch._dynamo.config.cache_size_limit = 8 * len(self.networks) * len(options.threads)
+        # Each network is compiled for each batch and number of threads, and several have one class.
+        torch._dynamo.config.cache_size_limit = 8 * len(self.networks) * len(options.threads) * len(options.batch_sizes)
         self.compiled = {name: torch.compile(each, fullgraph=True, dynamic=False) for name, each in self.folded.items()}
         size = (3, options.image_size, options.image_size)
         self.costs = {name: count(each, size) for name, each in self.networks.items()}
@@ -98,8 +97,6 @@ class Bench:
         runs: dict[tuple[str, str], Run] = {}
         for way in self.options.ways:
             for name in self.networks:
-                if way == "compiled" and (batch > 1 or torch.get_num_threads() not in self.options.compile_threads):
-                    continue
                 run = self._try(name, way, lambda n=name, w=way: self.run_of(n, w))
                 # Compiles, and makes whatever a first pass makes.
                 self._try(name, way, lambda r=run: r(x))
@@ -162,9 +159,6 @@ def main() -> None:
     )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="how to run them (all)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (%(default)s)")
-    parser.add_argument(
-        "--compile-threads", type=int, nargs="+", default=[1], help="those to compile for (%(default)s)"
-    )
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="images at a time (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds over all networks and ways (%(default)s)")
     parser.add_argument("--image-size", type=int, default=224, help="height and width (%(default)s)")

@@ -9,6 +9,9 @@ import torch
 torch.set_num_threads(1)
 # And so for the programs that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where torch.compile or torch.export came before the first backward pass, autograd would start threads, and refuse to
+# work in the forks of this process: an executor that a test makes may fork.
+torch.zeros((), requires_grad=True).backward()
 
 
 @pytest.fixture(scope="session")

@@ -63,9 +63,6 @@ CHECKS = (
 
 @pytest.fixture(autouse=True, scope="module")
 def registered():
-    # Where torch.compile or torch.export came before the first backward pass, autograd starts threads, and workers are
-    # no longer forked, which is fast: also in the tests that follow in this process.
-    torch.zeros((), requires_grad=True).backward()
     for layout in LAYOUTS:
         register(layout)
 

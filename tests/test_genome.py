@@ -342,7 +342,10 @@ def test_positions_of_a_layout() -> None:
             )
             for name, said in {"wrn41_2": "41-2", "blockswap_wrn4_2": "4-2", "wrn40_0": "40-0"}.items()
         ),
-        ("resnet50", "there is no ResNet-50 of basic blocks here; write resnet18 or resnet34"),
+        (
+            "resnet50",
+            "there is no ResNet-50 of basic blocks; write resnet10, resnet18 or resnet34, or Layout.custom in Python",
+        ),
         *(
             (name, f"unknown network {name!r}; write wrn40_2, resnet34 or another name of 'blockswap list'")
             for name in ("vgg16", "", "wrn40", "resnet34\n", "wrn40_2_404", "WRN40_2")
