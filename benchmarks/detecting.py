@@ -29,7 +29,8 @@ from tqdm import tqdm
 from blockswap_models.checkpoints import RunFolder, TrainingError, write_whole
 from blockswap_models.coco import CocoObjects, average_precision, detections
 from blockswap_models.detection import mask_rcnn
-from blockswap_models.train import _barrier, _set_epoch
+from blockswap_models.processes import barrier, rank_and_size
+from blockswap_models.train import _set_epoch
 from blockswap_models.train_command import _surroundings
 
 __all__ = ["NORMS", "AspectBatches", "Recipe", "build", "evaluate", "learning_rate", "train"]
@@ -68,11 +69,8 @@ def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
     The warm-up has 1,000 steps, or a tenth of all where that is fewer.
     """
     falls = sum(epoch >= round(share * recipe.epochs) for share in _STEP_SHARES)
-    lr, done, warmup = (
-        recipe.lr * _STEP_FACTOR**falls,
-        epoch * steps + step,
-        min(_WARMUP_STEPS, recipe.epochs * steps // 10),
-    )
+    lr = recipe.lr * _STEP_FACTOR**falls
+    done, warmup = epoch * steps + step, min(_WARMUP_STEPS, recipe.epochs * steps // 10)
     return lr * (_WARMUP_FACTOR + (1 - _WARMUP_FACTOR) * done / warmup) if done < warmup else lr
 
 
@@ -151,7 +149,7 @@ def train(
     arguments: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains a detector, or goes on with it, and returns what it writes to `summary.json`; raises TrainingError."""
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_size()
     if recipe.batch_size % world_size:
         raise TrainingError(
             f"a batch of {recipe.batch_size} does not divide between {world_size} processes; write another --batch-size"
@@ -171,7 +169,7 @@ def train(
         model.load_state_dict(state["state_dict"])
         optimizer.load_state_dict(state["optimizer"])
     # All look at the folder before the first changes it.
-    _barrier()
+    barrier()
     header = {"recipe": asdict(recipe), **common, "images": len(dataset), **_surroundings(device)}
     if rank == 0:
         run.begin(header, done)
@@ -207,7 +205,7 @@ def train(
                     },
                 )
                 bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}, loss {losses['loss']:.3f}", refresh=False)
-            _barrier()
+            barrier()
     found = evaluate(model, test_dataset, device, dtype, workers)
     if rank:
         return {}
@@ -257,7 +255,7 @@ def evaluate(
     model: MaskRCNN, dataset: CocoObjects, device: torch.device, dtype: torch.dtype = torch.float32, workers: int = 0
 ) -> dict[str, dict[str, float | None]]:
     """Measures the average precision of a detector; each process takes its share of the images, the first has all."""
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_size()
     places = range(rank, len(dataset), world_size)
     loader = DataLoader(
         torch.utils.data.Subset(dataset, places), batch_size=None, num_workers=workers, collate_fn=lambda each: each

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import time
 from dataclasses import replace
 from itertools import islice
@@ -29,6 +28,7 @@ import timm
 import torch
 from roofline import Clock, Limits, Work, measure_limits
 from timm.task import ClassificationTask, TrainingTask
+from train_speed import learn, typical
 
 from blockswap_models.data import DataError
 from blockswap_models.distill import AttentionTransferTask
@@ -77,22 +77,15 @@ def step_time(
     images, labels = (each.to(task.device) for each in minibatch)
     images, dtype = images.to(memory_format=torch.channels_last), getattr(torch, options.amp)
 
-    def step() -> None:
-        with torch.autocast(task.device.type, dtype, enabled=dtype != torch.float32):
-            result = task(images, labels)
-        optimizer.zero_grad()
-        result["loss"].backward()
-        optimizer.step()
-
     # The first step makes the optimizer's momentum.
-    step()
+    learn(task, optimizer, dtype, images, labels)
     with Work(limits) as work:
-        step()
+        learn(task, optimizer, dtype, images, labels)
     clock = Clock(task.device)
     for _ in range(WARM_UP + options.steps):
-        step()
+        learn(task, optimizer, dtype, images, labels)
         clock.mark()
-    return statistics.median(clock.seconds()[WARM_UP - 1 :]), work
+    return typical(clock, WARM_UP), work
 
 
 def main() -> None:
@@ -111,7 +104,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that read images (%(default)s)")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8], help="to state days for (1 8)")
     parser.add_argument(
-        *("--rates",), type=float, nargs=2, default=H200, metavar=("GB/s", "TFLOP/s"), help="of another machine (H200)"
+        "--rates", type=float, nargs=2, default=H200, metavar=("GB/s", "TFLOP/s"), help="of another machine (H200)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a tiny form, on noise")

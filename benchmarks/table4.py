@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 
 import timm
 import torch
-import torch.distributed as dist
 from detecting import NORMS, Recipe, build, train, transforms
 from genomes import versions
 from noise_coco import write_noise
@@ -30,6 +28,7 @@ from blockswap_models import count
 from blockswap_models.coco import AP_NAMES, CocoObjects
 from blockswap_models.evaluate_command import _device
 from blockswap_models.evaluation import load_weights
+from blockswap_models.processes import process_group, rank_and_size
 from blockswap_models.workers import keep_memory
 
 RESNET34 = "blockswap_resnet34"
@@ -135,15 +134,10 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 def _train(options: argparse.Namespace, recipe: Recipe) -> bool:
     """Trains a row, or goes on with it, and prints its figures; says whether this is the first process."""
     row, device = ROWS[options.train], _device(options.device)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device.type == "cpu":
         keep_memory()
-    if world_size > 1:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
+    with process_group(device) as device:
+        rank, _ = rank_and_size()
         dataset = CocoObjects(options.data_dir, options.train_on, training=True, transforms=transforms(True))
         test_dataset = CocoObjects(options.data_dir, options.eval_on, transforms=transforms(False))
         images = options.images
@@ -180,9 +174,6 @@ def _train(options: argparse.Namespace, recipe: Recipe) -> bool:
                 "amp": options.amp,
             },
         )
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
     if rank:
         return False
     _print_run(summary)

@@ -99,17 +99,12 @@ class Bench:
         """Trains each network by a minibatch, as `train` does; several share what the teacher says."""
         images, labels = minibatch
         shared = []
-        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         if len(tasks) > 1:
-            with autocast:
+            with autocast(self.device, self.dtype):
                 # Copies: what a CUDA graph returns is overwritten by the next graph, which is a student's.
                 shared = [[each.clone() for each in tasks[0].teacher_maps(images)]]
         for task, optimizer in zip(tasks, optimizers, strict=True):
-            with autocast:
-                result = task(images, labels, *shared)
-            optimizer.zero_grad()
-            result["loss"].backward()
-            optimizer.step()
+            learn(task, optimizer, self.dtype, images, labels, *shared)
 
     def run(self, names: list[str], transfer: bool) -> None:
         """Measures one case, and prints its row."""
@@ -151,9 +146,22 @@ class Bench:
         )
 
 
-def typical(clock: Clock) -> float:
+def learn(task: TrainingTask, optimizer: torch.optim.Optimizer, dtype: torch.dtype, *inputs: Any) -> None:
+    """Takes a step of a task: forward pass under autocast, backward pass and optimizer."""
+    with autocast(task.device, dtype):
+        result = task(*inputs)
+    optimizer.zero_grad()
+    result["loss"].backward()
+    optimizer.step()
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def typical(clock: Clock, warm_up: int = WARM_UP) -> float:
     """The median time of a step, after those that warm up, where a mark follows each step."""
-    return statistics.median(clock.seconds()[WARM_UP - 1 :])
+    return statistics.median(clock.seconds()[warm_up - 1 :])
 
 
 def marked(minibatches: Iterable[Any], clock: Clock) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from .space import SearchSpace
 from .zoo import data_config
 
 __all__ = [
+    "IMAGE_MODES",
     "DataError",
     "Minibatch",
     "affordable_parts",
@@ -57,8 +58,8 @@ class Minibatch:
 _MOST_PARTS, _MOST_NUMBERS = 16, 20_000_000
 
 
-# How an image of so many channels is read.
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# How an image of so many channels is read, in the terms of PIL.
+IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def affordable_parts(space: SearchSpace, batch_size: int) -> int:
@@ -102,12 +103,12 @@ def dataset_minibatch(
     """
     name, root = find_dataset(name, root)
     channels = space.input_size[0]
-    if channels not in _MODES:
+    if channels not in IMAGE_MODES:
         raise DataError(
             f"images in files have 1, 3 or 4 channels, but the network takes {channels}; in Python, hand tensors to "
             "search(data=(images, labels))"
         )
-    mode = _MODES[channels]
+    mode = IMAGE_MODES[channels]
     dataset = open_dataset(name, root, split, input_img_mode=mode)
     config = data_config(space.layout, channels)
     transform = create_transform(

@@ -34,15 +34,7 @@ def add_evaluate(subcommands: Any) -> argparse.ArgumentParser:
     command.add_argument("--split", default="validation", help="the split of the dataset (%(default)s)")
     command.add_argument("--class-map", metavar="FILE", help="the names of all classes, for a folder of some of them")
     command.add_argument("--images", type=int, metavar="N", help="so many images, evenly spaced (all)")
-    command.add_argument("--checkpoint", metavar="FILE", help="the weights: .safetensors, or torch with tensors only")
-    command.add_argument(
-        "--pretrained",
-        action=argparse.BooleanOptionalAction,
-        help="the model's own weights, or random ones (its own, unless there is a checkpoint)",
-    )
-    command.add_argument("--genome", help="block types, for a model of the zoo (its own)")
-    command.add_argument("--num-classes", type=int, help="classes (the model's own)")
-    command.add_argument("--in-chans", type=int, help="input channels (the model's own)")
+    _add_model_options(command, "its own, unless there is a checkpoint")
     command.add_argument("--batch-size", type=int, default=256, help="images in a minibatch (%(default)s)")
     command.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read images")
     command.add_argument("--device", help="where to evaluate (cuda where there is a GPU, else cpu)")
@@ -131,6 +123,19 @@ def _device(name: str | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("there is no CUDA device here; write --device cpu")
     return device
+
+
+def _add_model_options(command: argparse.ArgumentParser, default: str) -> None:
+    """Adds what `_model` reads beside the name; `default` says which weights there are without --pretrained."""
+    command.add_argument("--checkpoint", metavar="FILE", help="the weights: .safetensors, or torch with tensors only")
+    command.add_argument(
+        "--pretrained",
+        action=argparse.BooleanOptionalAction,
+        help=f"the model's own weights, or random ones ({default})",
+    )
+    command.add_argument("--genome", help="block types, for a model of the zoo (its own)")
+    command.add_argument("--num-classes", type=int, help="classes (the model's own)")
+    command.add_argument("--in-chans", type=int, help="input channels (the model's own)")
 
 
 def _model(options: argparse.Namespace) -> nn.Module:

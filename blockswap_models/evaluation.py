@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
 from .cifar import CIFAR_CLASSES, CifarLoader, read_cifar
-from .data import DataError, find_dataset, open_dataset
+from .data import IMAGE_MODES, DataError, find_dataset, open_dataset
 from .genome import _quote
 
 __all__ = ["Evaluation", "evaluate", "evaluation_loader", "load_weights", "step_marker"]
@@ -144,7 +144,7 @@ def evaluation_loader(
         split,
         batch_size=batch_size,
         class_map=None if class_map is None else str(class_map),
-        input_img_mode="L" if config["input_size"][0] == 1 else "RGB",
+        input_img_mode=IMAGE_MODES.get(config["input_size"][0], "RGB"),
     )
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     if index:

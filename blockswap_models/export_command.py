@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commands import _print_table
-from .evaluate_command import _known, _model
+from .evaluate_command import _add_model_options, _known, _model
 from .genome import Genome, _quote
 
 if TYPE_CHECKING:
@@ -28,15 +28,7 @@ def add_export(subcommands: Any) -> argparse.ArgumentParser:
     command.add_argument("name", metavar="MODEL", help="a model of timm or the zoo, local-dir:FOLDER or hf-hub:NAME")
     command.add_argument("--out", required=True, metavar="FILE", help="a new .onnx, .pt2 (torch.export) or .ts file")
     command.add_argument("--format", choices=FORMAT_NAMES, help="what to write (told by the ending of the file)")
-    command.add_argument("--checkpoint", metavar="FILE", help="the weights: .safetensors, or torch with tensors only")
-    command.add_argument(
-        "--pretrained",
-        action=argparse.BooleanOptionalAction,
-        help="the model's own weights, or random ones (its own, where it has any)",
-    )
-    command.add_argument("--genome", help="block types, for a model of the zoo (its own)")
-    command.add_argument("--num-classes", type=int, help="classes (the model's own)")
-    command.add_argument("--in-chans", type=int, help="input channels (the model's own)")
+    _add_model_options(command, "its own, where it has any")
     command.add_argument("--image-size", type=int, help="height and width of the images (the model's own)")
     command.add_argument(
         "--fold",

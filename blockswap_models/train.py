@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from .checkpoints import RunFolder, TrainingError, write_whole
 from .evaluation import Minibatches, evaluate, step_marker
+from .processes import barrier, rank_and_size
 from .recipes import Recipe, learning_rate
 from .students import SharedTeacherTask
 
@@ -82,7 +83,7 @@ def train(
     and the first evaluates and writes. Raises TrainingError, also where the loss is no longer finite; the last good
     checkpoint is kept.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_size()
     if log_every < 1:
         raise TrainingError(f"the loss is looked at every step or less often, not every {log_every}")
     optimizer = make_optimizer(task.get_trainable_module(), recipe)
@@ -96,12 +97,12 @@ def train(
     run = RunFolder(folder, {**asdict(recipe), **common})
     # The first process looks at the folder before the others do, and changes it only after all have.
     state = run.load(resume) if rank == 0 else None
-    _barrier()
+    barrier()
     state = run.load(resume) if rank else state
     done, spent = (0, 0.0) if state is None else (state["epoch"], state["seconds"])
     if state is not None:
         _restore(task, optimizer, state)
-    _barrier()
+    barrier()
     header = {"recipe": asdict(recipe), **common, **(facts or {})}
     if rank == 0:
         run.begin(header, done)
@@ -139,12 +140,12 @@ def train(
                 bar.set_postfix_str(f"loss {losses['loss']:.3f}, error {errors} %", refresh=False)
                 for name, value in row.items() if writer is not None else ():
                     writer.add_scalar(name, value, epoch + 1)
-            _barrier()
+            barrier()
     summaries = {}
     for name, each in students.items() if rank == 0 else ():
         own = {**header, **(of_students or {}).get(name, {}), "seconds": spent}
         summaries[name] = _finish(each, test_loader, run.path / name, own)
-    _barrier()
+    barrier()
     return summaries if together else summaries.get("", {})
 
 
@@ -261,11 +262,6 @@ def _set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
     for each in (loader, getattr(loader, "dataset", None)):
         if hasattr(each, "set_epoch"):
             each.set_epoch(epoch)
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def _finish(task: TrainingTask, test_loader: Minibatches, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

@@ -82,26 +82,16 @@ def run_train(options: argparse.Namespace) -> None:
     if options.teacher_checkpoint is not None and not Path(options.teacher_checkpoint).is_file():
         raise ValueError(f"no checkpoint {_quote(options.teacher_checkpoint)} (--teacher-checkpoint)")
 
-    import torch
-    import torch.distributed as dist
-
+    from .processes import process_group, rank_and_size
     from .workers import keep_memory
 
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = _device(options.device)
     if device.type == "cpu":
         # Students, whose operations are small, spend much time on getting memory anew.
         keep_memory()
-    if world_size > 1:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
+    with process_group(device) as device:
+        rank, world_size = rank_and_size()
         summary = _train(options, recipe, device, rank, world_size)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
     if rank:
         return
     if options.json:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from .cifar import CIFAR_CLASSES, CifarLoader, read_cifar
-from .data import DataError, find_dataset, open_dataset
+from .data import IMAGE_MODES, DataError, find_dataset, open_dataset
 from .evaluation import _TEST_SPLITS, _TRAIN_SPLITS, Minibatches, _check_classes
 from .recipes import Recipe
 
@@ -86,7 +86,7 @@ def _timm_loader(
         root,
         "train",
         batch_size=recipe.batch_size,
-        input_img_mode="L" if config["input_size"][0] == 1 else "RGB",
+        input_img_mode=IMAGE_MODES.get(config["input_size"][0], "RGB"),
         # These are for streams, which shuffle by themselves; to all others timm gives a sampler.
         is_training=True,
         seed=seed,

@@ -4,11 +4,10 @@ import sys
 import pytest
 import timm
 import torch
+from small_detectors import small_heads
 from timm.layers import FrozenBatchNormAct2d
 from torch import nn
 from torchvision.models.detection import backbone_utils
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -33,15 +32,12 @@ def small(model, *arguments, **kwargs):
         model,
         5,
         *arguments,
+        **small_heads(5),
         min_size=64,
         max_size=96,
         box_batch_size_per_image=8,
         box_detections_per_img=4,
         rpn_post_nms_top_n_test=20,
-        box_head=TwoMLPHead(256 * 49, 8),
-        box_predictor=FastRCNNPredictor(8, 5),
-        mask_head=MaskRCNNHeads(256, (8,), 1),
-        mask_predictor=MaskRCNNPredictor(8, 8, 5),
         **kwargs,
     )
 

@@ -34,6 +34,7 @@ ORDER = [
     "recipes",
     "training_data",
     "checkpoints",
+    "processes",
     "export",
     "train",
     "detection",

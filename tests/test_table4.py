@@ -10,9 +10,8 @@ import timm
 import torch
 from detecting import AspectBatches, Recipe, learning_rate, train, transforms
 from noise_coco import write_noise
+from small_detectors import small_heads
 from torch import nn
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from blockswap_models import count
 from blockswap_models.checkpoints import TrainingError
@@ -79,10 +78,7 @@ def fit(coco, folder, seed=0):
         "blockswap_wrn16_1",
         min_size=48,
         max_size=64,
-        box_head=TwoMLPHead(256 * 49, 8),
-        box_predictor=FastRCNNPredictor(8, 91),
-        mask_head=MaskRCNNHeads(256, (8,), 1),
-        mask_predictor=MaskRCNNPredictor(8, 8, 91),
+        **small_heads(91),
         box_batch_size_per_image=8,
         box_detections_per_img=2,
     )
