@@ -252,7 +252,14 @@ COMMAND = "search wrn16_1 --params 60k --samples 150 --batch-size 64 --workers 2
 
 def start(record, *more):
     arguments = [sys.executable, "-m", "blockswap_models", *COMMAND, "--refine", "0", "--out", str(record), *more]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell lets what it starts in the background ignore Ctrl-C, and that is handed down to here.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def test_refinement_gives_the_leaders_more_draws(tmp_path):
