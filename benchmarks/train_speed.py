@@ -31,12 +31,12 @@ from timm.task import ClassificationTask, TrainingTask
 from tqdm import tqdm
 
 from blockswap_models.cifar import CIFAR_CLASSES, CifarLoader
-from blockswap_models.distill import AttentionTransferTask
+from blockswap_models.distill import AttentionTransferTask, TeacherOutputs
 from blockswap_models.evaluate_command import _device
 from blockswap_models.jobs import fast_dtype
 from blockswap_models.profiling import _about
 from blockswap_models.recipes import RECIPES
-from blockswap_models.train import _train_epoch, make_optimizer
+from blockswap_models.train import make_optimizer, train_epoch
 from blockswap_models.workers import keep_memory
 from blockswap_models.zoo import GENOMES
 
@@ -102,7 +102,7 @@ class Bench:
         if len(tasks) > 1:
             with autocast(self.device, self.dtype):
                 # Copies: what a CUDA graph returns is overwritten by the next graph, which is a student's.
-                shared = [[each.clone() for each in tasks[0].teacher_maps(images)]]
+                shared = [TeacherOutputs([each.clone() for each in tasks[0].teacher_outputs(images).maps])]
         for task, optimizer in zip(tasks, optimizers, strict=True):
             learn(task, optimizer, self.dtype, images, labels, *shared)
 
@@ -133,7 +133,7 @@ class Bench:
             clock = Clock(self.device)
             minibatches = marked(islice(self.loader, steps), clock)
             with tqdm(disable=True) as bar:
-                _train_epoch(tasks[0], minibatches, optimizers[0], self.dtype, 50, size, bar)
+                train_epoch(tasks[0], minibatches, optimizers[0], self.recipe, bar, dtype=self.dtype)
             whole = typical(clock)
             loop = f"{size / whole:,.0f}"
         entry = names[0] if len(names) == 1 else f"{len(names)} students together"

@@ -103,6 +103,10 @@ class RunFolder:
                 os.fsync(file.fileno())
         except OSError as error:
             raise TrainingError(f"cannot write {_quote(str(self.log))}: {error.strerror or error}") from None
+        self.save_state(state)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Writes the checkpoint."""
         content = io.BytesIO()
         torch.save({**state, "arguments": self.arguments}, content)
         write_whole(self.checkpoint, content.getvalue())

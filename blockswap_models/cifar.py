@@ -115,6 +115,9 @@ class CifarLoader:
     Of `world_size` processes the one of a `rank` takes every `world_size`-th image of the common order. So the shards
     have no image twice and miss none, and the minibatches of one step together are that of one process with
     `world_size` times the batch size. Without `drop_last` a process may have a minibatch more than another.
+
+    `flip` is True for a chance of 1/2 an image and epoch, or 'alternate': half of the images are flipped in the first
+    epoch, and each image in every other epoch (arXiv:2404.00498). `size` resizes images, last of all.
     """
 
     def __init__(
@@ -125,8 +128,9 @@ class CifarLoader:
         *,
         training: bool = False,
         padding: int = 4,
-        flip: bool = True,
+        flip: bool | str = True,
         cutout: int = 16,
+        size: int | None = None,
         drop_last: bool | None = None,
         mean: Sequence[float] = _MEAN,
         std: Sequence[float] = _STD,
@@ -148,7 +152,7 @@ class CifarLoader:
             raise DataError(f"the rank of one of {world_size} processes is 0 to {world_size - 1}, not {rank}")
         self.images, self.labels = images.to(device), labels.to(device)
         self.batch_size, self.training = batch_size, training
-        self.padding, self.flip, self.cutout = padding, flip, cutout
+        self.padding, self.flip, self.cutout, self.size = padding, flip, cutout, size
         self.drop_last = training if drop_last is None else drop_last
         self.mean, self.std = tuple(mean), tuple(std)
         self.seed, self.rank, self.world_size = seed, rank, world_size
@@ -185,6 +189,8 @@ class CifarLoader:
             else:
                 of_chosen = Draws(*(each[chosen] for each in draws))
                 images = augment(self.images[chosen], of_chosen, self.padding, self.cutout, mean, std)
+            if self.size not in (None, images.shape[-1]):
+                images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
             yield images.to(self.dtype).contiguous(memory_format=self.memory_format), self.labels[chosen]
 
     def _epoch(self) -> tuple[torch.Tensor, Draws | None]:
@@ -192,7 +198,14 @@ class CifarLoader:
         number, size = len(self.images), tuple(self.images.shape[-2:])
         if not self.training:
             return torch.arange(number), None
-        digest = hashlib.sha256(f"cifar/{self.seed}/{self.epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
+        generator = self._generator(str(self.epoch))
         order = torch.randperm(number, generator=generator)
-        return order, draw(number, size, self.padding, self.flip, generator)
+        draws = draw(number, size, self.padding, bool(self.flip), generator)
+        if self.flip == "alternate":
+            first = torch.randint(2, (number,), generator=self._generator("flips")).bool()
+            draws = draws._replace(flips=first ^ bool(self.epoch % 2))
+        return order, draws
+
+    def _generator(self, name: str) -> torch.Generator:
+        digest = hashlib.sha256(f"cifar/{self.seed}/{name}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))

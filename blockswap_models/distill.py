@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["AttentionTransferTask", "attention_maps", "attention_transfer_loss"]
+__all__ = ["AttentionTransferTask", "TeacherOutputs", "attention_maps", "attention_transfer_loss"]
 
 Mode = Literal["code", "paper"]
 
@@ -90,20 +90,36 @@ class _Student(FeatureDistillationTrainableModule):
         return self.student.forward_head(features), attention_maps(intermediates)
 
 
-def _maps_of(model: nn.Module, input: torch.Tensor, stages: list[int]) -> list[torch.Tensor]:
-    return attention_maps(model.forward_intermediates(input, indices=stages, stop_early=True, intermediates_only=True))
+class TeacherOutputs(NamedTuple):
+    """What a teacher says of a minibatch: attention maps of its stages, and logits where its soft labels count."""
+
+    maps: list[torch.Tensor]
+    logits: torch.Tensor | None = None
+
+
+def _run_teacher(model: nn.Module, input: torch.Tensor, stages: list[int], logits: bool) -> TeacherOutputs:
+    if not logits:
+        maps = model.forward_intermediates(input, indices=stages, stop_early=True, intermediates_only=True)
+        return TeacherOutputs(attention_maps(maps))
+    features, maps = model.forward_intermediates(input, indices=stages)
+    return TeacherOutputs(attention_maps(maps), model.forward_head(features))
 
 
 class AttentionTransferTask(TrainingTask):
-    """Trains a student by cross-entropy and attention transfer from a frozen teacher; any two of timm's networks do.
+    """Trains a student by attention transfer, and by hard and soft labels, from any frozen network of timm.
 
     The teacher is a network, the name of one that timm has weights for, or timm's `DistillationTeacher`. It stays in
     evaluation mode and gets the images in its own normalisation, where both networks have a `pretrained_cfg`.
 
     `stages` are the indices, in `feature_info`, of the outputs to be made alike: of both networks, unless
-    `teacher_stages` names the teacher's. Without them it is every output but the stem's. `beta` and `mode` are those of
-    `attention_transfer_loss`; the paper has a beta of 1000 for CIFAR and 750 for ImageNet. Everything else is as in
-    timm's tasks, whose `LogitDistillationTask` is for learning from a teacher's logits.
+    `teacher_stages` names the teacher's. Without them it is every output of the student but the stem's, and, where the
+    teacher has more, those of its outputs that have the same reductions. `beta` and `mode` are those of
+    `attention_transfer_loss`; the paper has a beta of 1000 for CIFAR and 750 for ImageNet.
+
+    `soft_labels` is the weight, 0 to 1, of the teacher's soft labels, and hard labels have the rest: with 0.9 the loss
+    is 0.1 · cross-entropy + 0.9 · T² · KL(teacher ‖ student), the logits of both over the `temperature` T (Hinton et
+    al., arXiv:1503.02531), + attention transfer. It is the loss of timm's `LogitDistillationTask` with a
+    `task_loss_weight` of 0.1, from the same pass of each network. The teacher then has the student's classes.
     """
 
     def __init__(
@@ -115,6 +131,8 @@ class AttentionTransferTask(TrainingTask):
         mode: Mode = "code",
         stages: Sequence[int] | None = None,
         teacher_stages: Sequence[int] | None = None,
+        soft_labels: float = 0.0,
+        temperature: float = 4.0,
         criterion_kwargs: dict[str, Any] | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -133,6 +151,8 @@ class AttentionTransferTask(TrainingTask):
             )
         own = _stages_of(student, stages, "student")
         others = _stages_of(teacher.model, stages if teacher_stages is None else teacher_stages, "teacher")
+        if stages is None and teacher_stages is None and len(others) > len(own):
+            others = _stages_like(student, own, teacher.model, others)
         if len(own) != len(others):
             raise ValueError(
                 f"the student has {_described(student, own)} and the teacher {_described(teacher.model, others)}; "
@@ -143,6 +163,15 @@ class AttentionTransferTask(TrainingTask):
         self.teacher_stages = others
         self.beta = beta
         self.mode: Mode = mode
+        if not 0 <= soft_labels <= 1 or not temperature > 0:
+            raise ValueError(f"soft_labels is 0 to 1 and temperature above 0, not {soft_labels} and {temperature}")
+        classes = [getattr(model, "num_classes", None) for model in (inner, unwrap_model(teacher.model))]
+        if soft_labels and classes[0] != classes[1]:
+            raise ValueError(
+                f"soft labels are for a teacher of the student's {classes[0]} classes, this one has {classes[1]}; use "
+                "soft_labels=0, which leaves attention transfer"
+            )
+        self.soft_labels, self.temperature = soft_labels, temperature
         self.criterion = resolve_classification_loss(criterion, self.device, criterion_kwargs=criterion_kwargs)
         # timm takes a teacher without cfg to be normalised as for ImageNet; better not to convert than wrongly.
         # Equal normalisations are not handed on either: timm would compare them at each minibatch, and wait for a GPU.
@@ -152,7 +181,7 @@ class AttentionTransferTask(TrainingTask):
         for name in names:
             value = torch.tensor(ours[name], device=self.device, dtype=self.dtype) if convert else None
             self.register_buffer(f"student_{name}", value.view(1, -1, 1, 1) if convert else None, persistent=False)
-        self._maps_of: Callable[..., list[torch.Tensor]] = _maps_of
+        self._run_teacher: Callable[..., TeacherOutputs] = _run_teacher
         if verbose:
             _logger.info(
                 f"AttentionTransferTask: {mode=}, {beta=}, stages {own} of the student, {others} of the teacher"
@@ -174,7 +203,7 @@ class AttentionTransferTask(TrainingTask):
         options = {"backend": backend, "mode": mode, **compile_kwargs}
         self.eval_model = torch.compile(unwrap_model(self.trainable_module).student, **options)
         self.trainable_module = torch.compile(self.trainable_module, **options)
-        self._maps_of = torch.compile(_maps_of, **options)
+        self._run_teacher = torch.compile(_run_teacher, **options)
         return self.eval_model
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
@@ -184,32 +213,38 @@ class AttentionTransferTask(TrainingTask):
         return inner.student if isinstance(inner, _Student) else resolved
 
     @torch.no_grad()
-    def teacher_maps(self, input: torch.Tensor) -> list[torch.Tensor]:
-        """Computes the teacher's attention maps of images (N, C, H, W) that are normalised for the student.
+    def teacher_outputs(self, input: torch.Tensor) -> TeacherOutputs:
+        """Computes what the teacher says of images (N, C, H, W) that are normalised for the student.
 
-        Several students can share them: hand them to each task's forward.
+        Several students can share it: hand it to each task's forward.
         """
         input = self.teacher.normalize_input(input, self.student_mean, self.student_std)
-        return self._maps_of(self.teacher.model, input, self.teacher_stages)
+        return self._run_teacher(self.teacher.model, input, self.teacher_stages, self.soft_labels > 0)
 
     def forward(
-        self, input: torch.Tensor, target: torch.Tensor, teacher_maps: Sequence[torch.Tensor] | None = None
+        self, input: torch.Tensor, target: torch.Tensor, teacher_outputs: TeacherOutputs | None = None
     ) -> dict[str, torch.Tensor]:
-        """Computes `loss` on a minibatch, its parts `task_loss` and `attention_loss`, and `output`, the logits.
+        """Computes `loss` on a minibatch, its parts before they are weighted, and `output`, the logits.
 
-        With `teacher_maps`, from `teacher_maps()` on the same images, the teacher is not run.
+        The parts are `task_loss`, `attention_loss` (with its beta) and, where there are soft labels, `soft_loss`. With
+        `teacher_outputs`, from `teacher_outputs()` on the same images, the teacher is not run.
         """
         output, student_maps = self.trainable_module(input)
-        if teacher_maps is None:
-            teacher_maps = self.teacher_maps(input)
+        if teacher_outputs is None:
+            teacher_outputs = self.teacher_outputs(input)
         task_loss = self.criterion(output, target)
-        attention_loss = _loss_of_maps(student_maps, teacher_maps, self.beta, self.mode)
-        return {
-            "loss": task_loss + attention_loss,
-            "output": output,
-            "task_loss": task_loss,
-            "attention_loss": attention_loss,
-        }
+        attention_loss = _loss_of_maps(student_maps, teacher_outputs.maps, self.beta, self.mode)
+        result = {"output": output, "task_loss": task_loss, "attention_loss": attention_loss}
+        if not self.soft_labels:
+            return {"loss": task_loss + attention_loss, **result}
+        # In float32 or finer, as the attention maps: autocast does the same to softmax.
+        ours, theirs = (
+            F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature, dim=-1)
+            for logits in (output, teacher_outputs.logits)
+        )
+        soft_loss = F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * self.temperature**2
+        loss = (1 - self.soft_labels) * task_loss + self.soft_labels * soft_loss + attention_loss
+        return {"loss": loss, **result, "soft_loss": soft_loss}
 
 
 def _stages_of(model: nn.Module, indices: Sequence[int] | None, whose: str) -> list[int]:
@@ -230,6 +265,13 @@ def _stages_of(model: nn.Module, indices: Sequence[int] | None, whose: str) -> l
     if not stages or stages != sorted({*range(count)} & {*stages}):
         raise ValueError(f"stages of the {whose} are different indices from 0 to {count - 1}, in order, not {indices}")
     return stages
+
+
+def _stages_like(student: nn.Module, own: list[int], teacher: nn.Module, others: list[int]) -> list[int]:
+    """Picks, of the teacher's stages, the last of each reduction that the student has; all where one is missing."""
+    last = {teacher.feature_info[stage]["reduction"]: stage for stage in others}
+    reductions = [student.feature_info[stage]["reduction"] for stage in own]
+    return [last[each] for each in reductions] if {*reductions} <= last.keys() else others
 
 
 def _described(model: nn.Module, stages: list[int]) -> str:

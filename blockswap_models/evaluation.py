@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ from .cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from .data import IMAGE_MODES, DataError, find_dataset, open_dataset
 from .genome import _quote
 
-__all__ = ["Evaluation", "evaluate", "evaluation_loader", "load_weights", "step_marker"]
+__all__ = ["Evaluation", "check_fit", "evaluate", "evaluation_loader", "load_weights", "read_weights", "step_marker"]
 
 Minibatches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -181,18 +181,29 @@ def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) 
     Of a checkpoint of timm's training it takes the averaged weights (EMA) where there are any. With `any_classes` a
     timm model takes on the checkpoint's number of classes.
     """
+    state = read_weights(path)
+    classifier = state.get(f"{getattr(model, 'pretrained_cfg', {}).get('classifier')}.weight")
+    if any_classes and classifier is not None and len(classifier) != model.num_classes:
+        model.reset_classifier(len(classifier))
+    check_fit(model, state, path)
+    model.load_state_dict(state, strict=False)
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Reads the tensors of a checkpoint by name, as `load_weights` does; raises ValueError."""
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {_quote(str(path))}; write a .safetensors file, or a checkpoint of torch")
     try:
-        state = load_state_dict(str(path), weights_only=True)
+        return load_state_dict(str(path), weights_only=True)
     except (AttributeError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError):
         raise ValueError(
             f"cannot read the checkpoint {_quote(str(path))}: it is damaged, or holds more than tensors, which could "
             "run code; write a .safetensors file"
         ) from None
-    classifier = state.get(f"{getattr(model, 'pretrained_cfg', {}).get('classifier')}.weight")
-    if any_classes and classifier is not None and len(classifier) != model.num_classes:
-        model.reset_classifier(len(classifier))
+
+
+def check_fit(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Sees that tensors, of a checkpoint, are those of a network; raises ValueError."""
     own = model.state_dict()
     faults = {
         # Absent from some checkpoints, and without effect on what a network answers.
@@ -208,7 +219,6 @@ def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) 
             f"the checkpoint {_quote(str(path))} is of another network than this {type(model).__name__}: "
             f"tensors {', '.join(told)}"
         )
-    model.load_state_dict(state, strict=False)
 
 
 def _device(model: nn.Module) -> torch.device:

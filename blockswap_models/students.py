@@ -105,10 +105,10 @@ class SharedTeacherTask(TrainingTask):
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """Computes `loss`, the sum over students, and of each what its task gives, as `name/loss`, `name/output`, …"""
-        maps = next(iter(self.students.values())).teacher_maps(input)
+        outputs = next(iter(self.students.values())).teacher_outputs(input)
         result, losses = {}, []
         for name, task in self.students.items():
-            parts = task(input, target, teacher_maps=maps)
+            parts = task(input, target, teacher_outputs=outputs)
             losses.append(parts["loss"])
             result |= {f"{name}/{part}": value for part, value in parts.items()}
         return {"loss": torch.stack(losses).sum(), **result}
@@ -125,6 +125,8 @@ def _check_alike(students: Mapping[str, AttentionTransferTask]) -> None:
                 f"{first} learns from stages {task.teacher_stages} of the teacher and {name} from "
                 f"{other.teacher_stages}; write the same teacher_stages=(…) for both"
             )
+        if bool(other.soft_labels) != bool(task.soft_labels):
+            raise ValueError(f"only one of {first} and {name} learns from soft labels; train each alone")
         for ours, theirs in [(task.student_mean, other.student_mean), (task.student_std, other.student_std)]:
             if (ours is None) != (theirs is None) or (ours is not None and not torch.equal(ours, theirs)):
                 raise ValueError(

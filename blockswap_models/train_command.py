@@ -34,22 +34,44 @@ def add_train(subcommands: Any) -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     command.add_argument("--genome", help="block types, for a model of the zoo (its own)")
     command.add_argument("--num-classes", type=int, help="classes (the model's own)")
-    command.add_argument("--teacher", metavar="MODEL", help="learn from the attention of this model (no teacher)")
+    command.add_argument("--in-chans", type=int, help="channels of the images (the model's own)")
+    command.add_argument("--image-size", type=int, help="side of the images in pixels (the model's own)")
+    start = command.add_mutually_exclusive_group()
+    start.add_argument("--pretrained", action="store_true", help="start from the model's own weights (random ones)")
+    start.add_argument(
+        "--init",
+        metavar="FILE",
+        help="start from these weights; 'teacher': stem, head and blocks of the same type are the teacher's",
+    )
+    command.add_argument("--teacher", metavar="MODEL", help="learn from this model (no teacher)")
     command.add_argument("--teacher-checkpoint", metavar="FILE", help="the teacher's weights (its pretrained ones)")
     command.add_argument("--recipe", choices=tuple(RECIPES), help="hyperparameters (by data: cifar10, else imagenet)")
     recipe = command.add_argument_group("in place of the recipe's")
     recipe.add_argument("--epochs", type=int, help="epochs")
     recipe.add_argument("--batch-size", type=int, help="images a step, of all processes together")
-    recipe.add_argument("--lr", type=float, help="learning rate of the first epoch")
+    recipe.add_argument("--lr", type=float, help="highest learning rate")
     recipe.add_argument("--momentum", type=float, help="momentum of SGD")
-    recipe.add_argument("--weight-decay", type=float, help="weight decay, of every parameter")
-    recipe.add_argument("--schedule", choices=("cosine", "step"), help="how the learning rate falls")
+    recipe.add_argument("--nesterov", action=argparse.BooleanOptionalAction, help="Nesterov's momentum")
+    recipe.add_argument("--weight-decay", type=float, help="weight decay")
+    recipe.add_argument("--decay-norm", action=argparse.BooleanOptionalAction, help="of biases and BN too")
+    recipe.add_argument("--schedule", choices=("cosine", "step", "one-cycle"), help="how the learning rate goes")
     recipe.add_argument("--step-epochs", type=int, help="epochs between steps")
     recipe.add_argument("--step-factor", type=float, help="what a step multiplies the learning rate by")
+    recipe.add_argument("--warmup", type=float, metavar="SHARE", help="share of one cycle in which the rate rises")
+    recipe.add_argument("--label-smoothing", type=float, help="share of a hard label that goes to all classes")
+    recipe.add_argument("--flip", choices=("random", "alternate"), help="by chance, or in every other epoch (CIFAR)")
     recipe.add_argument("--padding", type=int, help="border that is added for the crop of CIFAR")
     recipe.add_argument("--cutout", type=int, help="side of the square that is hidden, for CIFAR (0: none)")
+    recipe.add_argument("--crop-scale", type=float, help="least share of the area that a crop keeps (but of CIFAR)")
+    recipe.add_argument("--small-size", type=int, help="side of the images of the first epochs (0: as the others)")
+    recipe.add_argument("--small-share", type=float, metavar="SHARE", help="share of the epochs with small images")
+    recipe.add_argument("--average-epochs", type=int, help="average the weights after so many last epochs")
     recipe.add_argument("--beta", type=float, help="weight of attention transfer")
     recipe.add_argument("--mode", choices=("code", "paper"), help="loss of the authors' code, or equation 1")
+    recipe.add_argument(
+        "--soft-labels", type=float, metavar="WEIGHT", help="weight of the teacher's soft labels, 0 to 1"
+    )
+    recipe.add_argument("--temperature", type=float, help="temperature of soft labels")
     command.add_argument("--ema", type=float, metavar="DECAY", help="average the weights, such as 0.999 (no average)")
     command.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (%(default)s)")
     command.add_argument("--device", help="where to train (cuda where there is a GPU, else cpu)")
@@ -60,6 +82,10 @@ def add_train(subcommands: Any) -> argparse.ArgumentParser:
     )
     command.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read images")
     command.add_argument("--log-every", type=int, default=50, help="steps between looks at the loss (%(default)s)")
+    command.add_argument("--test-every", type=int, default=1, help="epochs between looks at the test set (%(default)s)")
+    command.add_argument(
+        "--checkpoint-minutes", type=float, default=5, metavar="M", help="minutes between checkpoints in an epoch (5)"
+    )
     command.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard too")
     command.set_defaults(run=run_train)
     return command
@@ -74,11 +100,15 @@ def run_train(options: argparse.Namespace) -> None:
         if options.genome is not None:
             raise ValueError("a genome is for one model; leave out --genome, or write one model")
     if options.teacher is None:
-        for name in ("teacher_checkpoint", "beta", "mode"):
+        for name in ("teacher_checkpoint", "beta", "mode", "soft_labels", "temperature"):
             if getattr(options, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')} is for learning from a teacher; write --teacher MODEL")
+                raise ValueError(f"--{name.replace('_', '-')} is for learning from a teacher; use --teacher MODEL")
+        if options.init == "teacher":
+            raise ValueError("there is no teacher to start from; use --teacher MODEL (--init)")
     if options.ema is not None and not 0 < options.ema < 1:
         raise ValueError(f"the decay of an average is between 0 and 1, not {options.ema} (--ema)")
+    if options.init not in (None, "teacher") and not Path(options.init).is_file():
+        raise ValueError(f"no weights {_quote(options.init)}; use a file, or 'teacher' (--init)")
     if options.teacher_checkpoint is not None and not Path(options.teacher_checkpoint).is_file():
         raise ValueError(f"no checkpoint {_quote(options.teacher_checkpoint)} (--teacher-checkpoint)")
 
@@ -155,6 +185,10 @@ def _train(
         "num_classes": model.num_classes,
         "teacher": teacher,
         "teacher_weights": _digest(teacher_file),
+        "in_chans": options.in_chans,
+        "image_size": options.image_size,
+        "init": "pretrained" if options.pretrained else options.init,
+        "init_weights": None if options.init in (None, "teacher") else _digest(options.init),
         "data": options.data,
         "amp": options.amp,
         "channels_last": options.channels_last,
@@ -178,6 +212,8 @@ def _train(
             resume=options.resume,
             dtype=torch.float32 if options.amp is None else getattr(torch, options.amp),
             log_every=options.log_every,
+            test_every=options.test_every,
+            checkpoint_minutes=options.checkpoint_minutes,
             writer=writer,
         )
     finally:
@@ -191,16 +227,25 @@ def _students(options: argparse.Namespace) -> dict[str, nn.Module]:
     import torch
     from timm.data import resolve_model_data_config
 
+    from .initial_weights import load_initial
+
     full = [_known(name) for name in options.names]
     for name in full:
         if options.genome is not None and not name.startswith("blockswap_"):
             raise ValueError(f"{name} has no genome; leave out --genome, or write a model of 'blockswap list'")
         if full.count(name) > 1:
             raise ValueError(f"{name} is named twice; write each model once")
-    students, own = {}, {"num_classes": options.num_classes, "genome": options.genome}
+    students, own = {}, {"num_classes": options.num_classes, "genome": options.genome, "in_chans": options.in_chans}
+    if options.image_size is not None:
+        size = (options.in_chans or 3, options.image_size, options.image_size)
+        own["pretrained_cfg_overlay"] = {"input_size": size}
     for short, name in zip(options.names, full, strict=True):
         torch.manual_seed(options.seed)
-        students[short] = timm.create_model(name, pretrained=False, **own)
+        if options.pretrained and not timm.is_model_pretrained(name):
+            raise ValueError(f"{name} has no pretrained weights; leave out --pretrained, or use --init FILE")
+        students[short] = timm.create_model(name, pretrained=options.pretrained, **own)
+        if options.init not in (None, "teacher"):
+            load_initial(students[short], options.init)
     wanted = {name: (resolve_model_data_config(each), each.num_classes) for name, each in students.items()}
     for name in options.names:
         if wanted[name] != wanted[options.names[0]]:
@@ -221,17 +266,24 @@ def _task(
 ) -> TrainingTask:
     import torch
     from timm.task import ClassificationTask
+    from torch import nn
 
     from .distill import AttentionTransferTask
+    from .initial_weights import copy_from_teacher
     from .students import SharedTeacherTask
 
     task: TrainingTask
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     if options.teacher is None:
         (student,) = students.values()
-        task = ClassificationTask(student, device=device, verbose=False)
+        task = ClassificationTask(student, criterion, device=device, verbose=False)
     else:
         teacher = _teacher(options).to(device)
-        same = {"beta": recipe.beta, "mode": recipe.mode, "device": device, "verbose": False}
+        if options.init == "teacher":
+            for student in students.values():
+                copy_from_teacher(student, teacher)
+        same = {name: getattr(recipe, name) for name in ("beta", "mode", "soft_labels", "temperature")}
+        same |= {"criterion": criterion, "device": device, "verbose": False}
         tasks = {name: AttentionTransferTask(student, teacher, **same) for name, student in students.items()}
         task = SharedTeacherTask(tasks) if len(tasks) > 1 else tasks[options.names[0]]
     if options.channels_last:
@@ -267,9 +319,10 @@ def _teacher(options: argparse.Namespace) -> nn.Module:
     name, checkpoint = _known(options.teacher), options.teacher_checkpoint
     if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
         raise ValueError(f"the teacher {name} has no pretrained weights; write --teacher-checkpoint FILE")
-    teacher = timm.create_model(name, pretrained=checkpoint is None, num_classes=options.num_classes)
+    arguments = {"num_classes": options.num_classes, "in_chans": options.in_chans}
+    teacher = timm.create_model(name, pretrained=checkpoint is None, **arguments)
     if checkpoint is not None:
-        # Its classes need not be the student's: nothing is learnt from its answers.
+        # Its classes need not be the student's: attention transfer learns nothing from its answers.
         load_weights(teacher, checkpoint, any_classes=True)
     return teacher
 

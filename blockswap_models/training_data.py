@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from .data import IMAGE_MODES, DataError, find_dataset, open_dataset
 from .evaluation import _TEST_SPLITS, _TRAIN_SPLITS, Minibatches, _check_classes
 from .recipes import Recipe
 
-__all__ = ["training_loader"]
+__all__ = ["GrowingLoader", "training_loader"]
 
 
 def training_loader(
@@ -49,21 +49,55 @@ def training_loader(
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32):
         _check_classes(model, data, CIFAR_CLASSES[cifar], advice="")
-        return CifarLoader(
-            *read_cifar(root, cifar),
-            recipe.batch_size,
-            training=True,
-            padding=recipe.padding,
-            cutout=recipe.cutout,
-            mean=config["mean"],
-            std=config["std"],
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            device=device,
-            channels_last=channels_last,
-        )
-    return _timm_loader(model, data, root, recipe, config, seed, torch.device(device), world_size, workers)
+        images, labels = read_cifar(root, cifar)
+        images, labels = images.to(device), labels.to(device)
+
+        def load(size: int) -> Minibatches:
+            return CifarLoader(
+                images,
+                labels,
+                recipe.batch_size,
+                training=True,
+                padding=recipe.padding,
+                flip="alternate" if recipe.flip == "alternate" else True,
+                cutout=recipe.cutout,
+                size=size,
+                mean=config["mean"],
+                std=config["std"],
+                seed=seed,
+                rank=rank,
+                world_size=world_size,
+                device=device,
+                channels_last=channels_last,
+            )
+    else:
+        if recipe.flip == "alternate":
+            raise DataError("every other epoch can flip only CIFAR at its own size; use --flip random")
+
+        def load(size: int) -> Minibatches:
+            scaled = {**config, "input_size": (config["input_size"][0], size, size)}
+            return _timm_loader(model, data, root, recipe, scaled, seed, torch.device(device), world_size, workers)
+
+    whole = load(config["input_size"][-1])
+    return GrowingLoader(load(recipe.small_size), whole, recipe.small_epochs) if recipe.small_epochs else whole
+
+
+class GrowingLoader:
+    """Minibatches of one loader, of small images, for the first epochs, and of another for those that follow."""
+
+    def __init__(self, small: Minibatches, whole: Minibatches, small_epochs: int) -> None:
+        self.small, self.whole, self.small_epochs = small, whole, small_epochs
+        self.loader = small
+
+    def set_epoch(self, epoch: int) -> None:
+        """Says which epoch, counted from 0, the next iteration gives."""
+        self.loader = self.small if epoch < self.small_epochs else self.whole
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return iter(self.loader)
 
 
 def _timm_loader(
@@ -101,6 +135,7 @@ def _timm_loader(
         input_size=config["input_size"],
         batch_size=recipe.batch_size,
         is_training=True,
+        scale=(recipe.crop_scale, 1.0),
         color_jitter=0.0,
         interpolation=config["interpolation"],
         mean=config["mean"],

@@ -198,7 +198,7 @@ def test_an_interrupted_group_goes_on(tmp_path, teacher, monkeypatch):
             train_all(trainer, SMALL[:2], options_of(together=2))
     assert not records(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("blockswap_models.train._train_epoch", lambda *_: pytest.fail("it is trained again"))
+        patch.setattr("blockswap_models.train.train_epoch", lambda *_, **__: pytest.fail("it is trained again"))
         train_all(trainer, SMALL[:2], options_of(together=2))
     assert len(records(tmp_path)) == 2
 

@@ -286,13 +286,14 @@ def test_students_share_a_teachers_forward():
     tasks = [AttentionTransferTask(wrn(1, seed=seed), teacher) for seed in (2, 3)]
     images, labels = batch()
     alone = [copy.deepcopy(task)(images, labels)["loss"] for task in tasks]
-    maps = tasks[0].teacher_maps(images)
+    outputs = tasks[0].teacher_outputs(images)
+    maps = outputs.maps
     assert not any(each.requires_grad for each in maps)
     for each, feature in zip(maps, teacher.forward_intermediates(images)[1][1:], strict=True):
         torch.testing.assert_close(each, attention_maps([feature])[0])
     teacher.forward_intermediates = None
     for task, loss in zip(tasks, alone, strict=True):
-        torch.testing.assert_close(task(images, labels, teacher_maps=maps)["loss"], loss)
+        torch.testing.assert_close(task(images, labels, teacher_outputs=outputs)["loss"], loss)
 
 
 def test_the_teacher_gets_images_in_its_own_normalisation():
@@ -304,18 +305,18 @@ def test_the_teacher_gets_images_in_its_own_normalisation():
     pixels = pixels + torch.tensor((0.4914, 0.4822, 0.4465)).view(3, 1, 1)
     theirs = (pixels - torch.tensor((0.1, 0.2, 0.3)).view(3, 1, 1)) / torch.tensor((0.4, 0.5, 0.6)).view(3, 1, 1)
     expected = attention_maps(teacher.forward_intermediates(theirs)[1][1:])
-    torch.testing.assert_close(task.teacher_maps(images), expected)
+    torch.testing.assert_close(task.teacher_outputs(images).maps, expected)
     # What a network without a cfg wants is not known: it gets the images as they are.
     for pair in [(wrn(), teacher), (student, wrn())]:
         task = AttentionTransferTask(*pair)
         expected = attention_maps(pair[1].eval().forward_intermediates(images)[1][1:])
-        torch.testing.assert_close(task.teacher_maps(images), expected)
+        torch.testing.assert_close(task.teacher_outputs(images).maps, expected)
 
 
 def test_equal_normalisations_are_not_compared_at_each_minibatch(monkeypatch):
     task = AttentionTransferTask(timm.create_model("blockswap_wrn16_1"), timm.create_model("blockswap_wrn16_1"))
     monkeypatch.setattr(torch, "equal", None)
-    task.teacher_maps(batch()[0])
+    task.teacher_outputs(batch()[0])
 
 
 def test_a_teacher_of_timms_is_taken_as_it_is():

@@ -136,7 +136,7 @@ def test_every_parameter_decays_and_momentum_is_plain():
         ({"lr": math.nan}, "lr is above 0, not nan"),
         ({"weight_decay": -1}, "weight_decay is at least 0, not -1"),
         ({"momentum": 1}, "momentum is at least 0 and below 1, not 1"),
-        ({"schedule": "linear"}, "schedule is cosine or step, not 'linear'"),
+        ({"schedule": "linear"}, "schedule is cosine, step or one-cycle, not 'linear'"),
         ({"mode": "both"}, "mode is code or paper, not 'both'"),
     ],
 )
@@ -514,7 +514,7 @@ def test_tensorboard_where_it_is_there(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--beta", 3], "--beta is for learning from a teacher; write --teacher MODEL"),
+        (["--beta", 3], "--beta is for learning from a teacher; use --teacher MODEL"),
         (["--lr", 0], "lr is above 0, not 0.0"),
         (["--ema", 1], "the decay of an average is between 0 and 1, not 1.0 (--ema)"),
         (["--teacher", "wrn40_1"], "the teacher blockswap_wrn40_1 has no pretrained weights; write --teacher-check"),
