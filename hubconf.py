@@ -6,7 +6,7 @@ model = torch.hub.load("…/blockswap_models", "blockswap_wrn40_2_404k", pretrai
 import timm as _timm
 
 # torch.hub takes this folder off the path as soon as the entry has been called, so the zoo is imported here.
-import blockswap_models.zoo  # noqa: F401
+import blockswap_models.zoo.blockswap  # noqa: F401
 
 dependencies = ["torch", "timm"]
 
@@ -24,4 +24,4 @@ def _entry(name):
     return entry
 
 
-globals().update({name: _entry(name) for name in _timm.list_models("blockswap_*", module="zoo")})
+globals().update({name: _entry(name) for name in _timm.list_models("blockswap_*", module="blockswap")})

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from trained import TEACHER, Trainer
 
 from blockswap_models import Budget, SearchSpace, search
-from blockswap_models.data import dataset_minibatch, noise_minibatch
+from blockswap_models.searching.probe_images import dataset_minibatch, noise_minibatch
 
 BUDGET, BATCH = 400_000, 128
 PAPER = {10: "4.85", 100: "4.54", 1000: "4.21"}

@@ -26,12 +26,12 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from blockswap_models.checkpoints import RunFolder, TrainingError, write_whole
-from blockswap_models.coco import CocoObjects, average_precision, detections
+from blockswap_models.cli.train import _surroundings
+from blockswap_models.data.coco import CocoObjects, average_precision, detections
 from blockswap_models.detection import mask_rcnn
-from blockswap_models.processes import barrier, rank_and_size
-from blockswap_models.train import _set_epoch
-from blockswap_models.train_command import _surroundings
+from blockswap_models.training.distributed import barrier, rank_and_size
+from blockswap_models.training.loop import _set_epoch
+from blockswap_models.training.run_folder import RunFolder, TrainingError, write_whole
 
 __all__ = ["NORMS", "AspectBatches", "Recipe", "build", "evaluate", "learning_rate", "train"]
 

@@ -9,7 +9,7 @@ from torchvision.io import write_png
 from torchvision.models.detection import MaskRCNN
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from blockswap_models.coco import CocoObjects
+from blockswap_models.data.coco import CocoObjects
 
 __all__ = ["draw"]
 

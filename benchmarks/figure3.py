@@ -24,7 +24,7 @@ from images import ALL_IMAGES
 from pictures import picture
 from trained import records
 
-from blockswap_models.recipes import RECIPES
+from blockswap_models.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

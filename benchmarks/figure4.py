@@ -17,7 +17,7 @@ from trained import TEACHER, Trainer
 
 from blockswap_models import Genome
 from blockswap_models.genome import BlockType
-from blockswap_models.layouts import Layout
+from blockswap_models.layout import Layout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

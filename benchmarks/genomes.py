@@ -21,8 +21,8 @@ from trained import TEACHER, Trainer, add_options, facts_of, finished, records
 import blockswap_models
 from blockswap_models import Budget, Genome, SearchSpace
 from blockswap_models.genome import SEARCH_TYPES, GenomeError
-from blockswap_models.layouts import Layout
-from blockswap_models.students import SharedTeacherTask
+from blockswap_models.layout import Layout
+from blockswap_models.training.shared_teacher import SharedTeacherTask
 
 __all__ = [
     "BUDGETS",

@@ -30,14 +30,14 @@ from roofline import Clock, Limits, Work, measure_limits
 from timm.task import ClassificationTask, TrainingTask
 from train_speed import learn, typical
 
-from blockswap_models.data import DataError
-from blockswap_models.distill import AttentionTransferTask
-from blockswap_models.evaluate_command import _device
-from blockswap_models.profiling import _about
-from blockswap_models.recipes import RECIPES
-from blockswap_models.train import make_optimizer
-from blockswap_models.training_data import training_loader
-from blockswap_models.workers import keep_memory
+from blockswap_models.cli.evaluate import _device
+from blockswap_models.data.folders import DataError
+from blockswap_models.searching.profile import _about
+from blockswap_models.searching.workers import keep_memory
+from blockswap_models.training.attention_transfer import AttentionTransferTask
+from blockswap_models.training.loaders import training_loader
+from blockswap_models.training.loop import make_optimizer
+from blockswap_models.training.recipes import RECIPES
 
 # ImageNet's training images.
 IMAGES = 1_281_167

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from blockswap_models.cifar import read_cifar
-from blockswap_models.data import DataError
+from blockswap_models.data.cifar import read_cifar
+from blockswap_models.data.folders import DataError
 
 __all__ = ["ALL_IMAGES", "Images", "cifar_images", "noise_images"]
 

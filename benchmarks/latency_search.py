@@ -23,7 +23,7 @@ from latency_table import measure
 from torch import nn
 
 from blockswap_models import Budget, LatencyTable, SearchSpace, count, profile, search
-from blockswap_models.data import Minibatch, affordable_parts, dataset_minibatch
+from blockswap_models.searching.probe_images import Minibatch, affordable_parts, dataset_minibatch
 
 # How far below the latency that is wanted a network may be.
 SLACK = 0.05

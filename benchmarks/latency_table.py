@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from blockswap_models import Budget, LatencyTable, SearchSpace, profile
-from blockswap_models.budgets import parse_amount
-from blockswap_models.profiling import Stopwatch, threads_set, typical
+from blockswap_models.budget import parse_amount
+from blockswap_models.searching.profile import Stopwatch, threads_set, typical
 
 
 def measure(networks: list[nn.Module], table: LatencyTable, rounds: int) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockswap_models.plot import _STYLE
+from blockswap_models.searching.plot import _STYLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

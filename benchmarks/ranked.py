@@ -16,12 +16,12 @@ from tqdm import tqdm
 from trained import TEACHER, Trainer
 
 from blockswap_models import Genome, SearchSpace
-from blockswap_models.budgets import Cost
-from blockswap_models.candidates import Candidate
-from blockswap_models.data import Minibatch
-from blockswap_models.jobs import Job
-from blockswap_models.rankings import SCORES, after
-from blockswap_models.score import Score, fisher_by_block
+from blockswap_models.budget import Cost
+from blockswap_models.searching.candidates import Candidate
+from blockswap_models.searching.fisher import Score, fisher_by_block
+from blockswap_models.searching.probe_images import Minibatch
+from blockswap_models.searching.rankings import SCORES, after
+from blockswap_models.searching.scorer import Job
 
 __all__ = ["RANKINGS", "Scores", "describe", "fisher_log", "score_all"]
 

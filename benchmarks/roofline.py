@@ -26,8 +26,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from blockswap_models.evaluate_command import _device
-from blockswap_models.profiling import _about
+from blockswap_models.cli.evaluate import _device
+from blockswap_models.searching.profile import _about
 
 
 class Limits(NamedTuple):

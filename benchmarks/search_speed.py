@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from blockswap_models import Budget, Genome, SearchSpace
-from blockswap_models.data import Minibatch, dataset_minibatch, noise_minibatch
-from blockswap_models.jobs import Job, fast_dtype
-from blockswap_models.networks import residual_blocks
+from blockswap_models.nets.networks import residual_blocks
+from blockswap_models.searching.probe_images import Minibatch, dataset_minibatch, noise_minibatch
+from blockswap_models.searching.scorer import Job, fast_dtype
 
 CASES = [("wrn40_2", 200_000), ("wrn40_2", 400_000), ("wrn40_2", 800_000), ("resnet34", 3_000_000)]
 

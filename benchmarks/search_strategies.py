@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from blockswap_models import Budget, Genome, SearchSpace, fisher_potential, search
-from blockswap_models.candidates import Candidate
-from blockswap_models.data import noise_minibatch
-from blockswap_models.strategies import _ROUND, _START, STRATEGIES, _new, _picks, _values, surrogate, uniform
+from blockswap_models.searching.candidates import Candidate
+from blockswap_models.searching.probe_images import noise_minibatch
+from blockswap_models.searching.strategies import _ROUND, _START, STRATEGIES, _new, _picks, _values, surrogate, uniform
 
 PARAMS = [200_000, 400_000]
 LEADERS, REFINING, JUDGING = 6, range(6), range(100, 116)

@@ -35,8 +35,8 @@ from search_speed import agreement
 from tqdm import tqdm
 
 from blockswap_models import Budget, Genome, SearchResult, SearchSpace, __version__, search
-from blockswap_models.budgets import parse_amount
-from blockswap_models.data import affordable_parts, dataset_minibatch
+from blockswap_models.budget import parse_amount
+from blockswap_models.searching.probe_images import affordable_parts, dataset_minibatch
 
 TEN = 10
 

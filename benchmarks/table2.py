@@ -18,7 +18,7 @@ from images import noise_images
 from pruning import nonzero_parameters, snip
 from trained import TEACHER, Trainer, facts_of
 
-from blockswap_models.evaluation import load_weights
+from blockswap_models.training.evaluate import load_weights
 
 # The paper's errors of SNIP and of BlockSwap, at the sizes of the six students.
 SIZES = {

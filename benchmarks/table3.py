@@ -27,8 +27,8 @@ from torch import nn
 from torchvision.io import write_png
 
 from blockswap_models import count
-from blockswap_models.cli import main as blockswap
-from blockswap_models.layouts import Layout
+from blockswap_models.cli.main import main as blockswap
+from blockswap_models.layout import Layout
 
 TEACHER = "resnet34.tv_in1k"
 RESNET34 = "blockswap_resnet34"

@@ -25,11 +25,11 @@ from noise_coco import write_noise
 from table3 import single
 
 from blockswap_models import count
-from blockswap_models.coco import AP_NAMES, CocoObjects
-from blockswap_models.evaluate_command import _device
-from blockswap_models.evaluation import load_weights
-from blockswap_models.processes import process_group, rank_and_size
-from blockswap_models.workers import keep_memory
+from blockswap_models.cli.evaluate import _device
+from blockswap_models.data.coco import AP_NAMES, CocoObjects
+from blockswap_models.searching.workers import keep_memory
+from blockswap_models.training.distributed import process_group, rank_and_size
+from blockswap_models.training.evaluate import load_weights
 
 RESNET34 = "blockswap_resnet34"
 # Without a GPU: learns a few images by heart. Two images a step are too few for BN.

@@ -30,15 +30,15 @@ from roofline import Clock, Work, measure_limits
 from timm.task import ClassificationTask, TrainingTask
 from tqdm import tqdm
 
-from blockswap_models.cifar import CIFAR_CLASSES, CifarLoader
-from blockswap_models.distill import AttentionTransferTask, TeacherOutputs
-from blockswap_models.evaluate_command import _device
-from blockswap_models.jobs import fast_dtype
-from blockswap_models.profiling import _about
-from blockswap_models.recipes import RECIPES
-from blockswap_models.train import make_optimizer, train_epoch
-from blockswap_models.workers import keep_memory
-from blockswap_models.zoo import GENOMES
+from blockswap_models.cli.evaluate import _device
+from blockswap_models.data.cifar import CIFAR_CLASSES, CifarLoader
+from blockswap_models.searching.profile import _about
+from blockswap_models.searching.scorer import fast_dtype
+from blockswap_models.searching.workers import keep_memory
+from blockswap_models.training.attention_transfer import AttentionTransferTask, TeacherOutputs
+from blockswap_models.training.loop import make_optimizer, train_epoch
+from blockswap_models.training.recipes import RECIPES
+from blockswap_models.zoo.genomes import GENOMES
 
 TEACHER = "blockswap_wrn40_2"
 # CIFAR's training images.

@@ -22,15 +22,15 @@ from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 
 from blockswap_models import AttentionTransferTask, count
-from blockswap_models.checkpoints import TrainingError, write_whole
-from blockswap_models.cifar import CifarLoader
-from blockswap_models.data import DataError
-from blockswap_models.evaluate_command import _device
-from blockswap_models.evaluation import load_weights
-from blockswap_models.recipes import RECIPES, Recipe
-from blockswap_models.train import train
-from blockswap_models.train_command import _digest, _surroundings
-from blockswap_models.workers import keep_memory
+from blockswap_models.cli.evaluate import _device
+from blockswap_models.cli.train import _digest, _surroundings
+from blockswap_models.data.cifar import CifarLoader
+from blockswap_models.data.folders import DataError
+from blockswap_models.searching.workers import keep_memory
+from blockswap_models.training.evaluate import load_weights
+from blockswap_models.training.loop import train
+from blockswap_models.training.recipes import RECIPES, Recipe
+from blockswap_models.training.run_folder import TrainingError, write_whole
 
 TEACHER = "wrn40_2"
 # The reduced form, for a machine without a GPU.

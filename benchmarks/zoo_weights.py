@@ -4,7 +4,7 @@
 
 First the teacher, WRN-40-2, by cross-entropy; then the students together, from the teacher as it is shipped; then one
 student by itself with more seeds, with the teacher and without it. What stands after `--` goes to each `blockswap
-train`. Every network is packed as it is finished, into blockswap_models/weights unless `--weights` names another
+train`. Every network is packed as it is finished, into blockswap_models/zoo/weights unless `--weights` names another
 folder. Stopped at any moment, the same command goes on where it was; the errors so far are in `runs`.
 """
 
@@ -24,11 +24,11 @@ import torch
 from torchvision.io import write_png
 
 import blockswap_models
-from blockswap_models.zoo import GENOMES, PAPER_ERRORS
+from blockswap_models.zoo.genomes import GENOMES, PAPER_ERRORS
 
 TEACHER = "wrn40_2"
 STUDENTS = [name.removeprefix("blockswap_") for name in GENOMES if name.startswith(f"blockswap_{TEACHER}_")][::-1]
-SHIPPED = Path(blockswap_models.__file__).parent / "weights"
+SHIPPED = Path(blockswap_models.__file__).parent / "zoo" / "weights"
 
 
 class Zoo:

@@ -12,39 +12,39 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
-from .budgets import Budget, BudgetError, Cost
+from .budget import Budget, BudgetError, Cost
 from .genome import SEARCH_TYPES, BlockType, Genome, GenomeError
-from .latency import LatencyError, LatencyTable
-from .layouts import Layout
+from .layout import Layout
+from .searching.latency import LatencyError, LatencyTable
 
 if TYPE_CHECKING:
-    from .cost import count, count_blocks
-    from .distill import AttentionTransferTask
     from .export import export_model, fold_batchnorm
-    from .own import register
-    from .profiling import profile
-    from .score import fisher_potential
-    from .searching import SearchResult, search
-    from .space import SearchSpace
-    from .students import SharedTeacherTask
-    from .zoo import save_pretrained
+    from .nets.cost import count, count_blocks
+    from .searching.fisher import fisher_potential
+    from .searching.profile import profile
+    from .searching.search import SearchResult, search
+    from .searching.space import SearchSpace
+    from .training.attention_transfer import AttentionTransferTask
+    from .training.shared_teacher import SharedTeacherTask
+    from .zoo.blockswap import save_pretrained
+    from .zoo.register import register
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "AttentionTransferTask": "distill",
-    "count": "cost",
-    "count_blocks": "cost",
-    "SearchSpace": "space",
-    "SharedTeacherTask": "students",
+    "AttentionTransferTask": "training.attention_transfer",
+    "count": "nets.cost",
+    "count_blocks": "nets.cost",
+    "SearchSpace": "searching.space",
+    "SharedTeacherTask": "training.shared_teacher",
     "export_model": "export",
     "fold_batchnorm": "export",
-    "register": "own",
-    "profile": "profiling",
-    "fisher_potential": "score",
-    "SearchResult": "searching",
-    "search": "searching",
-    "save_pretrained": "zoo",
+    "register": "zoo.register",
+    "profile": "searching.profile",
+    "fisher_potential": "searching.fisher",
+    "SearchResult": "searching.search",
+    "search": "searching.search",
+    "save_pretrained": "zoo.blockswap",
 }
 
 __all__ = [
@@ -89,10 +89,10 @@ def __dir__() -> list[str]:
 class _RegisterAfterTimm(MetaPathFinder):
     """Registers the zoo once timm has been imported, by whomever, for a program that imports this package before timm.
 
-    The zoo needs `networks`, which imports timm itself; so the registration waits until both are whole.
+    The zoo needs two modules that import timm themselves; so the registration waits until all three are whole.
     """
 
-    names = ("timm", f"{__name__}.networks")
+    names = ("timm", f"{__name__}.data.statistics", f"{__name__}.nets.networks")
     loading = 0
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -111,13 +111,13 @@ class _RegisterAfterTimm(MetaPathFinder):
                     self.loading -= 1
                 if not self.loading and self in sys.meta_path:
                     sys.meta_path.remove(self)
-                    importlib.import_module(".zoo", __name__)
+                    importlib.import_module(".zoo.blockswap", __name__)
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec
 
 
 if "timm" in sys.modules:
-    importlib.import_module(".zoo", __name__)
+    importlib.import_module(".zoo.blockswap", __name__)
 else:
     sys.meta_path.insert(0, _RegisterAfterTimm())

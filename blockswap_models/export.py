@@ -24,8 +24,8 @@ from torch import nn
 from torch.fx import Node, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .checkpoints import write_whole
 from .genome import _quote
+from .training.run_folder import write_whole
 
 __all__ = ["ABOUT", "FORMATS", "OPSET", "ExportError", "Exported", "export_model", "fold_batchnorm", "format_of"]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from blockswap_models.blocks import ResidualBlock
+from blockswap_models.nets.blocks import ResidualBlock
 
 
 class Half(ResidualBlock):

@@ -12,17 +12,9 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from blockswap_models import save_pretrained
-from blockswap_models.cli import main
-from blockswap_models.export import (
-    ABOUT,
-    FORMATS,
-    OPSET,
-    ExportError,
-    export_model,
-    fold_batchnorm,
-    format_of,
-)
-from blockswap_models.export_command import FORMAT_NAMES
+from blockswap_models.cli.export import FORMAT_NAMES
+from blockswap_models.cli.main import main
+from blockswap_models.export import ABOUT, FORMATS, OPSET, ExportError, export_model, fold_batchnorm, format_of
 
 TINY = "B2G2,W2/M6,D/S,G2"
 

@@ -1,0 +1,214 @@
+"""The subcommands that share weights: `blockswap pack` makes them, with a card, and `blockswap push` a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..genome import _quote
+from ..training.recipes import RECIPES
+from ..zoo.cards import WeightsError, check_weights, make_card, read_card, shipped
+from ..zoo.genomes import GENOMES
+from .commands import _print_table
+from .evaluate import _device, _known, _measure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["add_pack", "add_push", "run_pack", "run_push"]
+
+_DTYPE = "float16"
+
+
+def add_pack(subcommands: Any) -> argparse.ArgumentParser:
+    """Adds the subcommand to those of `blockswap`."""
+    command = subcommands.add_parser("pack", help="make weights in half precision, with a card, from a training run")
+    command.add_argument("run_folder", metavar="RUN", help="the folder of a finished run of 'blockswap train'")
+    command.add_argument("--tag", required=True, help="the tag of the weights, such as at_cifar10")
+    command.add_argument("--data-dir", help="the folder of the dataset, on which their error is measured")
+    command.add_argument("--out", required=True, metavar="FOLDER", help="where MODEL.TAG.safetensors and .json go")
+    command.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read images")
+    command.add_argument("--device", help="where to evaluate (cuda where there is a GPU, else cpu)")
+    command.set_defaults(run=run_pack)
+    return command
+
+
+def add_push(subcommands: Any) -> argparse.ArgumentParser:
+    """Adds the subcommand to those of `blockswap`."""
+    command = subcommands.add_parser(
+        "push", help="put weights into a folder that timm reads, or on the Hugging Face Hub"
+    )
+    command.add_argument("name", metavar="WEIGHTS", help="MODEL.TAG of the zoo, or the .json card that 'pack' made")
+    place = command.add_mutually_exclusive_group(required=True)
+    place.add_argument("--repo", metavar="USER/NAME", help="the repository on the Hub; made where there is none")
+    place.add_argument("--out", metavar="FOLDER", help="a new folder, and nothing goes to the Hub")
+    command.add_argument("--private", action="store_true", help="make the repository private")
+    command.set_defaults(run=run_push)
+    return command
+
+
+def run_pack(options: argparse.Namespace) -> None:
+    """Writes the parameters of a run in half precision, and their card with the errors of both precisions."""
+    folder = Path(options.run_folder)
+    summary = _summary(folder)
+    name = f"{_known(summary['model']).partition('.')[0]}.{options.tag}"
+    if not options.tag or {".", "/", os.sep} & set(options.tag):
+        raise ValueError(f"a tag has neither dots nor slashes; {_quote(options.tag)} has, or is empty (--tag)")
+    weights, card = (Path(options.out) / f"{name}.{suffix}" for suffix in ("safetensors", "json"))
+    for path in (weights, card):
+        if path.exists():
+            raise WeightsError(f"there is {_quote(str(path))} already; write another --tag or --out, or delete it")
+
+    import safetensors.torch
+    import timm
+    import torch
+
+    from ..searching.workers import keep_memory
+    from ..training.evaluate import evaluation_loader, load_weights
+    from ..training.run_folder import write_whole
+
+    device = _device(options.device)
+    if device.type == "cpu":
+        keep_memory()
+    model = timm.create_model(_known(summary["model"]), num_classes=summary["num_classes"], genome=summary["genome"])
+    load_weights(model, folder / "model.safetensors")
+    _halve(model)
+    content = safetensors.torch.save(
+        {key: each.clone(memory_format=torch.contiguous_format) for key, each in model.state_dict().items()},
+        {"format": "pt"},
+    )
+    # What is tested are the numbers in the file.
+    model.float().to(device)
+    if not all(each.isfinite().all() for each in model.parameters()):
+        raise WeightsError(f"the weights of {_quote(str(folder))} are too large for {_DTYPE}, or not finite")
+    loader = evaluation_loader(model, summary["data"], options.data_dir, workers=options.workers)
+    tested = _measure(model, loader, torch.float32)
+    errors = {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
+    made = make_card(name, summary, content, _DTYPE, errors, _command_of(summary))
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(weights, content)
+    write_whole(card, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode())
+    if options.json:
+        print(json.dumps(made, indent=1, ensure_ascii=False))
+        return
+    rows = [
+        ("card", card),
+        ("size", f"{len(content):,} bytes"),
+        ("top-1 error", f"{tested.top1_error:.2f} %, {summary['top1_error']:.2f} % in float32"),
+        ("top-5 error", f"{tested.top5_error:.2f} %, {summary['top5_error']:.2f} % in float32"),
+    ]
+    _print_table(("weights", str(weights)), rows)
+
+
+def run_push(options: argparse.Namespace) -> None:
+    """Writes the folder of a network with weights, and puts it on the Hub where it is asked for."""
+    if options.out is not None and Path(options.out).exists() and any(Path(options.out).iterdir()):
+        raise ValueError(f"{_quote(options.out)} is not empty; write a new folder (--out)")
+    if options.private and options.repo is None:
+        raise ValueError("--private is for a repository on the Hub; write --repo USER/NAME")
+    if options.repo is not None and options.repo.count("/") != 1:
+        raise ValueError(f"a repository is USER/NAME, not {_quote(options.repo)} (--repo)")
+    weights = _packed(options.name)
+    card = read_card(weights.with_suffix(".json"))
+    check_weights(weights)
+    model = _model_of(card, weights)
+    _halve(model)
+
+    from ..zoo.blockswap import save_pretrained
+
+    if options.out is not None:
+        save_pretrained(model, options.out, card=card)
+        print(f"{options.out}: timm.create_model('local-dir:{options.out}', pretrained=True)")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder, card=card, source=f"hf-hub:{options.repo}")
+        _upload(folder, options.repo, options.private)
+    print(f"{options.repo}: timm.create_model('hf-hub:{options.repo}', pretrained=True)")
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary["model"], summary["data"]
+    except FileNotFoundError:
+        raise WeightsError(
+            f"no finished run in {_quote(str(folder))}; write the folder that 'blockswap train' was given as --out"
+        ) from None
+    except (KeyError, TypeError, ValueError):
+        raise WeightsError(f"{_quote(str(folder / 'summary.json'))} is no summary of blockswap train") from None
+    return summary
+
+
+def _packed(name: str) -> Path:
+    """Finds the weights of the zoo by name and tag, or those beside a card."""
+    if name.endswith(".json"):
+        return Path(name).with_suffix(".safetensors")
+    there = shipped()
+    for candidate in (name, f"blockswap_{name}"):
+        if candidate in there:
+            return there[candidate]
+    listed = f"one of {', '.join(there)}" if there else "the card of weights that 'blockswap pack' made"
+    raise WeightsError(f"no weights {_quote(name)} in the zoo; write {listed}")
+
+
+def _halve(model: nn.Module) -> None:
+    """Halves the precision of the parameters; statistics of BN are few, and can be beyond the range of float16."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half()
+
+
+def _model_of(card: dict[str, Any], weights: Path) -> nn.Module:
+    import timm
+
+    from ..training.evaluate import load_weights
+
+    name = _known(card["name"].partition(".")[0])
+    model = timm.create_model(name, num_classes=card["num_classes"], genome=card["genome"])
+    load_weights(model, weights)
+    return model
+
+
+def _upload(folder: str, repository: str, private: bool) -> None:
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    try:
+        hub.create_repo(repository, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Weights and their card")
+    except Exception as error:
+        # Of the network, of HTTP, of a missing or wrong token: the Hub has its own for each.
+        raise WeightsError(f"the Hub did not take {repository}: {str(error).splitlines()[0]}") from error
+
+
+def _command_of(summary: dict[str, Any]) -> str:
+    """Writes the command of a run from what its summary says; DATA stands for the folder of the dataset."""
+    model = summary["model"].removeprefix("blockswap_")
+    recipe = RECIPES["cifar10" if summary["data"].lower().startswith("torch/cifar") else "imagenet"]
+    # Those that shared a teacher were trained together.
+    names = [each.removeprefix("blockswap_") for each in summary.get("students", [model])]
+    words = [*names, "--data", summary["data"], "--data-dir", "DATA", "--out", model if len(names) == 1 else "students"]
+    if summary["genome"] is not None and summary["genome"] != GENOMES.get(f"blockswap_{model}"):
+        words += ["--genome", summary["genome"]]
+    if summary["teacher"] is not None:
+        words += ["--teacher", summary["teacher"]]
+    # A pretrained one has its weights' tag in its name.
+    if summary["teacher_weights"] is not None and "." not in summary["teacher"]:
+        words += ["--teacher-checkpoint", "TEACHER"]
+    for key, value in summary["recipe"].items():
+        if value != getattr(recipe, key):
+            words += [f"--{key.replace('_', '-')}", str(value)]
+    for key, otherwise in {"seed": 0, "amp": None, "ema": None}.items():
+        if summary[key] != otherwise:
+            words += [f"--{key}", str(summary[key])]
+    if summary["channels_last"]:
+        words.append("--channels-last")
+    if summary["compile"]:
+        words += ["--compile"] if summary["compile"] in (True, "default") else ["--compile", summary["compile"]]
+    processes = summary["processes"]
+    start = "blockswap" if processes == 1 else f"torchrun --nproc-per-node={processes} -m blockswap_models"
+    return f"{start} train {shlex.join(words)}"

@@ -1,0 +1,1 @@
+"""Networks from genomes, and what they cost."""

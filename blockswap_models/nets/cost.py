@@ -1,0 +1,72 @@
+"""What a network costs, counted on the network that is built, on the meta device.
+
+Parameters are weights and biases of convolutions, BN and linear layers; MACs are multiply-accumulates of convolutions
+and linear layers for one image, nothing else (BN, ReLU, additions and pooling count as none).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..budget import Cost
+from .networks import residual_blocks
+
+__all__ = ["count", "count_blocks", "count_parts"]
+
+
+def count(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Cost:
+    """Counts a network; `input_size` (C, H, W) is the network's own where none is given."""
+    return _count(model, [model], input_size)[0]
+
+
+def count_blocks(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> list[Cost]:
+    """Counts each residual block of a network, shortcut included; stem and head are the rest of `count(model)`."""
+    return _count(model, residual_blocks(model), input_size)
+
+
+def _count(model: nn.Module, parts: list[nn.Module], input_size: tuple[int, int, int] | None) -> list[Cost]:
+    if input_size is None:
+        config = getattr(model, "pretrained_cfg", None) or {}
+        size = config.get("input_size") or getattr(getattr(model, "layout", None), "input_size", None)
+        if size is None:
+            raise ValueError(f"{type(model).__name__} does not say its input size; write count(model, (3, 224, 224))")
+        channels, height, width = size
+        input_size = (getattr(model, "in_chans", channels), height, width)
+    # A copy keeps the hooks, modes and tensors of the user's network untouched.
+    memo: dict[int, object] = {}
+    shadow = copy.deepcopy(model, memo).to(device="meta", dtype=torch.float32).eval()
+    shadows = [memo[id(part)] for part in parts]
+    return count_parts(shadow, shadows, torch.empty(1, *input_size, device="meta"))  # type: ignore[arg-type]
+
+
+def count_parts(model: nn.Module, parts: list[nn.Module], x: torch.Tensor) -> list[Cost]:
+    """Counts parts of a model on the meta device, on an input `x` of one image; the model is of no use afterwards."""
+    macs: dict[nn.Module, int] = {}
+
+    def hook(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        # Each element of the output of a convolution or linear layer takes one product a weight of one output channel.
+        macs[module] = macs.get(module, 0) + output.numel() * module.weight[0].numel()  # type: ignore[index, operator]
+
+    for module in model.modules():
+        # The user's own hooks are not called for a count.
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(hook)
+        elif isinstance(module, _BatchNorm):
+            # BN costs no MACs and keeps the shape, but takes most of the time on the meta device.
+            module.forward = _same  # type: ignore[method-assign]
+    with torch.no_grad():
+        model(x)
+    return [
+        Cost(sum(p.numel() for p in part.parameters()), sum(macs.get(module, 0) for module in part.modules()))
+        for part in parts
+    ]
+
+
+def _same(x: torch.Tensor) -> torch.Tensor:
+    return x

@@ -1,0 +1,314 @@
+"""The networks that carry a genome: WideResNet (pre-activation) and ResNet (post-activation), as timm models."""
+
+# Without `from __future__ import annotations`: torch.fx writes the types of a traced forward into the code it makes,
+# and TorchScript cannot read them there as text.
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, create_classifier, get_act_layer, get_device_dtype, get_norm_layer
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from timm.models.resnet import ResNet as TimmResNet
+from torch import nn
+
+from ..genome import Genome
+from ..layout import Layout
+from .blocks import ResidualBlock, build_block
+
+__all__ = ["ResNet", "WideResNet", "build", "residual_blocks"]
+
+
+class WideResNet(nn.Module):
+    """A pre-activation residual network for small images, with one block type a block (paper, section 5).
+
+    Its stages are `layer1`, `layer2` and so on, six at most; those that it does not have are None.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        genome: Genome | str | None = None,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        act_layer: str | Callable[..., nn.Module] = nn.ReLU,
+        norm_layer: str | Callable[..., nn.Module] = nn.BatchNorm2d,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        act_layer, norm_layer = get_act_layer(act_layer), get_norm_layer(norm_layer)
+        self.layout = layout
+        self.genome = layout.fit(layout.original if genome is None else genome)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+        self.conv1 = nn.Conv2d(in_chans, layout.stem_chs, 3, padding=1, bias=False, **dd)
+        self.feature_info = [{"num_chs": layout.stem_chs, "reduction": 1, "module": "conv1"}]
+        self._stages = tuple(f"layer{stage}" for stage in range(1, len(layout.depths) + 1))
+        blocks: dict[str, list[nn.Module]] = {stage: [] for stage in self._stages}
+        reduction = 1
+        rates = torch.linspace(0, drop_path_rate, len(self.genome.blocks), device="cpu").tolist()
+        for place, block, rate in zip(layout.positions, self.genome.blocks, rates, strict=True):
+            reduction *= place.stride
+            blocks[f"layer{place.stage}"].append(
+                build_block(
+                    block,
+                    place.in_chs,
+                    place.out_chs,
+                    place.stride,
+                    preact=True,
+                    drop_path=DropPath(rate) if rate else None,
+                    act_layer=act_layer,
+                    norm_layer=norm_layer,
+                    **dd,
+                )
+            )
+            if place.block == layout.depths[place.stage - 1]:
+                self.feature_info.append(
+                    {"num_chs": place.out_chs, "reduction": reduction, "module": f"layer{place.stage}"}
+                )
+        self.layer2 = self.layer3 = self.layer4 = self.layer5 = self.layer6 = None
+        for stage, of_stage in blocks.items():
+            setattr(self, stage, nn.Sequential(*of_stage))
+        self.num_features = layout.channels[-1]
+        self.bn = norm_layer(self.num_features, **dd)
+        self.act = act_layer(inplace=True)
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self._draw_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Draws all weights anew: convolutions from N(0, 2 / (k² · out)), the linear layer as PyTorch, bias zero."""
+        _reset_parameters(self)
+        self._draw_weights()
+
+    @torch.jit.ignore
+    def _draw_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Groups parameters by stage (coarse) or block, for layer-wise learning rates."""
+        blocks = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
+        return {"stem": r"^conv1", "blocks": [(blocks, None), (r"^bn\.", (99999,))]}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names the parameters without weight decay: none, as in the paper."""
+        return set()
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades computation for memory: activations within a block are recomputed in the backward pass."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Returns the classifier."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the classifier, and the pooling where one is given."""
+        self.num_classes = num_classes
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=pool_type, **get_device_dtype(self)
+        )
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Returns the final features and the outputs of stem and stages; `norm` applies the last BN to the last one."""
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is 'NCHW' for a convolutional network, not {output_fmt!r}")
+        take_indices, max_index = feature_take_indices(len(self._stages) + 1, indices)
+        intermediates = []
+        x = self.conv1(x)
+        if 0 in take_indices:
+            intermediates.append(x)
+        last = len(self._stages)
+        reached = 0
+        for index, name in enumerate(self._stages[:max_index] if stop_early else self._stages, start=1):
+            x = self._stage(getattr(self, name), x)
+            reached = index
+            if index in take_indices:
+                intermediates.append(self.act(self.bn(x)) if norm and index == last else x)
+        if intermediates_only:
+            return intermediates
+        if reached == last:
+            x = self.act(self.bn(x))
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes what the features at `indices` do not need; returns these indices from the start."""
+        take_indices, max_index = feature_take_indices(len(self._stages) + 1, indices)
+        prune_end = max_index < len(self._stages)
+        for name in self._stages[max_index:]:
+            setattr(self, name, nn.Sequential())
+        if prune_norm or prune_end:
+            self.bn, self.act = nn.Identity(), nn.Identity()
+        if prune_end:
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+        if prune_head or prune_end:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def _stage(self, stage: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(stage, x)
+        return stage(x)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps images (N, C, H, W) to features (N, num_features, H / r, W / r), where r is the last reduction."""
+        x = self.conv1(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq([getattr(self, stage) for stage in self._stages], x, flatten=True)
+        else:
+            # One by one, since TorchScript knows no module by a name that it has to look up.
+            x = self.layer1(x)
+            if self.layer2 is not None:
+                x = self.layer2(x)
+            if self.layer3 is not None:
+                x = self.layer3(x)
+            if self.layer4 is not None:
+                x = self.layer4(x)
+            if self.layer5 is not None:
+                x = self.layer5(x)
+            if self.layer6 is not None:
+                x = self.layer6(x)
+        return self.act(self.bn(x))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Pools and classifies features."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps images (N, C, H, W) to logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+class ResNet(TimmResNet):
+    """timm's ResNet with one block type a block; all-`S` has timm's and torchvision's parameters (paper, section 6)."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        genome: Genome | str | None = None,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        output_stride: int = 32,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        act_layer: str | Callable[..., nn.Module] = nn.ReLU,
+        norm_layer: str | Callable[..., nn.Module] = nn.BatchNorm2d,
+        zero_init_last: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        genome = layout.fit(layout.original if genome is None else genome)
+        super().__init__(
+            tuple(_BlockMaker(stage) for stage in genome.stages),
+            layout.depths,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            output_stride=output_stride,
+            global_pool=global_pool,
+            channels=layout.channels,
+            act_layer=act_layer,
+            norm_layer=norm_layer,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            zero_init_last=zero_init_last,
+            device=device,
+            dtype=dtype,
+        )
+        self.layout = layout
+        self.genome = genome
+        self.zero_init = zero_init_last
+
+    @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool | None = None) -> None:
+        """Draws all weights anew, as timm; each branch starts at zero as it did when built, unless told otherwise."""
+        # timm's constructor calls this too, before it has a genome: there, every layer has just been made.
+        if hasattr(self, "genome"):
+            _reset_parameters(self)
+        super().init_weights(self.zero_init if zero_init_last is None else zero_init_last)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names the parameters without weight decay: none, as in the paper."""
+        return set()
+
+
+class _BlockMaker:
+    """Stands where timm's ResNet wants a block class, and hands out the blocks of one stage, one a call."""
+
+    expansion = 1
+
+    def __init__(self, stage: tuple[Any, ...]) -> None:
+        self._blocks: Iterator[Any] = iter(stage)
+
+    def __call__(self, inplanes: int, planes: int, stride: int, downsample: nn.Module | None, **kwargs: Any) -> Any:
+        return build_block(
+            next(self._blocks),
+            inplanes,
+            planes,
+            stride,
+            preact=False,
+            downsample=downsample,
+            dilations=(kwargs["first_dilation"], kwargs["dilation"]),
+            drop_path=kwargs["drop_path"],
+            act_layer=kwargs["act_layer"],
+            norm_layer=kwargs["norm_layer"],
+            device=kwargs["device"],
+            dtype=kwargs["dtype"],
+        )
+
+
+def _reset_parameters(model: nn.Module) -> None:
+    """Gives every layer its first values, as when it was made.
+
+    So weights can be drawn after `to_empty`, and the random numbers that follow are those of a fresh network: the same
+    seed gives the same weights.
+    """
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+def build(layout: Layout, genome: Genome | str | None = None, **kwargs: Any) -> WideResNet | ResNet:
+    """Builds the network of a layout and a genome (the original one where none is given)."""
+    return WideResNet(layout, genome, **kwargs) if layout.preact else ResNet(layout, genome, **kwargs)
+
+
+def residual_blocks(model: nn.Module) -> list[ResidualBlock]:
+    """Lists the residual blocks of a network, from first to last."""
+    return [module for module in model.modules() if isinstance(module, ResidualBlock)]

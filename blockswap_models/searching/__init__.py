@@ -1,0 +1,1 @@
+"""The search: spaces, costs, scores, strategies and records."""

@@ -1,0 +1,204 @@
+"""How a network is computed while it is scored: the same function, without gradients of weights, in faster ways."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..nets.blocks import ResidualBlock
+
+__all__ = ["compute_as", "norm_act", "norm_act_library", "replace"]
+
+# On a CPU, convolutions in groups of fewer channels than this are slower than the same in wider groups with zeros.
+_FAST_WIDTH = 8
+# The rows of the C code have a multiple of so many numbers; from so many on they are long enough.
+_LANES, _LONG_ROW = 16, 64
+
+
+def compute_as(model: nn.Module, images: torch.Tensor, undo: ExitStack) -> None:
+    """Makes a model compute on the device, in the type and in the layout of the images; `undo` goes back.
+
+    No weight has a gradient. On one thread of a CPU that has a C compiler, images in channels_last take BN and ReLU of
+    its own (`norm_act`).
+    """
+    fast = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    for module in model.modules():
+        # BN computes in float32 for images of any type, which is more accurate.
+        dtype = torch.promote_types(images.dtype, torch.float32) if isinstance(module, _BatchNorm) else images.dtype
+        for name, value in module._parameters.items():
+            if value is not None:
+                undo.callback(module._parameters.__setitem__, name, value)
+                weight = value.detach().to(images.device, dtype)
+                module._parameters[name] = nn.Parameter(weight, requires_grad=False)
+        if fast and isinstance(module, nn.Conv2d):
+            _fast_conv(module, undo)
+    if fast and images.device.type == "cpu" and torch.get_num_threads() == 1 and norm_act_library() is not None:
+        acts = dict(_norm_acts(model))
+        for module in model.modules():
+            if type(module) is nn.BatchNorm2d and module.affine:
+                act = acts.get(module)
+                relu = type(act) is nn.ReLU
+                replace(module, "forward", functools.partial(_norm_act, module, relu), undo)
+                if relu:
+                    replace(act, "forward", _identity, undo)
+
+
+def _norm_acts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Finds the norms of which an activation is the one user."""
+    for module in model.modules():
+        if isinstance(module, ResidualBlock):
+            yield from ((getattr(module, norm), getattr(module, act)) for norm, act in module.norm_acts)
+        elif type(module) is nn.Sequential:
+            yield from pairwise(module)
+
+
+def replace(module: nn.Module, name: str, value: Any, undo: ExitStack) -> None:
+    """Gives a module an attribute of its own; `undo` goes back."""
+    # In the module's own dictionary: its __setattr__ is slow, and a network has hundreds of modules.
+    own = vars(module)
+    if name not in own:
+        undo.callback(own.pop, name)
+    elif own[name] is not value:
+        undo.callback(own.__setitem__, name, own[name])
+    own[name] = value
+
+
+def _identity(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+# -- convolutions ----------------------------------------------------------------------------------------------------
+
+
+def _fast_conv(module: nn.Conv2d, undo: ExitStack) -> None:
+    weight, groups = _fast_weight(module.weight.detach(), module.groups)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    replace(module, "groups", groups, undo)
+
+
+def _fast_weight(weight: torch.Tensor, groups: int) -> tuple[torch.Tensor, int]:
+    """Merges narrow groups of a convolution: the same function, in wider groups whose other weights are zero."""
+    out_chs, width = weight.shape[:2]
+    merge = _FAST_WIDTH // width
+    if weight.device.type != "cpu" or groups == 1 or width == 1 or merge < 2 or _FAST_WIDTH % width or groups % merge:
+        return weight, groups
+    # (merged group, group within, out, in, k, k): the group within is a place on the diagonal.
+    parts = weight.unflatten(0, (groups // merge, merge, out_chs // groups))
+    merged = parts.new_zeros(groups // merge, merge, out_chs // groups, merge, width, *weight.shape[2:])
+    for place in range(merge):
+        merged[:, place, :, place] = parts[:, place]
+    return merged.flatten(3, 4).flatten(0, 2), groups // merge
+
+
+# -- BN and ReLU -----------------------------------------------------------------------------------------------------
+
+
+def _norm_act(norm: nn.BatchNorm2d, relu: bool, x: torch.Tensor) -> torch.Tensor:
+    if not norm.training or _row(x) is None:
+        y = nn.BatchNorm2d.forward(norm, x)
+        return y.relu_() if relu else y
+    return norm_act(x, norm.weight.detach(), norm.bias.detach(), norm.eps, relu)
+
+
+def norm_act(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, relu: bool) -> torch.Tensor:
+    """BN with the statistics of the minibatch, and a ReLU after it where `relu` is true; only x gets a gradient.
+
+    `x` is float32 or bfloat16, in channels_last on the CPU, its number of pixels a multiple of 16. Sums are in double
+    precision, where PyTorch's BN in channels_last adds up in float32. Needs `norm_act_library()`.
+    """
+    if x.requires_grad and torch.is_grad_enabled():
+        return _NormAct.apply(x, weight, bias, eps, relu)
+    return _forward(x, weight, bias, eps, relu)[0]
+
+
+class _NormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, relu: bool
+    ) -> torch.Tensor:
+        y, kept = _forward(x, weight, bias, eps, relu)
+        # Not y: whether it is positive can be told from x.
+        ctx.save_for_backward(x, weight, *kept)
+        ctx.relu = relu
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, *kept = ctx.saved_tensors
+        row = len(kept[0])
+        gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        dx = torch.empty_like(x)
+        half = int(x.dtype == torch.bfloat16)
+        args = gradient, x, x.numel() // row, row, x.shape[1], weight, *kept, int(ctx.relu), dx, half
+        _call(norm_act_library().norm_act_backward, args)
+        return dx, None, None, None, None
+
+
+def _forward(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, relu: bool
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    row = _row(x)
+    if row is None:
+        raise ValueError(f"norm_act does not compute {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()}")
+    y = torch.empty_like(x)
+    kept = [torch.empty(size) for size in (row, row, x.shape[1])]
+    half = int(x.dtype == torch.bfloat16)
+    args = x, x.numel() // row, row, x.shape[1], weight, bias, eps, int(relu), y, *kept, half
+    _call(norm_act_library().norm_act_forward, args)
+    return y, kept
+
+
+def _row(x: torch.Tensor) -> int | None:
+    """How many numbers the C code is to see as a row, or None where it cannot compute this tensor."""
+    if x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != "cpu":
+        return None
+    channels, pixels = x.shape[1], x.numel() // x.shape[1]
+    together = _LANES // math.gcd(_LANES, channels)
+    if not pixels or pixels % together or not x.is_contiguous(memory_format=torch.channels_last):
+        return None
+    while channels * together < _LONG_ROW and pixels % (2 * together) == 0:
+        together *= 2
+    return channels * together
+
+
+def _call(function: Callable[..., int], args: tuple[Any, ...]) -> None:
+    if function(*(each.data_ptr() if isinstance(each, torch.Tensor) else each for each in args)):
+        raise MemoryError("no memory for batch normalisation")
+
+
+@functools.cache
+def norm_act_library() -> ctypes.CDLL | None:
+    """Compiles the C code for this machine, once a process in a third of a second; None where that cannot be done."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or os.name != "posix":
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(__file__).with_name("norm_act.c"), Path(folder) / "norm_act.so"
+        command = [*compiler.split(), "-O3", "-std=gnu99", "-shared", "-fPIC", str(source), "-o", str(target), "-lm"]
+        for options in (["-march=native"], []):
+            try:
+                subprocess.run([*command, *options], check=True, capture_output=True, timeout=60)
+                library = ctypes.CDLL(str(target))
+            except (OSError, subprocess.SubprocessError):
+                continue
+            pointer, size, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+            forward, backward = library.norm_act_forward, library.norm_act_backward
+            forward.argtypes = [pointer, *[size] * 3, *[pointer] * 2, ctypes.c_double, flag, *[pointer] * 4, flag]
+            backward.argtypes = [*[pointer] * 2, *[size] * 3, *[pointer] * 4, flag, pointer, flag]
+            return library
+    return None

@@ -1,0 +1,310 @@
+"""The picture of a search: its best genomes, the spread of its scores, where they come from and what they cost.
+
+matplotlib comes with the extra `plot` and is imported when a picture is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..genome import BlockType, Genome
+from .candidates import Candidate, median_shares
+from .record import budget_text, read_ranking
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+__all__ = ["plot_record"]
+
+# The palette of Okabe and Ito, which colour-blind readers can tell apart; blues are grouped, oranges bottlenecks.
+_FAMILIES = {
+    "S": ("#595959", "S  two 3x3"),
+    "G": ("#0072B2", "G  in groups"),
+    "W": ("#56B4E9", "W  by group width"),
+    "B": ("#D55E00", "B  bottleneck"),
+    "BG": ("#E69F00", "BG  in groups"),
+    "BW": ("#F0E442", "BW  by group width"),
+    "M": ("#009E73", "M  inverted bottleneck"),
+    "D": ("#CC79A7", "D  separable"),
+}
+_DARK = ("S", "G", "B", "M")
+_INK, _FAINT, _POINTS, _BEST = "#222222", "#8c8c8c", "#7f9fb5", "#D55E00"
+_HEADING = {"color": _FAINT, "ha": "center", "va": "bottom"}
+_STRIPS = 5
+_STAGE_GAP = 0.35
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    # The names within an SVG are the same each time.
+    "svg.hashsalt": "blockswap",
+}
+
+
+def plot_record(path: str | Path, out: str | Path) -> Figure:
+    """Draws the record of a search to a PNG or SVG file, and returns the figure.
+
+    Raises RecordError for a record that cannot be read or holds no scores, ValueError for another kind of file and
+    RuntimeError without matplotlib.
+    """
+    header, ranking = read_ranking(path)
+    out = Path(out)
+    if out.suffix.lower() not in (".png", ".svg"):
+        raise ValueError(f"unknown suffix {out.suffix!r} of {out}; write .png or .svg")
+    if out.exists() and os.path.samefile(path, out):
+        raise ValueError(f"{out} is the record itself; write another name (--out)")
+    try:
+        import matplotlib
+    except ImportError:
+        raise RuntimeError('a picture needs matplotlib; pip install "blockswap_models[plot]"') from None
+
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(header, ranking)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(out, dpi=150, metadata={"Date": None} if out.suffix.lower() == ".svg" else None)
+        except OSError as error:
+            raise OSError(f"cannot write the picture {out}: {error.strerror}") from None
+    return figure
+
+
+def _figure(header: dict[str, Any], ranking: Sequence[Candidate]) -> Figure:
+    from matplotlib.figure import Figure
+
+    finite = [each for each in ranking if math.isfinite(each.score)]
+    top = finite[:_STRIPS]
+    blocks = len(top[0].genome.blocks)
+    width = min(max(11.0, 4 + 0.52 * blocks), 22.0)
+    rows = 0.5 + 0.45 * len(top)
+    heights = (0.75, rows + 3.6, 4.0)
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained", facecolor="white")
+    # Each part is laid out by itself: the second has a table at its right.
+    title, upper, lower = figure.subfigures(3, 1, height_ratios=heights)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.09)
+    strips, shares = upper.subplots(2, 1, sharex=True, height_ratios=(rows, 2.2))
+    histogram, costs = lower.subplots(1, 2)
+    _draw_title(title, header, len(ranking), width)
+    _draw_strips(strips, top, (width - 3.6) / blocks)
+    _draw_shares(shares, top[0], median_shares(finite))
+    _draw_histogram(histogram, finite, len(ranking) - len(finite))
+    _draw_costs(costs, finite, "params" if "params" in (header.get("budget") or ["params"]) else "macs")
+    return figure
+
+
+def _draw_title(part: SubFigure, header: dict[str, Any], count: int, width: float) -> None:
+    best_of = "1 genome" if count == 1 else f"the best of {count:,} genomes"
+    lines = [
+        f"{header.get('space')} within {budget_text(header)}: {best_of}",
+        f"{header.get('score')} on {header.get('data')}, seed {header.get('seed')}",
+    ]
+    for line, y, size, weight in zip(lines, (0.66, 0.24), (14, 10), ("bold", "normal"), strict=True):
+        size = min(size, 72 * (width - 0.3) / (0.72 * len(line)))
+        # A name may hold a dollar sign, which is no formula here.
+        part.text(0.15 / width, y, line, size=size, weight=weight, va="center", parse_math=False)
+
+
+def _draw_strips(axes: Axes, top: Sequence[Candidate], inches: float) -> None:
+    """Draws genomes as strips of blocks, the best on top; `inches` is the width of a block."""
+    from matplotlib.patches import Patch, Rectangle
+
+    places = _places(top[0].genome)
+    longest = max(len(str(block)) for each in top for block in each.genome.blocks)
+    # A letter is about 0.65 of its size wide; where a label does not fit across a block, it stands upright.
+    size = 72 * 0.9 * inches / (0.65 * longest)
+    upright = size < 6
+    size = min(72 * 0.8 * inches, 72 * 0.36 / (0.65 * longest)) if upright else min(size, 9)
+    for row, each in enumerate(top):
+        for place, block in zip(places, each.genome.blocks, strict=True):
+            family = _family(block)
+            box = Rectangle((place - 0.47, row - 0.4), 0.94, 0.8, facecolor=_FAMILIES[family][0], linewidth=0)
+            axes.add_patch(box)
+            style = {"ha": "center", "va": "center", "rotation": 90 if upright else 0, "size": size}
+            style["color"] = "white" if family in _DARK else "black"
+            axes.text(place, row, str(block), weight="normal" if row else "bold", **style)
+    axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
+    axes.set_ylim(len(top) - 0.5, -0.5)
+    axes.set_yticks(range(len(top)), ["best", *map(str, range(2, len(top) + 1))])
+    axes.tick_params(length=0, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    columns = {
+        "score": [f"{each.score:.4g}" for each in top],
+        "params": [f"{each.cost.params:,}" for each in top],
+        "MACs": [f"{each.cost.macs / 1e6:,.1f} M" for each in top],
+    }
+    for title, right in zip(columns, (62, 134, 200), strict=True):
+        for row, text in enumerate([title, *columns[title]]):
+            style = {"va": "center", "weight": "bold" if row == 1 else "normal"} if row else _HEADING
+            at = (1, row - 1 if row else -0.62)
+            _note(axes, text, at, (right, 0), ("axes fraction", "data"), **{**style, "ha": "right"})
+    first = 0
+    for stage, depth in enumerate(top[0].genome.depths, start=1):
+        middle = (places[first] + places[first + depth - 1]) / 2
+        _note(axes, f"stage {stage}", (middle, -0.62), (0, 0), **_HEADING)
+        first += depth
+    used = {_family(block) for each in top for block in each.genome.blocks}
+    handles = [Patch(color=colour, label=label) for family, (colour, label) in _FAMILIES.items() if family in used]
+    shape = {"handlelength": 1, "handleheight": 1, "columnspacing": 1.6, "borderaxespad": 0.2, "borderpad": 0.2}
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.01), ncols=len(handles), **shape)
+
+
+def _draw_shares(axes: Axes, best: Candidate, median: Sequence[float] | None) -> None:
+    """Draws the share of each block in the score, below the blocks of the strips."""
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.patches import Patch
+
+    axes.set_title("Share of the score by block")
+    if best.shares is None or median is None:
+        axes.text(0.5, 0.5, "this score has no parts by block", transform=axes.transAxes, ha="center", color=_FAINT)
+        axes.set_axis_off()
+        return
+    places = _places(best.genome)
+    colours = [_FAMILIES[_family(block)][0] for block in best.genome.blocks]
+    axes.bar(places, best.shares, width=0.94, color=colours)
+    dashes = axes.scatter(places, median, marker="_", s=200, linewidths=2, color=_INK, zorder=3)
+    axes.set_ylim(0, 1.08 * max(*best.shares, *median))
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    # What is too small to see is read below the blocks, where there is room.
+    table = len(places) <= 36
+    labels = [
+        f"{number}\n{_percent(share)}\n{_percent(middle)}" if table else str(number)
+        for number, (share, middle) in enumerate(zip(best.shares, median, strict=True), start=1)
+    ]
+    axes.set_xticks(places, labels, size=9 if table else 7, linespacing=1.5)
+    axes.tick_params(axis="x", length=0, pad=5, labelbottom=True)
+    rows = "block\nbest\nmedian" if table else "block"
+    style = {"ha": "right", "va": "top", "color": _FAINT, "linespacing": 1.5, "size": 9 if table else 7}
+    _note(axes, rows, (0, 0), (-6, -5), "axes fraction", **style)
+    shown = tuple(Patch(color=colour) for colour in dict.fromkeys(colours))
+    handlers = {tuple: HandlerTuple(ndivide=None, pad=0)}
+    axes.legend([shown, dashes], ["best", "median of all"], handler_map=handlers, loc="upper right")
+
+
+def _draw_histogram(axes: Axes, finite: Sequence[Candidate], left_out: int) -> None:
+    import numpy
+
+    scores = [each.score for each in finite]
+    low, high = min(scores), max(scores)
+    bins = min(max(8, round(2 * math.sqrt(len(scores)))), 60)
+    logarithmic = low > 0
+    if logarithmic:
+        # One score, or equal ones, still have a bin around them.
+        low, high = (low, high) if high > low * 1.001 else (low / 1.1, high * 1.1)
+        edges = numpy.geomspace(low, high, bins + 1)
+    else:
+        edges = numpy.linspace(*((low, high) if high > low else (low - 0.5, low + 0.5)), bins + 1)
+    # Rounding must not leave the extremes out.
+    edges[0], edges[-1] = min(edges[0], min(scores)), max(edges[-1], max(scores))
+    axes.hist(scores, edges, color=_POINTS, edgecolor="white", linewidth=0.6)
+    axes.axvline(scores[0], color=_BEST, linewidth=2)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.15)
+    middle = float(numpy.median(scores))
+    axes.axvline(middle, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+    for place, name, colour, down in ((scores[0], "best", _BEST, 2), (middle, "median", _INK, 16)):
+        style = {"ha": "right", "va": "top", "color": colour, "weight": "bold" if name == "best" else "normal"}
+        _note(axes, f"{name} {place:.3g}", (place, 1), (-5, -down), ("data", "axes fraction"), **style)
+    axes.set_title("Scores" + (f" ({left_out:,} not finite, left out)" if left_out else ""))
+    axes.set_xlabel("score")
+    axes.set_ylabel("genomes")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    if logarithmic:
+        axes.set_xscale("log")
+        _label_decades(axes.xaxis, low, high)
+
+
+def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
+    """Draws cost against score, coloured by the other cost."""
+    other = "macs" if cost == "params" else "params"
+    titles = {"params": "parameters", "macs": "MACs"}
+    places = [getattr(each.cost, cost) for each in finite]
+    scores = [each.score for each in finite]
+    points = axes.scatter(
+        places,
+        scores,
+        c=[getattr(each.cost, other) for each in finite],
+        cmap="viridis",
+        s=26 if len(finite) <= 500 else 10,
+        alpha=0.85,
+        linewidths=0,
+        # Many points would make an SVG of many megabytes.
+        rasterized=len(finite) > 2000,
+    )
+    bar = axes.figure.colorbar(points, ax=axes, pad=0.02, aspect=30, format=lambda value, _: _amount(value))
+    bar.set_label(titles[other])
+    bar.outline.set_visible(False)
+    bar.solids.set_alpha(1)
+    best = finite[0]
+    axes.scatter(places[:1], scores[:1], s=170, marker="o", facecolors="none", edgecolors=_BEST, linewidths=2)
+    # Above the point, towards the middle.
+    across = (places[0] - min(places)) / ((max(places) - min(places)) or 1)
+    style = {"ha": "left" if across < 0.25 else "right" if across > 0.75 else "center", "va": "bottom"}
+    text = f"best: {getattr(best.cost, cost):,}, {best.score:.3g}"
+    _note(axes, text, (places[0], scores[0]), (0, 11), color=_BEST, weight="bold", **style)
+    axes.margins(y=0.12)
+    axes.set_title("Cost and score")
+    axes.set_xlabel(titles[cost])
+    axes.set_ylabel("score")
+    axes.xaxis.get_major_locator().set_params(nbins=6)
+    axes.xaxis.set_major_formatter(lambda value, _: _amount(value))
+    if min(scores) > 0:
+        axes.set_yscale("log")
+        _label_decades(axes.yaxis, min(scores), max(scores))
+
+
+def _note(
+    axes: Axes, text: str, at: tuple[float, float], offset: tuple[int, int], coords: Any = "data", **style: Any
+) -> None:
+    """Writes text some points away from a place, also outside of the axes."""
+    axes.annotate(text, at, offset, coords, "offset points", annotation_clip=False, **{"size": 9, **style})
+
+
+def _places(genome: Genome) -> list[float]:
+    """Where the blocks stand from left to right, with a gap between stages."""
+    return [
+        block + stage * _STAGE_GAP
+        for block, stage in enumerate(stage for stage, depth in enumerate(genome.depths) for _ in range(depth))
+    ]
+
+
+def _family(block: BlockType) -> str:
+    """Tells groups from widths, which are one family as they are built."""
+    grouped = "G" if block.groups else "W" if block.width else ""
+    return grouped if block.family == "G" else block.family + grouped
+
+
+def _label_decades(axis: Any, low: float, high: float) -> None:
+    """Labels a logarithmic axis with plain numbers, as many as fit."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    decades = math.log10(high / low)
+    subs = (1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1, 3) if decades < 4 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs) if decades > 0.4 else MaxNLocator(5))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.095 or share == 0 else f"{share:.1%}" if share >= 0.00095 else "<0.1%"
+
+
+def _amount(value: float) -> str:
+    for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= scale:
+            return f"{value / scale:.4g}{unit}"
+    return f"{value:.4g}"

@@ -1,0 +1,188 @@
+"""Scores to compare the Fisher potential with: those of the paper's Table 1, and those that the field holds strong.
+
+Each leaves the model as it was; higher is better, as its source ranks. Dropout and stochastic depth are off, and BN is
+in training mode where nothing else is said.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from ..nets.cost import count
+from .fisher import Score, at_least_float, fisher_potential, measure_blocks, set_modes
+
+__all__ = [
+    "SCORES",
+    "After",
+    "after",
+    "fisher_printed",
+    "gradient_norm",
+    "l2_norm",
+    "macs",
+    "naswot",
+    "params",
+    "synflow",
+    "train_accuracy",
+]
+
+
+def fisher_printed(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Sums Σ_c 1/(2N) Σ_n Σ_ij A² · g² over all blocks: the paper's equation 2 exactly as printed."""
+    return sum(measure_blocks(model, images, labels, _sum_of_squares))
+
+
+def _sum_of_squares(product: torch.Tensor) -> torch.Tensor:
+    return product.to(at_least_float(product)).square().sum(dtype=torch.float64)
+
+
+def gradient_norm(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Sums the absolute gradients of the cross-entropy by all parameters (paper, section 4.2; Golub et al., 2019)."""
+    with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
+        set_modes(model, undo)
+        # The gradients are those of other tensors in the place of the parameters, which so keep their own.
+        parameters = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
+        logits = functional_call(model, parameters, images.contiguous())
+        loss = F.cross_entropy(logits.to(at_least_float(logits)), labels)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    return float(torch.stack([gradient.abs().sum(dtype=torch.float64) for gradient in gradients]).sum())
+
+
+def l2_norm(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Takes the L2 norm of all parameters as one vector (paper, section 4.2); the minibatch is not used."""
+    squares = [parameter.detach().double().square().sum() for parameter in model.parameters()]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def train_accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Measures the share of the minibatch that is classified correctly (paper, section 4.2)."""
+    with ExitStack() as undo, torch.no_grad():
+        set_modes(model, undo)
+        return float((model(images.contiguous()).argmax(dim=1) == labels).double().mean())
+
+
+def params(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Counts the parameters; the minibatch is not used."""
+    return float(count(model, tuple(images.shape[1:])).params)
+
+
+def macs(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Counts the multiply-accumulates for one image of the size of `images`, which are not used otherwise."""
+    return float(count(model, tuple(images.shape[1:])).macs)
+
+
+def naswot(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Takes log|det K_H|, how far apart the ReLUs' binary codes of the images are (Mellor et al., 2021, section 3).
+
+    K_H counts the ReLUs that two images agree in. It is -inf where two images have the same code.
+    """
+    relus = [module for module in model.modules() if isinstance(module, nn.ReLU)]
+    if not relus:
+        raise TypeError(f"{type(model).__name__} has no ReLU modules, whose codes naswot compares")
+    kernel = torch.zeros(len(images), len(images), dtype=torch.float64, device=images.device)
+
+    def compare(_: nn.Module, __: object, output: torch.Tensor) -> None:
+        # The product of two codes of ±1 is the ReLUs that agree less those that differ. In float64 it is exact, also
+        # under autocast. A ReLU may overwrite its input, so the code is read from its output.
+        codes = (output > 0).flatten(1).double() * 2 - 1
+        kernel.add_(codes @ codes.T + codes.shape[1], alpha=0.5)
+
+    with ExitStack() as undo, torch.no_grad():
+        set_modes(model, undo)
+        for relu in relus:
+            undo.callback(relu.register_forward_hook(compare).remove)
+        model(images.contiguous())
+    return float(torch.linalg.slogdet(kernel).logabsdet)
+
+
+def synflow(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Sums |θ ⊙ ∂R/∂θ| over the weights θ of convolutions and linear layers (Tanaka et al., 2020, equation 2).
+
+    R is the sum of the logits for one image of ones, with the absolute values of all parameters, in float64. BN is in
+    evaluation mode, as in the authors' code; on a fresh network that is BN left out (to its epsilon), the variant of
+    zero-cost NAS (Abdelfattah et al., 2021). Warns where it overflows all the same.
+    """
+    with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
+        set_modes(model, undo, train_norms=False)
+        parameters = {name: each.detach().double().abs().requires_grad_() for name, each in model.named_parameters()}
+        buffers = {name: each.double() for name, each in model.named_buffers() if each.is_floating_point()}
+        ones = torch.ones(1, *images.shape[1:], dtype=torch.float64, device=images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            flow = functional_call(model, {**parameters, **buffers}, ones).sum()
+        # Biases, and the scales and shifts of BN, have one dimension.
+        weights = [parameter for parameter in parameters.values() if parameter.ndim > 1]
+        gradients = torch.autograd.grad(flow, weights, materialize_grads=True)
+    products = [(weight.detach() * gradient).abs().sum() for weight, gradient in zip(weights, gradients, strict=True)]
+    score = float(torch.stack(products).sum())
+    if not math.isfinite(score):
+        warnings.warn(f"synflow of {type(model).__name__} overflows float64: {score}", RuntimeWarning, stacklevel=2)
+    return score
+
+
+SCORES: dict[str, Score] = {
+    "fisher": fisher_potential,
+    "fisher-printed": fisher_printed,
+    "gradient-norm": gradient_norm,
+    "l2-norm": l2_norm,
+    "accuracy": train_accuracy,
+    "params": params,
+    "macs": macs,
+    "naswot": naswot,
+    "synflow": synflow,
+}
+
+
+def after(score: Score, minibatches: int, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4) -> Score:
+    """Makes the score "after n minibatches of training" (paper, Table 1); after 1 it is the score itself."""
+    if minibatches < 1:
+        raise ValueError(f"minibatches is at least 1, not {minibatches}")
+    return score if minibatches == 1 else After(score, minibatches, lr, momentum, weight_decay)
+
+
+@dataclass(frozen=True)
+class After:
+    """A score of a copy of the model that is trained first: by SGD on all minibatches but the last, which is scored.
+
+    The images it is given are split into that many minibatches of one size, in their order.
+    """
+
+    score: Score
+    minibatches: int
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    @property
+    def __name__(self) -> str:
+        """Names the score and all settings that are not the default, for the record of a search."""
+        score = getattr(self.score, "__name__", type(self.score).__name__)
+        changed = {each.name: value for each in fields(self)[2:] if (value := getattr(self, each.name)) != each.default}
+        settings = "".join(f"_{key}_{value}" for key, value in changed.items())
+        return f"{score}_after_{self.minibatches}{settings}"
+
+    def __call__(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """Trains a copy of the model, all of it in training mode, and scores it; the model stays as it was."""
+        if len(images) % self.minibatches:
+            raise ValueError(
+                f"{len(images)} images do not split into {self.minibatches} minibatches of one size; "
+                f"give {self.minibatches} times as many as one minibatch has"
+            )
+        size = len(images) // self.minibatches
+        *training, last = zip(images.split(size), labels.split(size), strict=True)
+        with torch.inference_mode(False), torch.enable_grad():
+            model = copy.deepcopy(model).train().requires_grad_()
+            optimizer = torch.optim.SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
+            for some_images, some_labels in training:
+                optimizer.zero_grad()
+                logits = model(some_images)
+                F.cross_entropy(logits.to(at_least_float(logits)), some_labels).backward()
+                optimizer.step()
+        return self.score(model, *last)

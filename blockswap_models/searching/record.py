@@ -1,0 +1,203 @@
+"""The record of a search: one JSON line for the search, then one for each scored candidate, written as it goes.
+
+This module needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..budget import Budget
+from ..layout import Layout
+from ..zoo.genomes import GENOMES
+from .candidates import HALVING, Candidate
+
+__all__ = [
+    "Record",
+    "RecordError",
+    "budget_text",
+    "build_text",
+    "read_ranking",
+    "read_record",
+    "require_new",
+]
+
+_KIND = "blockswap search"
+# What is meant by records that do not say it, since they are older.
+_UNSAID = {"strategy": "random", "dtype": "float32"}
+
+
+class RecordError(ValueError):
+    """A record that cannot be read, or is of another search."""
+
+
+class Record:
+    """The file of one search; opens a new one, or goes on with one of the same search.
+
+    `search` says all that the scores depend on. A line that was cut off when a search was killed is dropped. It is a
+    context manager.
+    """
+
+    def __init__(self, path: str | Path, search: dict[str, Any], resume: bool = False) -> None:
+        self.path = Path(path)
+        self.scores: dict[tuple[str, int], dict[str, Any]] = {}
+        header = {"record": _KIND, **search}
+        whole = 0
+        try:
+            if self.path.exists() and self.path.stat().st_size:
+                if not resume:
+                    require_new(path)
+                found, rows, whole = _read(self.path)
+                if found is not None:
+                    _check_same(self.path, found, header)
+                self.scores = {(row["genome"], row["draw"]): row for row in rows}
+            elif resume:
+                raise RecordError(f"no record {self.path} to go on with; leave --resume out to start one")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = open(self.path, "r+b" if whole else "wb")  # noqa: SIM115  # closed by close()
+        except OSError as error:
+            raise RecordError(f"cannot write the record {self.path}: {error.strerror}") from None
+        self._file.truncate(whole)
+        self._file.seek(whole)
+        if not whole:
+            self._write(header)
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; what was added is on disk already."""
+        self._file.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds the score of one candidate and draw; a score that is not finite is kept as null."""
+        row = {**row, "score": row["score"] if math.isfinite(row["score"]) else None}
+        if row.get("blocks") is not None and not all(map(math.isfinite, row["blocks"])):
+            row["blocks"] = None
+        self._write(row)
+        self.scores[row["genome"], row["draw"]] = row
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def require_new(path: str | Path) -> None:
+    """Raises RecordError if there is such a file with something in it."""
+    if Path(path).exists() and Path(path).stat().st_size:
+        raise RecordError(f"{path} exists; go on with it (--resume), or write another name (--out)")
+
+
+def read_record(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Reads a record: what was searched for, and the rows of its scores; raises RecordError."""
+    try:
+        header, rows, _ = _read(Path(path))
+    except OSError as error:
+        raise RecordError(f"cannot read the record {path}: {error.strerror}") from None
+    if header is None:
+        raise RecordError(f"{path} holds no search")
+    return header, rows
+
+
+def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...]]:
+    """Reads a record: what was searched for, and its genomes from best to worst.
+
+    Those that were refined most stand first, those without a finite score last. The record may still be written to.
+    Raises RecordError, also where no score is finite.
+    """
+    header, rows = read_record(path)
+    by_genome: dict[str, dict[int, dict[str, Any]]] = {}
+    try:
+        for row in rows:
+            by_genome.setdefault(row["genome"], {})[row["draw"]] = row
+        ranking = [Candidate.of_rows([draws[draw] for draw in sorted(draws)]) for draws in by_genome.values()]
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        raise RecordError(f"{path} is not the record of a search") from None
+    if len({each.genome.depths for each in ranking}) > 1:
+        raise RecordError(f"{path} mixes genomes of several networks")
+    if not ranking:
+        raise RecordError(f"{path} holds no scores yet")
+    if not any(math.isfinite(each.score) for each in ranking):
+        raise RecordError(f"none of the scores in {path} is finite")
+    fewest = min(len(each.draws) for each in ranking)
+
+    def place(each: Candidate) -> tuple[bool, int, float]:
+        if not math.isfinite(each.score):
+            return True, 0, 0.0
+        # A draw that others still lack is no round of refinement.
+        return False, -int(math.log(len(each.draws) / fewest, HALVING) + 1e-9), -each.score
+
+    # Ties keep the order of the record.
+    return header, tuple(sorted(ranking, key=place))
+
+
+def budget_text(header: dict[str, Any]) -> str:
+    """Writes the budget of a record as a person does."""
+    windows = header.get("budget")
+    try:
+        return str(Budget(**{name: tuple(window) for name, window in windows.items()}))
+    except (AttributeError, TypeError, ValueError):
+        # A budget of something that this version does not know.
+        return json.dumps(windows)
+
+
+def build_text(header: dict[str, Any], genome: str) -> str:
+    """Writes the line of Python that makes a network which was found, for a record's search."""
+    name, first, more = header.get("space"), "", ""
+    with suppress(ValueError, LookupError, TypeError):
+        if layout := Layout._standard(str(name)):
+            first = "" if name in GENOMES else f"blockswap_models.register('{name}'); "
+            own = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0]}
+            wanted = {"num_classes": header["num_classes"], "in_chans": header["input_size"][0]}
+            more = "".join(f", {key}={value}" for key, value in wanted.items() if value != own[key])
+    return f"build it: {first}timm.create_model('{name}', genome='{genome}'{more})"
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]], int]:
+    """Reads the header, the rows and how many bytes of the file are whole lines."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    lines = list(_parsed(path, content[:whole]))
+    if not lines:
+        # A search killed while it wrote its very first line; anything else is some other file.
+        if content.startswith(f'{{"record": "{_KIND}"'.encode()[: len(content)]):
+            return None, [], 0
+        raise RecordError(f"{path} is not the record of a search")
+    header, *rows = lines
+    if header.get("record") != _KIND or not all({"genome", "draw", "score"} <= row.keys() for row in rows):
+        raise RecordError(f"{path} is not the record of a search")
+    return header, rows, whole
+
+
+def _parsed(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise RecordError(f"line {number} of {path} is not a line of a record; remove it, or start another record")
+        yield value
+
+
+def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    found = {**{key: value for key, value in _UNSAID.items() if key in wanted}, **found}
+    differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    if differing:
+        said = "; ".join(f"{key} {_short(found.get(key))} there, {_short(wanted.get(key))} here" for key in differing)
+        raise RecordError(f"{path} is the record of another search: {said}")
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,98 @@
+"""What all scores of a search share, and how one of them is computed."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..genome import Genome
+from .block_cache import NetworkPool
+from .fisher import Score, fisher_by_block, fisher_potential
+from .probe_images import Minibatch
+from .space import SearchSpace
+
+__all__ = ["Job", "fast_dtype"]
+
+# The random numbers of torch are the process's, also where workers are threads.
+_drawing = threading.Lock()
+
+
+def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """The type in which Fisher potentials are found fastest: bfloat16 on a CPU that computes in it, else float32."""
+    if torch.device(device).type != "cpu":
+        return torch.float32
+    known = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
+    return torch.bfloat16 if any(each() for each in known) else torch.float32
+
+
+@dataclass(frozen=True)
+class Job:
+    """Scores a genome with weights of its own draw; the same numbers in every process, and in any order."""
+
+    space: SearchSpace
+    data: Minibatch
+    score: Score = fisher_potential
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        # What only this process can use: it does not travel to workers.
+        object.__setattr__(self, "_own", threading.local())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_own"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.__post_init__()
+
+    def __call__(self, task: tuple[Genome, int]) -> dict[str, Any]:
+        """Scores (genome, draw); returns the row of a record."""
+        genome, draw = task
+        model = self.network(genome, draw)
+        images, labels = self.minibatch(draw)
+        if self.score is fisher_potential:
+            blocks = fisher_by_block(model, images, labels)
+            value = sum(blocks)
+        else:
+            if torch.device(self.device).type != "cpu":
+                # The pool draws its weights where it is, on the CPU.
+                model = copy.deepcopy(model).to(self.device)
+            blocks, value = None, float(self.score(model, images, labels))
+        cost = self.space.cost(genome)
+        row = {"genome": genome, "params": cost.params, "macs": cost.macs, "draw": draw, "score": value}
+        if cost.latency is not None:
+            row["latency"] = cost.latency
+        return row if blocks is None else {**row, "blocks": blocks}
+
+    def network(self, genome: Genome, draw: int) -> nn.Module:
+        """The network that is scored; the next call ends it."""
+        with _drawing, torch.random.fork_rng(devices=[]):
+            if not hasattr(self._own, "pool"):
+                # A branch that starts at zero has no Fisher potential.
+                start = {} if self.space.layout.preact else {"zero_init_last": False}
+                self._own.pool = NetworkPool(self.space, **start)
+            return self._own.pool.network(genome, self.seed_of(genome, draw))
+
+    def seed_of(self, genome: Genome, draw: int) -> int:
+        """The seed of the weights of a draw."""
+        digest = hashlib.sha256(f"weights/{self.seed}/{genome}/{draw}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
+
+    def minibatch(self, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images and labels of a draw, as they are computed with: each draw takes the next part of the data."""
+        if not hasattr(self._own, "parts"):
+            self._own.parts = {}
+        part = draw % self.data.parts
+        if part not in self._own.parts:
+            images, labels = self.data.part(part)
+            images = images.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+            self._own.parts[part] = images, labels.to(self.device)
+        return self._own.parts[part]

@@ -1,0 +1,198 @@
+"""The search: sample genomes within a budget, score each, refine the leaders, rank them (paper, section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..budget import Budget, BudgetError
+from ..genome import Genome, GenomeError
+from ..layout import Layout
+from .candidates import HALVING, Candidate
+from .fisher import Score, fisher_potential
+from .probe_images import Minibatch, affordable_parts, noise_minibatch, tensor_minibatch
+from .record import Record
+from .scorer import Job, fast_dtype
+from .space import SearchSpace
+from .strategies import STRATEGIES
+from .workers import Shared, local_workers, map_in_order
+
+__all__ = ["Candidate", "SearchError", "SearchResult", "search"]
+
+
+class SearchError(RuntimeError):
+    """A search that cannot give an answer; its record keeps what was scored."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The candidates of a search from best to worst: first those that were refined most, last those without a score."""
+
+    space: SearchSpace
+    budget: Budget
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate with the highest score of those that were refined most."""
+        return self.candidates[0]
+
+    @property
+    def rivals(self) -> int | None:
+        """How many others are within the uncertainty of the best; None where one draw cannot tell."""
+        best = self.best
+        if math.isnan(best.spread):
+            return None
+        return sum(
+            each.score * max(each.spread, 1.0) >= best.score / best.spread
+            for each in self.candidates[1:]
+            if len(each.draws) == len(best.draws)
+        )
+
+
+def search(
+    space: SearchSpace | str,
+    budget: Budget | None,
+    samples: int = 1000,
+    seed: int = 0,
+    *,
+    genomes: Iterable[Genome | str] | None = None,
+    data: Minibatch | tuple[torch.Tensor, torch.Tensor] | None = None,
+    batch_size: int = 32,
+    score: Score = fisher_potential,
+    strategy: str = "random",
+    draws: int = 1,
+    refine: int = 3,
+    workers: int = 1,
+    executor: Executor | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    record: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[Iterable[Any], int, int], Iterable[Any]] | None = None,
+) -> SearchResult:
+    """Chooses genomes within a budget, scores each on a minibatch, gives the best more draws, and ranks them.
+
+    The `strategy` "random" draws genomes uniformly; "surrogate" draws a hundred so, and then takes, fifty at a time,
+    the best by a model of the scores so far. Where `genomes` are given, exactly these are scored, each once; they too
+    must fit the budget, unless it is None. Each of `draws` has new weights and the next minibatch of `batch_size`
+    images of 1/f noise, or of `data`: what `dataset_minibatch` gives, or a pair of tensors. Each round of `refine`
+    gives the best quarter four times the draws. A score depends on the seed, the genome and the draw, never on order or
+    worker. It is computed in `dtype`, the fastest for this score where none is given. `workers` are processes on this
+    machine, of one thread each; any `executor` takes their place. With a `record` each score is written as it comes,
+    and `resume` goes on with it. `progress` wraps the iterable of scores, given how many there are and are done; it is
+    called for each round.
+
+    Raises BudgetError where no genome fits or a given one does not, GenomeError for one that is not of this space,
+    RecordError for a record of another search, SearchError where no score is finite, WorkerError where workers died.
+    """
+    space = SearchSpace(space) if isinstance(space, str) else space
+    for name, value in {"samples": samples, "draws": draws, "workers": workers, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"{name} is at least 1, not {value}")
+    for name, value in {"seed": seed, "refine": refine}.items():
+        if value < 0:
+            raise ValueError(f"{name} is 0 or more, not {value}")
+    if strategy not in STRATEGIES:
+        raise ValueError(f"there is no strategy {strategy!r}; write {' or '.join(map(repr, STRATEGIES))}")
+    propose = STRATEGIES[strategy]
+    budget = Budget(params=(0, None)) if budget is None else budget
+    if genomes is None:
+        chosen = propose(space, budget, seed, [], samples)
+    else:
+        chosen = _given(space, budget, genomes)
+        samples = len(chosen)
+    if data is None:
+        data = noise_minibatch(space, batch_size, seed, affordable_parts(space, batch_size))
+    elif not isinstance(data, Minibatch):
+        data = tensor_minibatch(space, *data)
+    if dtype is None:
+        dtype = fast_dtype(device) if score is fisher_potential else torch.float32
+    job = Job(space, data, score, seed, device, dtype)
+    shared = Shared(job)
+    with ExitStack() as stack:
+        described = _describe(job, budget, strategy)
+        kept = stack.enter_context(Record(record, described, resume) if record is not None else nullcontext())
+        if executor is None and workers > 1 and torch.device(device).type == "cpu":
+            executor = stack.enter_context(local_workers(min(workers, len(chosen)), shared))
+        rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
+
+        def evaluate(genomes: Sequence[Genome], number: int, before: int, planned: int) -> list[Candidate]:
+            """Scores genomes by so many draws; of the genomes planned, so many were scored before."""
+            tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in rows]
+            results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor)
+            if progress and tasks:
+                results = progress(results, planned * number, (before + len(genomes)) * number - len(tasks))
+            for row in results:
+                kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})
+            return [Candidate.of_rows([rows[genome, draw] for draw in range(number)]) for genome in genomes]
+
+        ranked: list[Candidate] = []
+        # All random genomes are one round, which is shorter than asked for where fewer fit.
+        planned = len(chosen) if strategy == "random" else samples
+        while chosen:
+            ranked += evaluate(chosen, draws, len(ranked), planned)
+            left = samples - len(ranked)
+            chosen = propose(space, budget, seed, ranked, left) if left else []
+        ranked.sort(key=_best_first)
+        for each_round in range(1, refine + 1):
+            leaders = [each.genome for each in ranked[: max(1, len(ranked) // HALVING**each_round)]]
+            ranked[: len(leaders)] = sorted(
+                evaluate(leaders, draws * HALVING**each_round, 0, len(leaders)), key=_best_first
+            )
+    if not math.isfinite(ranked[0].score):
+        raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
+    return SearchResult(space, budget, tuple(ranked))
+
+
+def _best_first(each: Candidate) -> float:
+    """Sorts scores; ties, and scores that are not finite, keep their order."""
+    return -each.score if math.isfinite(each.score) else math.inf
+
+
+def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) -> list[Genome]:
+    """Reads genomes that are to be scored; raises GenomeError or BudgetError for one that does not fit."""
+    found: dict[Genome, None] = {}
+    for number, text in enumerate(genomes, start=1):
+        try:
+            genome = space.layout.fit(text)
+            cost = space.cost(genome)
+        except GenomeError as error:
+            raise GenomeError(f"genome {number} of those to score: {error}") from None
+        if not budget.fits(cost):
+            raise BudgetError(f"genome {number} of those to score, {genome}, has {cost}; the budget is {budget}")
+        found[genome] = None
+    if not found:
+        raise ValueError("no genomes to score; give at least one, or leave genomes out to have them sampled")
+    return list(found)
+
+
+def _as_json(layout: Layout) -> dict[str, Any]:
+    return {name: list(each) if isinstance(each, tuple) else each for name, each in asdict(layout).items()}
+
+
+def _describe(job: Job, budget: Budget, strategy: str) -> dict[str, Any]:
+    """All that genomes and scores depend on; not their number, so that a search can be extended."""
+    space = job.space
+    return {
+        "space": space.layout.name,
+        # Of the user's own, the name alone does not say it.
+        **({} if space.layout == Layout._standard(space.layout.name) else {"layout": _as_json(space.layout)}),
+        "types": " ".join(map(str, space.types)),
+        "input_size": list(space.input_size),
+        "num_classes": space.num_classes,
+        "budget": {name: [low, high if math.isfinite(high) else None] for name, (low, high) in budget.windows.items()},
+        "seed": job.seed,
+        "data": job.data.source,
+        "score": getattr(job.score, "__name__", type(job.score).__name__),
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "strategy": strategy,
+        **({} if space.latency is None else {"latency_table": space.latency.digest}),
+    }

@@ -1,0 +1,253 @@
+"""Search spaces: exactly how many genomes fit a budget, what can be met, and uniform samples of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..budget import UNMEASURED, Budget, BudgetError, Cost, amount_text
+from ..genome import SEARCH_TYPES, BlockType, Genome, GenomeError
+from ..layout import Layout, Position
+from ..nets.cost import count_parts
+from ..nets.networks import build, residual_blocks
+from .cost_table import _LONGEST_OF_COUNT, Table
+from .latency import LatencyTable
+
+__all__ = ["SearchSpace"]
+
+_STANDARD = BlockType("S")
+_NANO = 1_000_000_000
+
+
+class SearchSpace:
+    """All genomes of one layout whose blocks come from `types` (the paper's 23 by default).
+
+    A type that does not divide the widths at some position is left out there. Two types that give the same network at a
+    position, such as `G16` and `W2` on 32 channels, are one option; the first one's name is used. With a table of
+    measured latencies, costs tell the latency, and budgets may name it.
+    """
+
+    def __init__(
+        self,
+        layout: Layout | str,
+        types: Iterable[BlockType | str] = SEARCH_TYPES,
+        num_classes: int | None = None,
+        in_chans: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        latency: LatencyTable | None = None,
+    ) -> None:
+        self.layout = Layout.named(layout) if isinstance(layout, str) else layout
+        self.types = tuple(each if isinstance(each, BlockType) else BlockType.parse(each) for each in types)
+        if not self.types:
+            raise GenomeError("a search space needs block types; write at least one, such as 'S'")
+        self.num_classes = self.layout.num_classes if num_classes is None else num_classes
+        channels, *size = self.layout.input_size
+        if image_size is not None:
+            size = [image_size, image_size] if isinstance(image_size, int) else [*image_size]
+        channels = channels if in_chans is None else in_chans
+        for name, least in {"num_classes": self.num_classes, "in_chans": channels, "image_size": min(size)}.items():
+            if least < 1:
+                raise ValueError(f"{name} is at least 1, not {least}")
+        height, width = size
+        self.input_size = (channels, height, width)
+        self._options = [place.distinct(self.types) for place in self.layout.positions]
+        for place, options in zip(self.layout.positions, self._options, strict=True):
+            if not options:
+                raise GenomeError(
+                    f"stage {place.stage}, block {place.block} of {self.layout.name}: none of "
+                    f"{', '.join(map(str, self.types))} divides its {place.in_chs} to {place.out_chs} channels"
+                )
+        self.latency = latency
+        if latency is not None:
+            latency.require(self.layout, self.input_size, self.num_classes)
+            for index, options in enumerate(self._options):
+                for block, _ in options:
+                    latency.of_block(index, block)
+
+    def __repr__(self) -> str:
+        return f"SearchSpace({self.layout.name!r}, {len(self.types)} block types)"
+
+    # -- costs -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _costs(self) -> tuple[Cost, list[list[Cost]]]:
+        """What stem and head cost, and what each option costs at each position."""
+        # Within a stage, all blocks after the first are alike: two of each stage tell everything.
+        short = replace(self.layout, depths=tuple(min(depth, 2) for depth in self.layout.depths))
+        by_place: dict[tuple[Position, BlockType], Cost] = {}
+        for block in dict.fromkeys((_STANDARD, *self.types)):
+            fitting = [block if place.structure(block) else _STANDARD for place in short.positions]
+            model = self.build(Genome.from_blocks(fitting, short.depths), short, device="meta").eval()
+            blocks = residual_blocks(model)
+            total, *parts = count_parts(model, [model, *blocks], torch.empty(1, *self.input_size, device="meta"))
+            if block == _STANDARD:
+                fixed = total - sum(parts, Cost(0, 0))
+            by_place.update(zip(zip(short.positions, fitting, strict=True), parts, strict=True))
+        options = [
+            [by_place[replace(place, block=min(place.block, 2)), block] for block, _ in blocks]
+            for place, blocks in zip(self.layout.positions, self._options, strict=True)
+        ]
+        if (table := self.latency) is not None:
+            fixed = replace(fixed, latency=round(table.stem + table.head, 9))
+            options = [
+                [
+                    replace(cost, latency=table.of_block(index, block))
+                    for cost, (block, _) in zip(costs, blocks, strict=True)
+                ]
+                for index, (costs, blocks) in enumerate(zip(options, self._options, strict=True))
+            ]
+        return fixed, options
+
+    def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> torch.nn.Module:
+        """Builds the network of a genome, for this space's classes and channels; arguments as of the network."""
+        return build(layout or self.layout, genome, num_classes=self.num_classes, in_chans=self.input_size[0], **kwargs)
+
+    def cost(self, genome: Genome | str) -> Cost:
+        """Counts a genome of this space: stem, head and the sum over its blocks."""
+        genome = self.layout.fit(genome)
+        total, options = self._costs
+        for place, block, costs, choices in zip(
+            self.layout.positions, genome.blocks, options, self._options, strict=True
+        ):
+            structure = place.structure(block)
+            known = [cost for cost, (each, _) in zip(costs, choices, strict=True) if place.structure(each) == structure]
+            if not known:
+                raise GenomeError(
+                    f"stage {place.stage}, block {place.block} '{block}': not in this search space of "
+                    f"{', '.join(map(str, self.types))}"
+                )
+            total = total + known[0]
+        return total
+
+    def range(self, cost: str = "params") -> tuple[float, float]:
+        """The smallest and the largest total of a cost (`params`, `macs` or `latency`) over all genomes."""
+        fixed, totals = self._totals(cost)
+        least, most = fixed + sum(map(min, totals)), fixed + sum(map(max, totals))
+        return (least / _NANO, most / _NANO) if cost == "latency" else (least, most)
+
+    def _totals(self, name: str) -> tuple[int, list[list[int]]]:
+        """One cost of stem and head, and of each option at each position, as integers: latencies in nanoseconds."""
+        if name == "latency" and self.latency is None:
+            raise BudgetError(UNMEASURED)
+        fixed, options = self._costs
+        scale = _NANO if name == "latency" else 1
+        return round(getattr(fixed, name) * scale), [
+            [round(getattr(each, name) * scale) for each in costs] for costs in options
+        ]
+
+    def _table(self, name: str, window: tuple[float, float], longest: int | None = None) -> Table:
+        fixed, totals = self._totals(name)
+        if name == "latency":
+            # The product of a decimal fraction and 1e9 is a hair off.
+            window = round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
+        return Table(fixed, totals, [[spellings for _, spellings in each] for each in self._options], window, longest)
+
+    # -- counting ----------------------------------------------------------------------------------------------------
+
+    def count(self, budget: Budget | None = None, distinct: bool = True) -> int:
+        """Counts the genomes that fit a budget, exactly: distinct networks, or spellings with `distinct=False`.
+
+        A budget names one cost: how many fit several at once is known only from samples (see `estimate`). So it is
+        where costs have no common divisor to speak of, as MACs at image sizes that the strides do not divide.
+        """
+        if budget is None:
+            total = 1
+            for options in self._options:
+                total *= sum(1 if distinct else spellings for _, spellings in options)
+            return total
+        name, window = self._exact_cost(budget)
+        if len(budget.windows) > 1:
+            raise BudgetError(
+                "genomes are counted exactly for one cost; write a budget of params, of macs or of latency"
+            )
+        table = self._table(name, window, _LONGEST_OF_COUNT)
+        if not table.exact:
+            raise BudgetError(
+                f"{name} of {self.layout.name} at {'x'.join(map(str, self.input_size))} are too many different numbers "
+                "to count genomes exactly; take an image size that the strides divide, or SearchSpace.estimate"
+            )
+        return table.count(distinct)
+
+    def estimate(self, budget: Budget, samples: int = 1000, seed: int = 0) -> tuple[int, int]:
+        """Estimates how many networks fit a budget of any costs; also says from how many that were found."""
+        found, share = self.sample_stated(samples, budget, seed)
+        return round(self._table(*self._exact_cost(budget)).count() * share), len(found)
+
+    def _exact_cost(self, budget: Budget) -> tuple[str, tuple[float, float]]:
+        """The cost of a budget that is met exactly, by counting: the first that it names."""
+        return next(iter(budget.windows.items()))
+
+    # -- sampling ----------------------------------------------------------------------------------------------------
+
+    def sample(self, number: int, budget: Budget | None = None, seed: int = 0) -> list[Genome]:
+        """Draws distinct networks that fit a budget, uniformly and without replacement.
+
+        The first genomes of a longer list are those of a shorter one with the same seed. Returns all there are where
+        fewer than `number` fit; raises BudgetError, with the range that can be met, where none does. One cost of the
+        budget is met by construction, further ones by rejection.
+        """
+        budget = Budget(params=(0, None)) if budget is None else budget
+        return self.sample_stated(number, budget, seed)[0]
+
+    def sample_stated(self, number: int, budget: Budget, seed: int = 0) -> tuple[list[Genome], float]:
+        """Draws as `sample` does, and states which share of the draws met the whole budget, further costs included."""
+        if number < 1:
+            raise ValueError(f"a sample has at least 1 genome, not {number}")
+        name, window = self._exact_cost(budget)
+        self._check_reach(budget)
+        table = self._table(name, window)
+        total = table.count()
+        if not total:
+            raise BudgetError(self._unmet(budget, name))
+        listable = total <= 100_000
+        found: dict[Genome, None] = {}
+        tried = met = 0
+        for draws in table.draw(seed):
+            for picks in draws:
+                tried += 1
+                genome, cost = self._decode(picks)
+                if budget.fits(cost):
+                    met += 1
+                    found[genome] = None
+                    if len(found) == min(number, total):
+                        return list(found), met / tried
+            # Where all can be listed, the number does not say when, so that longer samples start as shorter ones.
+            if tried > (total if listable else 200 * max(number, 500)):
+                break
+        if listable:
+            # Few fit, and most are found: list them all, in an order drawn from the seed.
+            rest = [self._decode(picks) for picks in table.every()]
+            np.random.default_rng([seed, 1]).shuffle(rest)
+            fitting = [genome for genome, cost in rest if budget.fits(cost)]
+            found.update(dict.fromkeys(fitting))
+            met, tried = len(fitting), total
+        if not found:
+            met_first = "meet" if table.exact else "come near"
+            raise BudgetError(f"{self._unmet(budget, name)}: none of {tried:,} genomes that {met_first} its {name} do")
+        return list(found)[:number], met / tried
+
+    def _decode(self, picks: Sequence[int]) -> tuple[Genome, Cost]:
+        total, options = self._costs
+        blocks = []
+        for pick, costs, choices in zip(picks, options, self._options, strict=True):
+            total = total + costs[pick]
+            blocks.append(choices[pick][0])
+        return Genome.from_blocks(blocks, self.layout.depths), total
+
+    def _check_reach(self, budget: Budget) -> None:
+        for name, (low, high) in budget.windows.items():
+            least, most = self.range(name)
+            if high < least or low > most:
+                raise BudgetError(self._unmet(budget, name))
+
+    def _unmet(self, budget: Budget, name: str) -> str:
+        least, most = self.range(name)
+        return (
+            f"no genome of {self.layout.name} meets {budget}; with these block types its {name} "
+            f"{'runs' if name == 'latency' else 'run'} from {amount_text(name, least)} to {amount_text(name, most)}"
+        )

@@ -1,0 +1,242 @@
+"""Top-1 and top-5 error of any timm model on any dataset that timm opens."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from timm.data import create_loader, resolve_model_data_config
+from timm.models import load_state_dict
+from torch import nn
+from torch.utils.data import IterableDataset, Subset
+
+from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
+from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
+from ..genome import _quote
+
+__all__ = ["Evaluation", "check_fit", "evaluate", "evaluation_loader", "load_weights", "read_weights", "step_marker"]
+
+Minibatches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+
+_TRAIN_SPLITS = ("train", "training")
+_TEST_SPLITS = ("test", "validation", "val", "valid", "eval", "evaluation")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The errors of a model, in percent, on a number of images, and the seconds that it took to measure them."""
+
+    images: int
+    top1_error: float
+    top5_error: float
+    seconds: float
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Minibatches,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[Minibatches], Minibatches] | None = None,
+) -> Evaluation:
+    """Measures the errors of a model on minibatches of images and labels, on its device, and leaves it as it was.
+
+    With another `dtype` than float32 it runs under autocast. The top-5 error of five classes or fewer is 0.
+    `progress` takes the loader and gives it back with a progress bar, as tqdm does. Raises DataError for labels that
+    the model has no classes for, and ValueError for outputs that are NaN.
+    """
+    device = _device(model)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    # Added up on the device, which thus need not be waited for at each minibatch.
+    images, classes = 0, 0
+    counts = torch.zeros(4, dtype=torch.int64, device=device)
+    begin_step = step_marker(model)
+    start = time.perf_counter()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            for inputs, labels in loader if progress is None else progress(loader):
+                begin_step()
+                labels = labels.to(device, non_blocking=True)
+                logits = model(inputs.to(device, non_blocking=True))
+                images, classes = images + len(labels), logits.shape[1]
+                hits = logits.topk(min(5, classes)).indices == labels[:, None]
+                counts += torch.stack(
+                    [
+                        hits[:, 0].sum(),
+                        hits.any(dim=1).sum(),
+                        ((labels < 0) | (labels >= classes)).sum(),
+                        logits.isnan().any(dim=1).sum(),
+                    ]
+                )
+        first, among_five, strange, broken = counts.tolist()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    seconds = time.perf_counter() - start
+    if not images:
+        raise DataError("there are no images to evaluate on")
+    if strange:
+        raise DataError(f"{strange:,} of {images:,} labels are none of the network's {classes} classes")
+    if broken:
+        raise ValueError(f"the outputs for {broken:,} of {images:,} images are NaN; are these the right weights?")
+    return Evaluation(images, 100 * (images - first) / images, 100 * (images - among_five) / images, seconds)
+
+
+def step_marker(module: nn.Module) -> Callable[[], None]:
+    """Gives what is to be called before each step of a loop: it tells CUDA graphs, where torch.compile made them.
+
+    They put the outputs of a step where those of the last were; without it they would take a step for the last one's
+    continuation, or for a new one in its middle.
+    """
+    # As timm finds it; the call itself would load the compiler.
+    compiled = any(hasattr(each, "_orig_mod") for each in module.modules())
+    return torch.compiler.cudagraph_mark_step_begin if compiled else lambda: None
+
+
+def evaluation_loader(
+    model: nn.Module,
+    data: str,
+    root: str | Path | None = None,
+    split: str = "validation",
+    batch_size: int = 256,
+    images: int | None = None,
+    class_map: str | Path | None = None,
+    workers: int = 4,
+) -> Minibatches:
+    """Opens a dataset as a model wants to see it: size, crop and normalisation are those of its timm configuration.
+
+    `data` and `root` are a timm name, such as `torch/cifar10`, and its folder; or a folder of images. CIFAR at its own
+    size is kept whole on the model's device. `images` takes so many, evenly spaced, instead of all. `class_map` is
+    timm's: a file with the names of the classes in order, for a folder that has only some of them. Raises DataError.
+    """
+    if batch_size < 1:
+        raise DataError(f"a minibatch has at least 1 image, not {batch_size}")
+    if images is not None and images < 1:
+        raise DataError(f"an error is measured on at least 1 image, not {images}")
+    data, root = find_dataset(data, root)
+    config = resolve_model_data_config(model)
+    source, _, cifar = data.lower().partition("/")
+    if source == "torch" and class_map is not None:
+        raise DataError(f"a class map is for folders of images, not for {data}; leave it out (--class-map)")
+    if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32) and config["crop_pct"] == 1:
+        _check_classes(model, data, CIFAR_CLASSES[cifar])
+        if split not in _TRAIN_SPLITS + _TEST_SPLITS:
+            raise DataError(f"{data} has no split {_quote(split)}; write train or test (--split)")
+        pictures, labels = read_cifar(root, cifar, split in _TRAIN_SPLITS)
+        chosen = _spaced(len(labels), images)
+        return CifarLoader(
+            pictures[chosen],
+            labels[chosen],
+            batch_size,
+            mean=config["mean"],
+            std=config["std"],
+            device=_device(model),
+        )
+    dataset = open_dataset(
+        data,
+        root,
+        split,
+        batch_size=batch_size,
+        class_map=None if class_map is None else str(class_map),
+        input_img_mode=IMAGE_MODES.get(config["input_size"][0], "RGB"),
+    )
+    index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
+    if index:
+        classes, advice = max(index.values()) + 1, ", with weights for as many"
+        if data == "folder" and classes < getattr(model, "num_classes", classes):
+            advice += ", or, for some of the network's classes, the file with the names of all (--class-map)"
+        _check_classes(model, data, classes, class_map is not None, advice)
+    chosen = dataset
+    if images is not None:
+        if isinstance(dataset, IterableDataset):
+            raise DataError(f"{data} is a stream, of which only all images can be taken; leave --images out")
+        chosen = Subset(dataset, _spaced(len(dataset), images).tolist())
+    loader = create_loader(
+        chosen,
+        input_size=config["input_size"],
+        batch_size=batch_size,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        num_workers=workers,
+        pin_memory=_device(model).type == "cuda",
+        device=_device(model),
+    )
+    # timm hands the transform to the subset, which has no use for it.
+    dataset.transform = chosen.transform
+    return loader
+
+
+def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) -> None:
+    """Loads the weights of a checkpoint: a .safetensors file, or one of torch with tensors only; raises ValueError.
+
+    Of a checkpoint of timm's training it takes the averaged weights (EMA) where there are any. With `any_classes` a
+    timm model takes on the checkpoint's number of classes.
+    """
+    state = read_weights(path)
+    classifier = state.get(f"{getattr(model, 'pretrained_cfg', {}).get('classifier')}.weight")
+    if any_classes and classifier is not None and len(classifier) != model.num_classes:
+        model.reset_classifier(len(classifier))
+    check_fit(model, state, path)
+    model.load_state_dict(state, strict=False)
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Reads the tensors of a checkpoint by name, as `load_weights` does; raises ValueError."""
+    if not Path(path).is_file():
+        raise ValueError(f"no checkpoint {_quote(str(path))}; write a .safetensors file, or a checkpoint of torch")
+    try:
+        return load_state_dict(str(path), weights_only=True)
+    except (AttributeError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError):
+        raise ValueError(
+            f"cannot read the checkpoint {_quote(str(path))}: it is damaged, or holds more than tensors, which could "
+            "run code; write a .safetensors file"
+        ) from None
+
+
+def check_fit(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Sees that tensors, of a checkpoint, are those of a network; raises ValueError."""
+    own = model.state_dict()
+    faults = {
+        # Absent from some checkpoints, and without effect on what a network answers.
+        "missing": [name for name in own if name not in state and not name.endswith("num_batches_tracked")],
+        "unknown": [name for name in state if name not in own],
+        "of another shape": [
+            name for name in own if name in state and getattr(state[name], "shape", None) != own[name].shape
+        ],
+    }
+    if any(faults.values()):
+        told = [f"{len(names)} {fault} ({names[0]}, …)" for fault, names in faults.items() if names]
+        raise ValueError(
+            f"the checkpoint {_quote(str(path))} is of another network than this {type(model).__name__}: "
+            f"tensors {', '.join(told)}"
+        )
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((each.device for each in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
+def _check_classes(
+    model: nn.Module, data: str, classes: int, mapped: bool = False, advice: str = ", with weights for as many"
+) -> None:
+    own = getattr(model, "num_classes", classes)
+    if classes == own or (mapped and classes < own):
+        return
+    advice = f"write --num-classes {classes}{advice}"
+    raise DataError(f"{data} has {classes} classes, but the network has {own}; {advice}")
+
+
+def _spaced(there: int, wanted: int | None) -> torch.Tensor:
+    wanted = there if wanted is None else wanted
+    if wanted > there:
+        raise DataError(f"there are {there:,} images, not {wanted:,}; write fewer (--images)")
+    return torch.arange(wanted) * there // wanted

@@ -1,0 +1,170 @@
+"""The training images of a dataset, augmented as a recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_loader, resolve_model_data_config
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
+from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
+from .evaluate import _TEST_SPLITS, _TRAIN_SPLITS, Minibatches, _check_classes
+from .recipes import Recipe
+
+__all__ = ["GrowingLoader", "training_loader"]
+
+
+def training_loader(
+    model: nn.Module,
+    data: str,
+    root: str | Path | None,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    channels_last: bool = False,
+    workers: int = 4,
+) -> Minibatches:
+    """Opens the training images of a dataset, for one of `world_size` processes; raises DataError.
+
+    `data` and `root` are those of `evaluation_loader`. CIFAR at its own size lies whole on the device, cropped, flipped
+    and with Cutout; all else goes through timm's loader: a crop of random size, flipped at random.
+    """
+    if recipe.batch_size % world_size:
+        raise DataError(
+            f"a batch of {recipe.batch_size} does not divide between {world_size} processes; "
+            f"write --batch-size {-(-recipe.batch_size // world_size) * world_size}"
+        )
+    recipe = replace(recipe, batch_size=recipe.batch_size // world_size)
+    data, root = find_dataset(data, root)
+    config = resolve_model_data_config(model)
+    source, _, cifar = data.lower().partition("/")
+    if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32):
+        _check_classes(model, data, CIFAR_CLASSES[cifar], advice="")
+        images, labels = read_cifar(root, cifar)
+        images, labels = images.to(device), labels.to(device)
+
+        def load(size: int) -> Minibatches:
+            return CifarLoader(
+                images,
+                labels,
+                recipe.batch_size,
+                training=True,
+                padding=recipe.padding,
+                flip="alternate" if recipe.flip == "alternate" else True,
+                cutout=recipe.cutout,
+                size=size,
+                mean=config["mean"],
+                std=config["std"],
+                seed=seed,
+                rank=rank,
+                world_size=world_size,
+                device=device,
+                channels_last=channels_last,
+            )
+    else:
+        if recipe.flip == "alternate":
+            raise DataError("every other epoch can flip only CIFAR at its own size; use --flip random")
+
+        def load(size: int) -> Minibatches:
+            scaled = {**config, "input_size": (config["input_size"][0], size, size)}
+            return _timm_loader(model, data, root, recipe, scaled, seed, torch.device(device), world_size, workers)
+
+    whole = load(config["input_size"][-1])
+    return GrowingLoader(load(recipe.small_size), whole, recipe.small_epochs) if recipe.small_epochs else whole
+
+
+class GrowingLoader:
+    """Minibatches of one loader, of small images, for the first epochs, and of another for those that follow."""
+
+    def __init__(self, small: Minibatches, whole: Minibatches, small_epochs: int) -> None:
+        self.small, self.whole, self.small_epochs = small, whole, small_epochs
+        self.loader = small
+
+    def set_epoch(self, epoch: int) -> None:
+        """Says which epoch, counted from 0, the next iteration gives."""
+        self.loader = self.small if epoch < self.small_epochs else self.whole
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return iter(self.loader)
+
+
+def _timm_loader(
+    model: nn.Module,
+    data: str,
+    root: str,
+    recipe: Recipe,
+    config: dict[str, Any],
+    seed: int,
+    device: torch.device,
+    world_size: int,
+    workers: int,
+) -> Minibatches:
+    for splits in (_TRAIN_SPLITS, _TEST_SPLITS) if data == "folder" else ():
+        # timm would take the whole folder for either.
+        if not _any_folder(root, splits):
+            raise DataError(f"no folder {splits[0]} in '{root}'; training wants folders train and val of images there")
+    dataset = open_dataset(
+        data,
+        root,
+        "train",
+        batch_size=recipe.batch_size,
+        input_img_mode=IMAGE_MODES.get(config["input_size"][0], "RGB"),
+        # These are for streams, which shuffle by themselves; to all others timm gives a sampler.
+        is_training=True,
+        seed=seed,
+    )
+    if isinstance(dataset, IterableDataset):
+        _check_stream(dataset, data, world_size, workers)
+    index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
+    if index:
+        _check_classes(model, data, max(index.values()) + 1, advice="")
+    loader = create_loader(
+        dataset,
+        input_size=config["input_size"],
+        batch_size=recipe.batch_size,
+        is_training=True,
+        scale=(recipe.crop_scale, 1.0),
+        color_jitter=0.0,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        num_workers=workers,
+        distributed=world_size > 1,
+        pin_memory=device.type == "cuda",
+        device=device,
+        # Workers that outlive an epoch would carry their random numbers into the next, and a resumed run has new ones.
+        persistent_workers=False,
+    )
+    if not len(loader):
+        raise DataError(f"{len(dataset)} images make no minibatch of {recipe.batch_size} a process; write fewer")
+    return loader
+
+
+def _check_stream(dataset: Any, data: str, world_size: int, workers: int) -> None:
+    """Sees that a stream has an order of its own for each epoch, and a shard for each process that reads it."""
+    reader = dataset.reader
+    if not hasattr(reader, "set_epoch"):
+        raise DataError(f"{data} is a stream, whose images have no order to resume; write a dataset that is not")
+    shards = len(getattr(getattr(reader, "split_info", None), "filenames", ()))
+    readers = max(1, workers) * world_size
+    if 0 < shards < readers:
+        raise DataError(
+            f"{data} has {shards} shards for {readers} processes that read them; write --workers "
+            f"{shards // world_size or 1}" + (f" and {shards} processes or fewer" if shards < world_size else "")
+        )
+
+
+def _any_folder(root: str, names: Iterable[str]) -> bool:
+    return any((Path(root) / name).is_dir() for name in names)

@@ -1,0 +1,401 @@
+"""Training: one loop over a timm task, which can be killed at any moment and resumed to the same result."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.utils.data.distributed import DistributedSampler
+from tqdm import tqdm
+
+from .distributed import barrier, rank_and_size
+from .evaluate import Minibatches, evaluate, step_marker
+from .recipes import Recipe, learning_rate
+from .run_folder import RunFolder, TrainingError, write_whole
+from .shared_teacher import SharedTeacherTask
+
+__all__ = ["make_optimizer", "train", "train_epoch"]
+
+
+def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """Makes the optimizer of a recipe: SGD, with weight decay on biases and BN too unless `decay_norm` is off."""
+    parameters = list(module.parameters())
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if not recipe.decay_norm:
+        # A bias or a parameter of BN is a vector; weights of convolutions and linear layers have two axes or more.
+        groups = [
+            {"params": [each for each in parameters if each.ndim > 1]},
+            {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
+        ]
+    return torch.optim.SGD(
+        groups,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        # On a GPU one kernel for all parameters; on a CPU what torch chooses, and rounds, by itself.
+        fused=True if all(each.is_cuda for each in parameters) else None,
+    )
+
+
+def train(
+    task: TrainingTask,
+    loader: Minibatches,
+    test_loader: Minibatches,
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    arguments: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
+    of_students: Mapping[str, Mapping[str, Any]] | None = None,
+    resume: bool = False,
+    dtype: torch.dtype = torch.float32,
+    log_every: int = 50,
+    test_every: int = 1,
+    checkpoint_minutes: float = 5.0,
+    progress: bool = True,
+    writer: Any = None,
+) -> dict[str, Any]:
+    """Trains the network of a task for the epochs of a recipe, and returns what it writes to `summary.json`.
+
+    The folder gets `log.jsonl`, a line an epoch; `checkpoint.pth` at the end of each epoch and, within long ones, every
+    `checkpoint_minutes`; and at the end `model.safetensors`, the network of the last epoch (its average where the task
+    or the recipe has one), and `summary.json`. With `resume` the run goes on from the checkpoint, and ends as if it had
+    not been interrupted: the random numbers of a step depend on the seed, the epoch, the step and the process alone, so
+    no state of theirs has to be kept. Within an epoch the images before the checkpoint are read once more, and skipped.
+
+    The students of a `SharedTeacherTask` have the log and the checkpoint in common; `model.safetensors` and
+    `summary.json` of each go into a folder of its name, and the result is their summaries, by name. The seconds in them
+    are those of all.
+
+    `arguments`, besides recipe and seed, are what a resumed run must have in common with the first; `facts` are for the
+    log; `of_students` has, by name, what the summary of a student says in their place. A `dtype` of bfloat16 is
+    autocast's. The test images are looked at after every `test_every` epochs and after the last. `writer` is a
+    SummaryWriter of TensorBoard. In a process group each process has a loader of its share, and the first evaluates and
+    writes. Raises TrainingError, also where the loss is no longer finite; the last good checkpoint is kept.
+    """
+    rank, world_size = rank_and_size()
+    if log_every < 1:
+        raise TrainingError(f"the loss is looked at every step or less often, not every {log_every}")
+    if test_every < 1:
+        raise TrainingError(f"the test images are looked at every epoch or less often, not every {test_every}")
+    if recipe.average_epochs and task.has_ema():
+        raise TrainingError("weights are averaged over the last epochs or exponentially; use one (average_epochs, ema)")
+    optimizer = make_optimizer(task.get_trainable_module(), recipe)
+    together = isinstance(task, SharedTeacherTask)
+    students: Mapping[str, TrainingTask] = task.students if together else {"": task}
+    average = next(iter(students.values())).get_trainable_module(ema=True)
+    common = {"seed": seed, "ema": None if average is None else average.decay, "processes": world_size}
+    if together:
+        common["students"] = list(students)
+    common |= arguments or {}
+    run = RunFolder(folder, {**asdict(recipe), **common})
+    # The first process looks at the folder before the others do, and changes it only after all have.
+    state = run.load(resume) if rank == 0 else None
+    barrier()
+    state = run.load(resume) if rank else state
+    done, spent = (0, 0.0) if state is None else (state["epoch"], state["seconds"])
+    averages = {}
+    if recipe.average_epochs:
+        averages = {name: AveragedModel(_network(each)) for name, each in students.items()}
+    progressed = Progress()
+    if state is not None:
+        _restore(task, optimizer, averages, state)
+        if state.get("step"):
+            progressed = Progress(state["step"], state["sums"] if rank == 0 else None, state["names"])
+    barrier()
+    header = {"recipe": asdict(recipe), **common, **(facts or {})}
+    if rank == 0:
+        run.begin(header, done)
+
+    size = recipe.batch_size * len(loader)
+    with tqdm(
+        total=recipe.epochs * size,
+        initial=done * size + progressed.step * recipe.batch_size,
+        unit=" images",
+        unit_scale=True,
+        disable=rank != 0 or not progress,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        dynamic_ncols=True,
+    ) as bar:
+        for epoch in range(done, recipe.epochs):
+            start = time.perf_counter()
+            first = progressed.step
+
+            def save(progressed: Progress, epoch: int = epoch, spent: float = spent, start: float = start) -> None:
+                seconds = spent + time.perf_counter() - start
+                run.save_state(_state(task, optimizer, averages, epoch, seconds) | progressed._asdict())
+
+            bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}", refresh=False)
+            losses = train_epoch(
+                task,
+                loader,
+                optimizer,
+                recipe,
+                bar,
+                seed=seed,
+                epoch=epoch,
+                dtype=dtype,
+                log_every=log_every,
+                progressed=progressed,
+                checkpoint=_EveryMinutes(checkpoint_minutes, save) if rank == 0 else None,
+            )
+            progressed = Progress()
+            seconds = time.perf_counter() - start
+            if rank == 0:
+                _check_weights(students, epoch)
+                if epoch >= recipe.epochs - recipe.average_epochs:
+                    for name, average in averages.items():
+                        average.update_parameters(_network(students[name]))
+                row = {"epoch": epoch + 1, "lr": learning_rate(recipe, epoch)}
+                row |= {re.sub("(^|/)loss$", r"\1train_loss", name): value for name, value in losses.items()}
+                told = f"loss {losses['loss']:.3f}"
+                if (epoch + 1) % test_every == 0 or epoch + 1 == recipe.epochs:
+                    results = {name: evaluate(_evaluated(each), test_loader, dtype) for name, each in students.items()}
+                    for name, result in results.items():
+                        prefix = f"{name}/" if name else ""
+                        row |= {f"{prefix}top1_error": result.top1_error, f"{prefix}top5_error": result.top5_error}
+                    told += f", error {', '.join(f'{result.top1_error:.2f}' for result in results.values())} %"
+                spent += time.perf_counter() - start
+                row |= {
+                    "images_per_second": (size - first * recipe.batch_size) / seconds,
+                    "seconds": time.perf_counter() - start,
+                }
+                run.save(row, _state(task, optimizer, averages, epoch + 1, spent))
+                bar.set_postfix_str(told, refresh=False)
+                for name, value in row.items() if writer is not None else ():
+                    writer.add_scalar(name, value, epoch + 1)
+            barrier()
+    summaries = {}
+    for name, each in students.items() if rank == 0 else ():
+        own = {**header, **(of_students or {}).get(name, {}), "seconds": spent}
+        model = _network(each)
+        if averages:
+            model = averages[name].module
+            _set_epoch(loader, seed, recipe.epochs - 1, rank)
+            # What a network of averaged weights computes has statistics of its own.
+            update_bn(((images, None) for images, _ in islice(loader, BN_MINIBATCHES)), model, task.device)
+        summaries[name] = _finish(model, test_loader, run.path / name, own)
+    barrier()
+    return summaries if together else summaries.get("", {})
+
+
+# Minibatches from which the BN statistics of averaged weights are measured: more change nothing.
+BN_MINIBATCHES = 100
+
+
+class Progress(NamedTuple):
+    """Where a run is within an epoch: steps taken, and the sums of their losses with the names of these."""
+
+    step: int = 0
+    sums: torch.Tensor | None = None
+    names: Sequence[str] = ()
+
+
+class _EveryMinutes:
+    """Calls a function when the last call, or the start, is so many minutes ago."""
+
+    def __init__(self, minutes: float, function: Callable[[Progress], None]) -> None:
+        self.seconds, self.function = 60 * minutes, function
+        self.last = time.perf_counter()
+
+    def __call__(self, progressed: Progress) -> None:
+        if time.perf_counter() - self.last >= self.seconds:
+            self.function(progressed)
+            self.last = time.perf_counter()
+
+
+def train_epoch(
+    task: TrainingTask,
+    loader: Minibatches,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    bar: tqdm,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    dtype: torch.dtype = torch.float32,
+    log_every: int = 50,
+    progressed: Progress | None = None,
+    checkpoint: Callable[[Progress], None] | None = None,
+) -> dict[str, float]:
+    """Takes the steps of one epoch; returns the mean of the loss and of each of its parts.
+
+    `progressed` says which steps were taken before; `checkpoint` is called after each but the last.
+    """
+    progressed, (rank, _) = progressed or Progress(), rank_and_size()
+    task.train()
+    # Added up on the device, and looked at now and then: a look waits for the device.
+    sums = torch.zeros((), device=task.device) if progressed.sums is None else progressed.sums.to(task.device)
+    names, counted = list(progressed.names), progressed.step if progressed.sums is not None else 0
+    begin_step = step_marker(task)
+    _set_epoch(loader, seed, epoch, rank)
+    minibatches, steps = iter(loader), len(loader)
+    for step in count(1):
+        # Each step for itself, so that a run can go on at any of them.
+        _seed(seed, epoch, rank, step)
+        minibatch = next(minibatches, None)
+        if minibatch is None:
+            break
+        if step <= progressed.step:
+            continue
+        images, labels = minibatch
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, epoch + (step - 0.5) / steps)
+        # Gradients and outputs of the last step may lie where a CUDA graph puts those of this one: none is kept.
+        optimizer.zero_grad()
+        begin_step()
+        images, labels = images.to(task.device, non_blocking=True), labels.to(task.device, non_blocking=True)
+        try:
+            with torch.autocast(task.device.type, dtype, enabled=dtype != torch.float32):
+                result = task(images, labels)
+        except IndexError as error:
+            # A stream does not say beforehand which labels it has.
+            raise TrainingError(
+                f"a label is none of the network's classes; write more (--num-classes): {error}"
+            ) from None
+        result["loss"].backward()
+        optimizer.step()
+        task.update_ema()
+        names = [name for name in result if name.rpartition("/")[2] != "output"]
+        sums = sums + torch.stack([result[name].detach().float() for name in names])
+        counted += 1
+        del result
+        bar.update(recipe.batch_size)
+        if step % log_every == 0:
+            bar.set_postfix_str(f"loss {_means(sums, names, counted)['loss']:.3f}", refresh=False)
+        if checkpoint is not None and step < steps:
+            checkpoint(Progress(step, sums, names))
+    if not counted:
+        raise TrainingError("the loader gives no minibatch")
+    return _means(sums, names, counted)
+
+
+def _means(sums: torch.Tensor, names: list[str], steps: int) -> dict[str, float]:
+    """Averages losses over steps and processes; all processes stop together where one has a loss that is not finite."""
+    if dist.is_initialized():
+        # A process that goes on within an epoch may have counted fewer steps than another.
+        both = torch.cat([sums, sums.new_full((1,), steps)])
+        dist.all_reduce(both)
+        sums, steps = both[:-1], both[-1]
+    means = dict(zip(names, (sums / steps).tolist(), strict=True))
+    broken = [name for name, mean in means.items() if not math.isfinite(mean)]
+    if broken:
+        raise TrainingError(
+            f"the loss{_whose(name.rpartition('/')[0] for name in broken)} is no longer finite; the last checkpoint is "
+            "kept, a smaller learning rate may help (--lr)"
+        )
+    return means
+
+
+def _check_weights(students: Mapping[str, TrainingTask], epoch: int) -> None:
+    """Sees that what the last steps did to the weights can be kept as a good checkpoint."""
+    broken = []
+    for name, task in students.items():
+        tensors = [each for each in _network(task).state_dict().values() if each.is_floating_point()]
+        if not torch.stack([each.isfinite().all() for each in tensors]).all():
+            broken.append(name)
+    if broken:
+        raise TrainingError(
+            f"the weights{_whose(broken)} are not finite after epoch {epoch + 1}; the last checkpoint is kept, a "
+            "smaller learning rate may help (--lr)"
+        )
+
+
+def _whose(students: Iterable[str]) -> str:
+    names = ", ".join(dict.fromkeys(filter(None, students)))
+    return f" of {names}" if names else ""
+
+
+def _network(task: TrainingTask) -> nn.Module:
+    """Finds the network that is trained, or its average, without any wrapper."""
+    return unwrap_model(task.get_eval_model(ema=task.has_ema()))
+
+
+def _evaluated(task: TrainingTask) -> nn.Module:
+    model = task.get_eval_model(ema=task.has_ema())
+    # One process evaluates, but DDP would have all of them exchange buffers; what torch.compile made is kept.
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _state(
+    task: TrainingTask,
+    optimizer: torch.optim.Optimizer,
+    averages: Mapping[str, AveragedModel],
+    epoch: int,
+    seconds: float,
+) -> dict[str, Any]:
+    state = {"epoch": epoch, "seconds": seconds, "optimizer": optimizer.state_dict(), **task.get_checkpoint_state()}
+    if averages:
+        state["averages"] = {name: average.state_dict() for name, average in averages.items()}
+    return state | task.get_checkpoint_state(ema=True) if task.has_ema() else state
+
+
+def _restore(
+    task: TrainingTask,
+    optimizer: torch.optim.Optimizer,
+    averages: Mapping[str, AveragedModel],
+    state: dict[str, Any],
+) -> None:
+    task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
+    if task.has_ema():
+        task.load_checkpoint_state(state["state_dict_ema"], state.get("task_state_ema"), ema=True)
+    optimizer.load_state_dict(state["optimizer"])
+    for name, average in averages.items():
+        average.load_state_dict(state["averages"][name])
+
+
+def _set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
+    """Seeds what an epoch of a loader draws: its order, and augmentation in its processes."""
+    _seed(seed, epoch, rank, 0)
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, DistributedSampler):
+        sampler.seed = seed
+        sampler.set_epoch(epoch)
+    # Of what timm streams the dataset itself has the order.
+    for each in (loader, getattr(loader, "dataset", None)):
+        if hasattr(each, "set_epoch"):
+            each.set_epoch(epoch)
+
+
+def _seed(*moment: int) -> None:
+    """Seeds everything that draws random numbers in this process, by seed, epoch, rank and step."""
+    digest = hashlib.sha256(f"train/{'/'.join(map(str, moment))}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:6], "big"))
+    random.seed(digest)
+    np.random.seed(int.from_bytes(digest[6:10], "big"))
+
+
+def _finish(network: nn.Module, test_loader: Minibatches, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Writes the weights, and the errors as `blockswap evaluate` measures them on these: in float32."""
+    model = copy.deepcopy(network).float().to(memory_format=torch.contiguous_format)
+    result = evaluate(model, test_loader)
+    # safetensors refuses tensors that share memory, as tied weights do.
+    state = {name: each.cpu().clone(memory_format=torch.contiguous_format) for name, each in model.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "model.safetensors", safetensors.torch.save(state, {"format": "pt"}))
+    summary = {"top1_error": result.top1_error, "top5_error": result.top5_error, "test_images": result.images}
+    summary |= facts
+    write_whole(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    return summary

@@ -1,0 +1,129 @@
+"""The folder of a training run: its checkpoint, its log and its results, each whole at any moment."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..genome import _quote
+
+__all__ = ["RunFolder", "TrainingError", "write_whole"]
+
+
+class TrainingError(ValueError):
+    """A training run that cannot start, go on or be resumed: says what is wrong and what to write."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all; an older one stays until the new one is on the disk.
+
+    Raises TrainingError where it cannot be written, on a full disk for one.
+    """
+    # One name for all attempts: what a killed process left is written over by the next.
+    partial = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise TrainingError(f"cannot write {_quote(str(path))}: {error.strerror or error}") from None
+        raise
+
+
+class RunFolder:
+    """Keeps the state of a run in a folder: `checkpoint.pth` and `log.jsonl`.
+
+    `arguments` are what the result depends on. A run is resumed with the same ones only.
+    """
+
+    def __init__(self, path: str | Path, arguments: dict[str, Any]) -> None:
+        self.path = Path(path)
+        # As JSON has them, so that what was read compares equal to what was written.
+        self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))
+        self.checkpoint, self.log = self.path / "checkpoint.pth", self.path / "log.jsonl"
+
+    def load(self, resume: bool) -> dict[str, Any] | None:
+        """Reads the checkpoint; None for a run that begins. Raises TrainingError for a folder that does not fit."""
+        header, started = self._rows()[0], self.log.exists() or self.checkpoint.exists()
+        if started and not resume:
+            raise TrainingError(f"there is a run in {_quote(str(self.path))}; write --resume, or another --out")
+        if resume and not started:
+            raise TrainingError(f"there is no run to go on with in {_quote(str(self.path))}; leave out --resume")
+        state = self._state() if self.checkpoint.exists() else None
+        if state is not None:
+            earlier = state["arguments"]
+        else:
+            earlier = self.arguments if header is None else {**header["recipe"], **header}
+        for name, value in self.arguments.items():
+            if earlier.get(name) != value:
+                raise TrainingError(
+                    f"the run in {_quote(str(self.path))} has {name.replace('_', '-')} {_shown(earlier.get(name))}, "
+                    f"not {_shown(value)}; write what it has, or another --out"
+                )
+        return state
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            if not {"arguments", "epoch", "optimizer", "state_dict"} <= state.keys():
+                raise ValueError
+        except (AttributeError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
+            raise TrainingError(
+                f"cannot read {_quote(str(self.checkpoint))}: it is damaged or no checkpoint of blockswap train; "
+                "write another --out"
+            ) from None
+        return state
+
+    def begin(self, header: dict[str, Any], epochs: int) -> None:
+        """Starts the log with its header, or takes out of an older one the lines beyond a number of epochs.
+
+        The header has all arguments, those of the recipe under `recipe`.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        earlier, rows = self._rows()
+        kept = [earlier or header, *(row for row in rows if row["epoch"] <= epochs)]
+        write_whole(self.log, "".join(json.dumps(each) + "\n" for each in kept).encode())
+
+    def save(self, row: dict[str, Any], state: dict[str, Any]) -> None:
+        """Writes the line of an epoch and then the checkpoint, so that none is without its line."""
+        try:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise TrainingError(f"cannot write {_quote(str(self.log))}: {error.strerror or error}") from None
+        self.save_state(state)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Writes the checkpoint."""
+        content = io.BytesIO()
+        torch.save({**state, "arguments": self.arguments}, content)
+        write_whole(self.checkpoint, content.getvalue())
+
+    def _rows(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        rows = []
+        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        for line in lines:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                # The line at which the run was killed.
+                break
+        return (rows[0], rows[1:]) if rows and "recipe" in rows[0] else (None, rows)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_shown, value))
+    return "none" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""The entries registered with timm, their genomes, weights and cards."""

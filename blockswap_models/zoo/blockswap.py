@@ -1,0 +1,257 @@
+"""The zoo: the entries registered with timm, their genomes and their weights."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    is_model_pretrained,
+    register_model,
+    resolve_pretrained_cfg,
+    save_for_hf,
+)
+from timm.utils import unwrap_model
+from torch import nn
+
+from ..data.statistics import CIFAR10, IMAGENET
+from ..genome import Genome, GenomeError
+from ..layout import Layout
+from ..nets.networks import ResNet, WideResNet
+from .cards import CARD, Card, WeightsError, check_weights, describe, model_card, shipped
+from .genomes import GENOMES
+
+__all__ = ["COMMON", "create", "save_pretrained"]
+
+COMMON = {
+    "license": "mit",
+    "origin_url": "https://openreview.net/forum?id=SklkDkSFPB",
+    "paper_name": "BlockSwap: Fisher-guided Block Substitution for Network Compression on a Budget",
+    "paper_ids": "arXiv:1906.04113",
+    "first_conv": "conv1",
+    "classifier": "fc",
+}
+_CIFAR10 = {**COMMON, **CIFAR10}
+_IMAGENET = {**COMMON, **IMAGENET}
+
+
+def _cfgs() -> dict[str, dict[str, Any]]:
+    cfgs: dict[str, dict[str, Any]] = {}
+    there = shipped()
+    for name in GENOMES:
+        cfg = _CIFAR10 if "wrn" in name else _IMAGENET
+        weights = {tagged: path for tagged, path in there.items() if tagged.partition(".")[0] == name}
+        # timm's default is the first.
+        cfgs |= {tagged: {**cfg, "file": str(path)} for tagged, path in weights.items()} or {name: cfg}
+    return cfgs
+
+
+default_cfgs = generate_default_cfgs(_cfgs())
+
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    return create(name, GENOMES[name], pretrained, **kwargs)
+
+
+def create(name: str, own: Genome, pretrained: bool, genome: Genome | str | None = None, **kwargs: Any) -> nn.Module:
+    """Makes the network of an entry, as timm's `create_model` asks for it; `own` is the entry's genome."""
+    layout = Layout.named(name)
+    genome = layout.fit(own if genome is None else genome)
+    source = _genome_of_weights(name, own, **kwargs)
+    if pretrained and source is not None and genome != source:
+        raise GenomeError(
+            f"{name} has pretrained weights for the genome '{source}' only, not for '{genome}'; write pretrained=False"
+        )
+    if pretrained:
+        _check_weights(name, **kwargs)
+    features = {"out_indices": tuple(range(len(layout.depths) + 1))}
+    model = build_model_with_cfg(
+        WideResNet if layout.preact else ResNet,
+        name,
+        pretrained,
+        feature_cfg=features,
+        layout=layout,
+        genome=genome,
+        **kwargs,
+    )
+    # timm adds the arguments of create_model to these, and saves them all: so any genome comes back from config.json.
+    model._model_args = {"genome": genome}
+    return model
+
+
+def _genome_of_weights(
+    name: str,
+    own: Genome,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    pretrained_model_args: dict[str, Any] | None = None,
+    **_: Any,
+) -> Genome | None:
+    """Says which genome the weights have that timm would load; None if there are none, or only their giver knows."""
+    if saved := (pretrained_model_args or {}).get("genome"):
+        return Genome(saved)
+    # A cfg handed in whole, or another place for the weights.
+    places = [(pretrained_cfg_overlay or {}).get(key) for key in ("state_dict", "file", "url", "hf_hub_id")]
+    if not isinstance(pretrained_cfg, (str, type(None))) or any(places):
+        return None
+    return own if is_model_pretrained(name) else None
+
+
+def _check_weights(
+    name: str,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    **_: Any,
+) -> None:
+    """Sees that the weights that timm would load are those of their card, where they have one; raises WeightsError."""
+    cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
+    if cfg.source == "hf-hub" or (cfg.hf_hub_id and not (cfg.file or cfg.state_dict)):
+        repository, _, revision = cfg.hf_hub_id.partition("@")
+        hub = functools.partial(hf_hub_download, repository, revision=revision or None, cache_dir=cache_dir)
+        try:
+            weights = hub(cfg.hf_hub_filename or "model.safetensors")
+        except LocalEntryNotFoundError:
+            # There is no network.
+            raise
+        except EntryNotFoundError:
+            raise WeightsError(f"{cfg.hf_hub_id} has no model.safetensors, and nothing else is loaded") from None
+        with suppress(EntryNotFoundError):
+            check_weights(weights, hub(CARD))
+    elif cfg.source == "local-dir" and cfg.file:
+        check_weights(Path(cfg.file) / "model.safetensors", Path(cfg.file) / CARD)
+    elif cfg.file and not cfg.state_dict:
+        check_weights(cfg.file)
+
+
+def save_pretrained(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    card: Card | None = None,
+    source: str | None = None,
+    **kwargs: Any,
+) -> None:
+    """Saves weights (safetensors) and config.json; `timm.create_model('local-dir:…')` makes the same network from them.
+
+    With the `card` of these weights the folder gets `card.json`, with the hash of the new file, by which an altered one
+    is refused, and README.md, a model card; `source` is what the latter says to load, such as `hf-hub:user/name`. What
+    `torch.compile` or distributed training has wrapped is saved without the wrapper. Further arguments go to timm's
+    `save_for_hf`. Files appear whole or not at all.
+    """
+    model = unwrap_model(model)
+    genome = getattr(model, "genome", None)
+    if genome is None or not hasattr(model, "pretrained_cfg"):
+        raise TypeError(f"save_pretrained takes a network of the zoo, made by timm, not {type(model).__name__}")
+    model_args = {**kwargs.pop("model_args", {}), "genome": genome}
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".tmp", dir=directory) as place:
+        folder = Path(place)
+        save_for_hf(model, place, model_args=model_args, **{"safe_serialization": True, **kwargs})
+        if card is not None:
+            dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+            if dtype not in card["test"]:
+                raise WeightsError(f"the card of {card['name']} has no error of {dtype} weights; save those it is of")
+            card = {**card, "file": describe((folder / "model.safetensors").read_bytes(), dtype)}
+            text = model_card(card, f"local-dir:{directory}" if source is None else source)
+            (folder / "README.md").write_text(text, encoding="utf-8")
+            (folder / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        else:
+            # That of other weights, which would refuse these.
+            (directory / CARD).unlink(missing_ok=True)
+        for each in folder.iterdir():
+            os.replace(each, directory / each.name)
+
+
+@register_model
+def blockswap_wrn40_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """WRN-40-2 for CIFAR-10 with any genome; the original network where none is given."""
+    return _create("blockswap_wrn40_2", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_wrn40_1(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """WRN-40-1 for CIFAR-10 with any genome; the original network where none is given."""
+    return _create("blockswap_wrn40_1", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_wrn16_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """WRN-16-2 for CIFAR-10 with any genome; the original network where none is given."""
+    return _create("blockswap_wrn16_2", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_wrn16_1(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """WRN-16-1 for CIFAR-10 with any genome; the original network where none is given."""
+    return _create("blockswap_wrn16_1", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_wrn40_2_811k(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """The paper's WRN-40-2 student of 811 K parameters."""
+    return _create("blockswap_wrn40_2_811k", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_wrn40_2_556k(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """The paper's WRN-40-2 student of 556 K parameters."""
+    return _create("blockswap_wrn40_2_556k", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_wrn40_2_404k(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """The paper's WRN-40-2 student of 404 K parameters."""
+    return _create("blockswap_wrn40_2_404k", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_wrn40_2_289k(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """The paper's WRN-40-2 student of 289 K parameters."""
+    return _create("blockswap_wrn40_2_289k", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_wrn40_2_217k(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """The paper's WRN-40-2 student of 217 K parameters."""
+    return _create("blockswap_wrn40_2_217k", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_wrn40_2_162k(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """The paper's WRN-40-2 student of 162 K parameters."""
+    return _create("blockswap_wrn40_2_162k", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_resnet34(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-34 for ImageNet with any genome; the original network where none is given."""
+    return _create("blockswap_resnet34", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_resnet18(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-18 for ImageNet with any genome; the original network where none is given."""
+    return _create("blockswap_resnet18", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_resnet34_8m(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """The paper's ResNet-34 student of 8.2 M parameters."""
+    return _create("blockswap_resnet34_8m", pretrained, **kwargs)
+
+
+@register_model
+def blockswap_resnet34_3m(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """The paper's ResNet-34 student of 3.1 M parameters."""
+    return _create("blockswap_resnet34_3m", pretrained, **kwargs)

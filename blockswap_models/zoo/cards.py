@@ -1,0 +1,167 @@
+"""Cards of weights: what a network was trained with, the error that it reached, and the hash of its file.
+
+A card is a JSON file beside the weights. This module needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ..genome import _quote
+from .genomes import GENOMES
+
+__all__ = [
+    "CARD",
+    "Card",
+    "WeightsError",
+    "check_weights",
+    "describe",
+    "make_card",
+    "model_card",
+    "read_card",
+    "shipped",
+]
+
+# The card's name in a folder of one network, as on the Hugging Face Hub.
+CARD = "card.json"
+_SHIPPED = Path(__file__).parent / "weights"
+# What the summary of a run says of the run, and its card too.
+_OF_THE_RUN = (
+    *("genome", "num_classes", "params", "macs", "data", "teacher", "teacher_weights", "recipe", "seed", "ema"),
+    *("amp", "channels_last", "compile", "processes", "seconds", "versions", "hardware"),
+)
+
+Card = dict[str, Any]
+
+
+class WeightsError(ValueError):
+    """Weights or a card that cannot be used: says which and what to do."""
+
+
+def shipped() -> dict[str, Path]:
+    """Lists the weights that come with the package, by name and tag; the card has the same name, and ends in .json."""
+    return {each.stem: each for each in sorted(_SHIPPED.glob("*.safetensors")) if each.with_suffix(".json").is_file()}
+
+
+def read_card(path: str | Path) -> Card:
+    """Reads a card; raises WeightsError."""
+    try:
+        card = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not {"name", "file", "test", *_OF_THE_RUN} <= card.keys():
+            raise ValueError
+    except OSError as error:
+        raise WeightsError(f"cannot read the card {_quote(str(path))}: {error.strerror}") from None
+    except (AttributeError, ValueError):
+        raise WeightsError(f"{_quote(str(path))} is no card of weights; write one that 'blockswap pack' made") from None
+    return card
+
+
+def make_card(
+    name: str, summary: dict[str, Any], content: bytes, dtype: str, tested: dict[str, float], command: str
+) -> Card:
+    """Makes the card of a weights file, its bytes and dtype, from the summary of the run that trained it.
+
+    `name` has a tag; `tested` are the errors of these very bytes, as in the summary; `command` is the run's.
+    """
+    missing = [key for key in ("model", "top1_error", "top5_error", "test_images", *_OF_THE_RUN) if key not in summary]
+    if missing:
+        raise WeightsError(f"this is no summary of blockswap train: it has no {missing[0]}")
+    errors = ("top1_error", "top5_error")
+    return {
+        "name": name,
+        **{key: summary[key] for key in _OF_THE_RUN},
+        # Those that shared a teacher, and the time.
+        **({"students": summary["students"]} if "students" in summary else {}),
+        "test": {
+            "images": summary["test_images"],
+            "float32": {key: summary[key] for key in errors},
+            dtype: {key: tested[key] for key in errors},
+        },
+        "file": describe(content, dtype),
+        "command": command,
+    }
+
+
+def describe(content: bytes, dtype: str) -> dict[str, Any]:
+    """Says what a card says of its file: dtype, size in bytes, SHA-256."""
+    return {"dtype": dtype, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def check_weights(weights: str | Path, card: str | Path | None = None) -> None:
+    """Sees that a file has the hash that its card says: the one beside it, unless another is named.
+
+    Weights without a card pass. Raises WeightsError for a file that is damaged or was altered.
+    """
+    weights = Path(weights)
+    card = Path(card) if card is not None else weights.with_suffix(".json")
+    if not card.is_file():
+        return
+    said = read_card(card)["file"]
+    if not weights.is_file():
+        raise WeightsError(f"no weights {_quote(str(weights))}, though there is their card; get them again")
+    size, found = weights.stat().st_size, hashlib.sha256(weights.read_bytes()).hexdigest()
+    if found != said["sha256"]:
+        what = f"{size:,} of {said['bytes']:,} bytes are there" if size < said["bytes"] else "it was altered"
+        raise WeightsError(
+            f"the weights {_quote(str(weights))} are not those of their card: {what} (SHA-256 {found[:12]}…, not "
+            f"{said['sha256'][:12]}…); get them again"
+        )
+
+
+def model_card(card: Card, source: str) -> str:
+    """Writes the README of a network's folder, as the Hugging Face Hub shows it, from its card.
+
+    `source` is what timm is to load, such as `hf-hub:user/name`.
+    """
+    name, error = card["name"], card["test"][card["file"]["dtype"]]
+    data = card["data"].rpartition("/")[2]
+    teacher = "none" if card["teacher"] is None else f"`{card['teacher']}`, by attention transfer"
+    recipe = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["recipe"].items())
+    versions = ", ".join(f"{key} {value}" for key, value in card["versions"].items())
+    hardware = ", ".join(f"{key} {value}" for key, value in card["hardware"].items())
+    hours = f"{card['seconds'] / 3600:.2f} hours"
+    if "students" in card:
+        hours += f" for {len(card['students'])} students of one teacher"
+    rows = {
+        "block types": f"`{card['genome']}`",
+        "parameters": f"{card['params']:,}",
+        "multiply-accumulates": f"{card['macs'] / 1e6:,.1f} M",
+        f"top-1 error, {card['test']['images']:,} test images": f"{error['top1_error']:.2f} %",
+        "top-5 error": f"{error['top5_error']:.2f} %",
+        "teacher": teacher,
+        "recipe": f"{recipe}, seed {card['seed']}",
+        "trained on": f"{data}, {hours}, {hardware}, {versions}",
+        "weights": f"{card['file']['dtype']}, {card['file']['bytes']:,} bytes, SHA-256 `{card['file']['sha256']}`",
+    }
+    architecture = name.partition(".")[0]
+    registered = "" if architecture in GENOMES else f'blockswap_models.register("{architecture}")\n'
+    table = "\n".join(f"| {title} | {value} |" for title, value in rows.items())
+    return f"""---
+library_name: timm
+pipeline_tag: image-classification
+license: mit
+tags: [image-classification, timm, blockswap]
+datasets: [{data}]
+---
+
+# {name}
+
+A residual network whose blocks were replaced by cheaper ones as
+[BlockSwap](https://openreview.net/forum?id=SklkDkSFPB) does, made with `blockswap_models`.
+
+```python
+import blockswap_models, timm
+
+{registered}model = timm.create_model("{source}", pretrained=True).eval()
+```
+
+| | |
+| --- | --- |
+{table}
+
+Trained by `{card["command"]}`, where DATA is the folder of the dataset. The test images chose nothing: these are the
+weights of the last epoch.
+"""

@@ -1,0 +1,76 @@
+"""Entries of the user's own: a layout and a genome, registered with timm as those of the zoo are."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from timm.models import PretrainedCfg, generate_default_cfgs, is_model, register_model
+from torch import nn
+
+from ..data.statistics import data_config
+from ..genome import Genome, _quote
+from ..layout import _OWN, Layout
+from .blockswap import COMMON, create
+from .genomes import GENOMES
+
+__all__ = ["register"]
+
+# timm looks for the cfg of an entry here.
+default_cfgs: dict[str, Any] = {}
+# What was registered, by name: a cell of a notebook may run twice.
+_entries: dict[str, tuple[Layout, Genome, dict[str, Any]]] = {}
+# What a layout says, which a cfg must not say otherwise.
+_OF_LAYOUT = ("architecture", "tag", "input_size", "num_classes", "pool_size", "first_conv", "classifier")
+
+
+def register(layout: Layout | str, genome: Genome | str | None = None, **cfg: Any) -> None:
+    """Registers a network with timm, under its layout's name; its blocks are those of the genome, or all standard ones.
+
+    From then on `timm.create_model`, `SearchSpace`, `search` and `Layout.named` know the name. `layout` may also be the
+    name of a WRN or ResNet, such as `wrn28_10`. Further arguments are those of timm's `PretrainedCfg`, such as `mean`,
+    `std` and `crop_pct`, or `file`, for weights of this genome. What `save_pretrained` wrote is read by a program that
+    has registered the same network. Raises ValueError for a name that is taken; the same entry may come again.
+    """
+    layout = Layout.named(layout) if isinstance(layout, str) else layout
+    name, genome = layout.name, layout.fit(layout.original if genome is None else genome)
+    if (layout, genome, cfg) == _entries.get(name, (Layout._found(name), GENOMES.get(name), {})):
+        return
+    if is_model(name) or Layout._found(name) not in (None, layout):
+        raise ValueError(f"the name {_quote(name)} is taken by another network; give the layout another one")
+    default_cfgs.update(generate_default_cfgs({name: _full(layout, cfg)}))
+
+    def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return create(name, genome, pretrained, **kwargs)
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"{layout}, with the blocks {genome} where no others are given."
+    _OWN[name] = layout
+    _entries[name] = layout, genome, cfg
+    register_model(entry)
+    # timm adds the name of an entry, but nothing in this module goes by it.
+    __all__.remove(name)
+
+
+def _full(layout: Layout, cfg: dict[str, Any]) -> dict[str, Any]:
+    """The cfg of a layout, with what the user says of it; raises TypeError or ValueError."""
+    known = {field.name for field in fields(PretrainedCfg)}
+    for key in cfg:
+        if key in _OF_LAYOUT:
+            raise TypeError(f"register takes no {key!r}: it follows from the layout")
+        if key not in known:
+            raise TypeError(f"register takes no {key!r}; it takes what timm's PretrainedCfg has, such as crop_pct=")
+    channels, height, width = layout.input_size
+    usual = data_config(layout, channels)
+    for key in ("mean", "std"):
+        if len(cfg.get(key, usual[key])) != channels:
+            raise ValueError(f"images of {channels} channels have as many numbers in {key}, not {_quote(cfg[key])}")
+    reduction = 2 ** (len(layout.depths) - 1) * (1 if layout.preact else 4)
+    return {
+        **{key: usual[key] for key in ("mean", "std", "crop_pct", "interpolation")},
+        **{key: COMMON[key] for key in ("first_conv", "classifier")},
+        "input_size": layout.input_size,
+        "num_classes": layout.num_classes,
+        "pool_size": (-(-height // reduction), -(-width // reduction)),
+        **cfg,
+    }

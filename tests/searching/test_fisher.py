@@ -1,0 +1,159 @@
+import copy
+import math
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from by_hand import MeanLogits
+from torch import nn
+
+from blockswap_models import Layout, fisher_potential
+from blockswap_models.nets.networks import build, residual_blocks
+from blockswap_models.searching.fisher import fisher_by_block
+
+WRN = Layout.wide_resnet(16, 2)
+RESNET = Layout.resnet(18)
+GENOMES = [
+    (WRN, "2xS/2xS/2xS"),
+    (WRN, "G4,W1/B2,B4W2/B2G4,M6"),
+    (WRN, "D,M6/D,W16/D,D"),
+    (RESNET, "2xS/2xS/2xS/2xS"),
+    (RESNET, "G4,W1/B2,D/B2G4,M6/D,W4"),
+]
+
+
+def network(layout, genome, **kwargs):
+    torch.manual_seed(0)
+    return build(layout, genome, num_classes=7, **({} if layout.preact else {"zero_init_last": False}), **kwargs)
+
+
+def fast(images):
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def minibatch(size=32, number=5, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(number, 3, size, size, generator=generator).to(dtype)
+    return images, torch.randint(7, (number,), generator=generator)
+
+
+def plain_fisher(model, images, labels):
+    """The derivative of the loss by a gate on each image's channel is Σ_ij A·g: no activation or gradient is kept."""
+    model = copy.deepcopy(model).train()
+    blocks = residual_blocks(model)
+    ends = [block.get_submodule(block.branch_end) for block in blocks]
+    gates = []
+
+    def gate(_, __, output):
+        gates.append(torch.ones(*output.shape[:2], 1, 1, dtype=output.dtype, requires_grad=True))
+        return output * gates[-1]
+
+    for end in ends:
+        end.register_forward_hook(gate)
+    F.cross_entropy(model(images), labels).backward()
+    return [float((g.grad**2).sum() / (2 * len(images))) for g in gates]
+
+
+@pytest.mark.parametrize(("layout", "genome"), GENOMES)
+def test_equals_a_plain_autograd_computation(layout, genome):
+    model = network(layout, genome)
+    images, labels = minibatch()
+    assert fisher_by_block(model, images, labels) == pytest.approx(plain_fisher(model, images, labels), rel=1e-5)
+    double, images = model.double(), images.double()
+    expected = plain_fisher(double, images, labels)
+    assert fisher_by_block(double, images, labels) == pytest.approx(expected, rel=1e-10)
+    assert fisher_potential(double, images, labels) == pytest.approx(sum(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("layout", "genome"), [*GENOMES, (WRN, "W2,G16/W4,B2W2/B2G16,B4W4"), (RESNET, "W2,B4W4/2xG16/B2W2,W1/W4,W8")]
+)
+def test_fast_kernels_give_the_same_score(layout, genome):
+    model = network(layout, genome)
+    images, labels = minibatch(number=16)
+    assert fisher_potential(model, fast(images), labels) == pytest.approx(
+        fisher_potential(model, images, labels), rel=1e-2
+    )
+    double, images = model.double(), images.double()
+    expected = fisher_by_block(double, images, labels)
+    assert fisher_by_block(double, fast(images), labels) == pytest.approx(expected, rel=1e-9)
+
+
+def test_equals_a_case_worked_out_by_hand():
+    images = torch.tensor([[[[1.0, 3.0]]], [[[-1.0, 3.0]]]])
+    labels = torch.tensor([0, 1])
+    # First image: A = (0.5, 1.5), m = 3, loss log(1 + exp(-2m)), so each g is 1/N · 1/2 · -2σ(-6), and Σ A·g = -σ(-6).
+    # Second image: A = (-0.5, 1.5), m = 1.5, loss log(1 + exp(2m)), so each g is 1/N · 1/2 · 2σ(3), and Σ A·g = σ(3)/2.
+    sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+    expected = (sigmoid(-6) ** 2 + (sigmoid(3) / 2) ** 2) / (2 * 2)
+    assert fisher_potential(MeanLogits(), images, labels) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("layout_of", [torch.Tensor.contiguous, fast])
+def test_leaves_the_model_as_it_was(broken, layout_of):
+    model = network(WRN, "G4,W1/B2,B4W2/B2G4,M6", drop_rate=0.3, drop_path_rate=0.3)
+    model.set_grad_checkpointing()
+    model.train()
+    model.layer2.eval()
+    model.conv1.weight.requires_grad_(False)
+    state = copy.deepcopy(model.state_dict())
+    flags = [(m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
+    frozen = [p.requires_grad for p in model.parameters()]
+    parameters = dict(model.named_parameters())
+    groups = [getattr(module, "groups", None) for module in model.modules()]
+    images, labels = minibatch()
+    images = layout_of(images)
+    if broken:
+        with pytest.raises(IndexError):
+            fisher_potential(model, images, labels + 7)
+    else:
+        fisher_potential(model, images, labels)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert [(m.training, getattr(m, "track_running_stats", None)) for m in model.modules()] == flags
+    assert [p.requires_grad for p in model.parameters()] == frozen
+    assert all(p.grad is None for p in model.parameters())
+    assert all(not m._forward_hooks and not m._backward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    assert [getattr(module, "groups", None) for module in model.modules()] == groups
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert model.grad_checkpointing
+    assert images.grad is None
+
+
+def test_is_the_same_whatever_surrounds_it():
+    images, labels = minibatch()
+    expected = fisher_potential(network(WRN, "2xS/2xS/2xS"), images, labels)
+    model = network(WRN, "2xS/2xS/2xS", drop_rate=0.5, drop_path_rate=0.5)
+    model.set_grad_checkpointing()
+    assert fisher_potential(model.train(), images, labels) == expected
+    assert fisher_potential(model.eval(), images, labels) == expected
+    with torch.no_grad():
+        assert fisher_potential(model, images, labels) == expected
+    with torch.inference_mode():
+        assert fisher_potential(model, images, labels) == expected
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    assert fisher_potential(model, images, labels) == expected
+
+
+def test_uses_the_statistics_of_the_minibatch():
+    model = network(WRN, "2xS/2xS/2xS")
+    images, labels = minibatch()
+    expected = fisher_potential(model, images, labels)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.fill_(5)
+    assert fisher_potential(model, images, labels) == expected
+
+
+def test_names_a_network_that_starts_at_zero():
+    model = timm.create_model("blockswap_resnet18", num_classes=7)
+    with pytest.raises(ValueError, match="build it with zero_init_last=False"):
+        fisher_potential(model, *minibatch())
+
+
+def test_names_a_network_without_blocks():
+    with pytest.raises(TypeError, match="Linear has no residual blocks to score"):
+        fisher_potential(nn.Linear(2, 2), *minibatch())

@@ -1,0 +1,176 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from blockswap_models import Layout, SearchSpace, fisher_potential
+from blockswap_models.nets.networks import build
+from blockswap_models.searching import kernels
+from blockswap_models.searching.block_cache import NetworkPool
+from blockswap_models.searching.fisher import fisher_by_block
+from blockswap_models.searching.probe_images import noise_minibatch
+from blockswap_models.searching.scorer import Job, fast_dtype
+
+WRN = Layout.wide_resnet(16, 2)
+GENOME = "G4,W1/B2,D/B2G4,M6"
+
+needs_compiler = pytest.mark.skipif(kernels.norm_act_library() is None, reason="no C compiler on this machine")
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def reference(x, weight, bias, eps, relu):
+    y = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+    return F.relu(y) if relu else y
+
+
+@needs_compiler
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("shape", [(5, 3, 8, 8), (2, 16, 7, 8), (3, 24, 4, 4), (1, 130, 4, 4), (4, 1, 16, 16)])
+def test_norm_act_equals_double_precision(shape, dtype, tolerance, relu):
+    torch.manual_seed(0)
+    # A mean that is large for the spread, as at the end of a residual stream.
+    x = (torch.randn(shape) + 3 * torch.randn(1, shape[1], 1, 1)).to(dtype, memory_format=torch.channels_last)
+    weight, bias = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
+    gradient = torch.randn(shape).to(dtype, memory_format=torch.channels_last)
+    y = kernels.norm_act(x.requires_grad_(), weight, bias, 1e-5, relu)
+    (dx,) = torch.autograd.grad(y, x, gradient)
+    exact = x.detach().double().requires_grad_()
+    expected = reference(exact, weight.double(), bias.double(), 1e-5, relu)
+    (expected_dx,) = torch.autograd.grad(expected, exact, gradient.double())
+    assert y.dtype == dx.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(y.double(), expected, rtol=tolerance, atol=4 * tolerance)
+    assert torch.allclose(dx.double(), expected_dx, rtol=tolerance, atol=8 * tolerance)
+
+
+@needs_compiler
+def test_norm_act_keeps_what_is_not_finite():
+    x = torch.ones(1, 4, 4, 4).contiguous(memory_format=torch.channels_last)
+    x[0, 1, 0, 0] = float("nan")
+    y = kernels.norm_act(x, torch.ones(4), torch.zeros(4), 1e-5, False)
+    assert y[0, 1].isnan().all()
+    assert y[0, [0, 2, 3]].isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "x", [torch.ones(2, 4, 4, 4), torch.ones(1, 5, 3, 3).contiguous(memory_format=torch.channels_last)]
+)
+def test_norm_act_refuses_what_it_cannot_compute(x):
+    with pytest.raises(ValueError, match="norm_act does not compute"):
+        kernels.norm_act(x, torch.ones(x.shape[1]), torch.zeros(x.shape[1]), 1e-5, True)
+
+
+def scored(model, images, labels):
+    return torch.tensor(fisher_by_block(model, images.contiguous(memory_format=torch.channels_last), labels))
+
+
+@needs_compiler
+@pytest.mark.parametrize("layout", [WRN, Layout.resnet(18)])
+def test_scores_with_and_without_the_compiler_agree(layout, one_thread, monkeypatch):
+    genome = GENOME if layout.preact else "G4,W1/B2,D/B2G4,M6/D,W4"
+    torch.manual_seed(0)
+    model = build(layout, genome, num_classes=7, **({} if layout.preact else {"zero_init_last": False}))
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
+    calls = []
+    real = kernels._forward
+    monkeypatch.setattr(kernels, "_forward", lambda *args: calls.append(args) or real(*args))
+    native = scored(model, images, labels)
+    # Every BN of the network, but for that of a shortcut nobody scores.
+    assert len(calls) == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    monkeypatch.setattr(kernels, "norm_act_library", lambda: None)
+    del calls[:]
+    plain = scored(model, images, labels)
+    assert not calls
+    assert torch.allclose(native, plain, rtol=1e-2)
+    exact = torch.tensor(fisher_by_block(copy.deepcopy(model).double(), images.double(), labels))
+    assert torch.allclose(native.double(), exact.double(), rtol=5e-3)
+
+
+def test_without_a_compiler_there_is_no_library(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    kernels.norm_act_library.cache_clear()
+    try:
+        assert kernels.norm_act_library() is None
+    finally:
+        monkeypatch.undo()
+        kernels.norm_act_library.cache_clear()
+
+
+def test_a_score_is_computed_in_the_type_of_the_images_and_the_model_stays(one_thread):
+    torch.manual_seed(0)
+    model = build(WRN, GENOME, num_classes=7)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
+    full = fisher_potential(model, images, labels)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        half = fisher_potential(model, images.to(torch.bfloat16, memory_format=layout), labels)
+        assert half != full
+        assert half == pytest.approx(full, rel=0.3)
+    assert all("forward" not in vars(module) for module in model.modules())
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("network", "start"), [("wrn40_2", {}), ("resnet18", {"zero_init_last": False})])
+def test_a_pool_draws_the_weights_of_a_new_network(network, start):
+    space = SearchSpace(network)
+    pool = NetworkPool(space, **start)
+    for seed, genome in enumerate([*space.sample(3), space.layout.original]):
+        torch.manual_seed(seed)
+        expected = space.build(genome, **start).state_dict()
+        found = pool.network(genome, seed)
+        assert found.genome == genome
+        assert list(found.state_dict()) == list(expected)
+        assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
+
+
+def test_blocks_beyond_the_limit_are_not_kept(monkeypatch):
+    space = SearchSpace("wrn16_2")
+    monkeypatch.setattr("blockswap_models.searching.block_cache._MOST_PARAMS", 1000)
+    pool = NetworkPool(space)
+    for genome in space.sample(5):
+        pool.network(genome, 0)
+    assert pool._params <= 1000
+    assert not any(parameter.is_meta for parameter in pool.network(space.layout.original, 0).parameters())
+
+
+def test_a_draw_takes_the_next_minibatch_and_new_weights():
+    space = SearchSpace("wrn16_2")
+    data = noise_minibatch(space, 4, parts=3)
+    assert data.images.shape[0] == 12
+    job = Job(space, data)
+    parts = [job.minibatch(draw)[0] for draw in range(4)]
+    assert torch.equal(parts[0], parts[3])
+    assert not torch.equal(parts[0], parts[1])
+    assert torch.equal(torch.cat(parts[:3]), data.images)
+    genome = space.layout.original
+    rows = [job((genome, draw)) for draw in (0, 1, 0)]
+    assert rows[0] == rows[2]
+    assert rows[0]["score"] != rows[1]["score"]
+
+
+def test_the_fast_type_is_that_of_the_device():
+    assert fast_dtype("cuda") == torch.float32
+    assert fast_dtype("cpu") in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_a_model_on_the_cpu_is_scored_on_the_gpu():
+    space = SearchSpace("wrn16_1")
+    genome = "S,G4/W1,B2/S,M6"
+    data = noise_minibatch(space, 8)
+    rows = [Job(space, data, device=device)((genome, 0)) for device in ("cpu", "cuda")]
+    assert rows[1]["score"] == pytest.approx(rows[0]["score"], rel=1e-2)

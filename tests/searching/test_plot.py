@@ -1,0 +1,201 @@
+"""The picture of a search: files of the kind asked for, panels that hold what the record holds."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from blockswap_models.cli.main import main
+from blockswap_models.searching.plot import plot_record
+from blockswap_models.searching.record import Record, read_ranking
+
+matplotlib = pytest.importorskip("matplotlib", reason='needs pip install "blockswap_models[plot]"')
+
+SEARCH = {
+    "space": "blockswap_wrn16_1",
+    "types": "S G4 W1 B2 B2G4",
+    "input_size": [3, 32, 32],
+    "num_classes": 10,
+    "budget": {"params": [40000.0, 180000.0]},
+    "seed": 0,
+    "data": "1/f noise, 4 $images",
+    "score": "fisher_potential",
+}
+TYPES = ["S", "G4", "W1", "B2", "B2G4", "B2W4", "M6", "D"]
+
+
+def write(path, scores, blocks=True, search=SEARCH):
+    """Writes a record of one genome a score; those of the same score differ in cost."""
+    with Record(path, search) as record:
+        for place, score in enumerate(scores):
+            genome = f"S,{TYPES[place % 8]}/2x{TYPES[place // 8 % 8]}/S,{TYPES[place // 64]}"
+            row = {"genome": genome, "params": 50_000 + place, "macs": 9_000_000 - place, "draw": 0, "score": score}
+            parts = [score / 2**block for block in (1, 2, 3, 4, 5, 5)]
+            record.add({**row, "blocks": parts} if blocks else row)
+    return path
+
+
+@pytest.fixture
+def record(tmp_path):
+    return write(tmp_path / "search.jsonl", [0.001 * 1.05**place for place in range(90)] + [math.nan, math.inf])
+
+
+def panels(figure):
+    """Finds the four panels and the scale of the colours."""
+    strips, shares, histogram, costs, scale = figure.axes
+    return strips, shares, histogram, costs, scale
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "signature"), [(".png", b"\x89PNG\r\n\x1a\n"), (".svg", b"<?xml"), (".SVG", b"<?xml")]
+)
+def test_the_suffix_says_what_is_written(record, tmp_path, suffix, signature):
+    before = record.read_bytes()
+    out = tmp_path / "new" / f"picture{suffix}"
+    figure = plot_record(record, out)
+    assert isinstance(figure, matplotlib.figure.Figure)
+    assert out.read_bytes().startswith(signature)
+    assert record.read_bytes() == before
+    # Names as text do as well, and a picture is drawn anew where there is one.
+    plot_record(str(record), str(out))
+    assert out.read_bytes().startswith(signature)
+
+
+def test_the_strips_are_the_best_genomes(record, tmp_path):
+    _, ranking = read_ranking(record)
+    strips = panels(plot_record(record, tmp_path / "a.png"))[0]
+    assert len(strips.patches) == 5 * 6
+    labels = [str(block) for each in ranking[:5] for block in each.genome.blocks]
+    assert texts(strips)[: len(labels)] == labels
+    assert [label.get_text() for label in strips.get_yticklabels()] == ["best", "2", "3", "4", "5"]
+    for text in ("stage 1", "stage 3", f"{ranking[0].score:.4g}", f"{ranking[4].cost.params:,}", "9.0 M"):
+        assert text in texts(strips)
+    assert "stage 4" not in texts(strips)
+    # Blocks of one family have one colour, and the gap between stages is wider than that between blocks.
+    families = [label.translate(dict.fromkeys(map(ord, "0123456789"))) for label in labels]
+    colours = {(family, box.get_facecolor()) for family, box in zip(families, strips.patches, strict=True)}
+    assert len(colours) == len(set(families)) == len({colour for _, colour in colours}) > 2
+    lefts = [patch.get_x() for patch in strips.patches[:6]]
+    assert lefts[2] - lefts[1] > lefts[1] - lefts[0] + 0.2
+
+
+def test_the_shares_stand_below_their_blocks(record, tmp_path):
+    _, ranking = read_ranking(record)
+    strips, shares, *_ = panels(plot_record(record, tmp_path / "a.png"))
+    assert [bar.get_height() for bar in shares.patches] == pytest.approx(ranking[0].shares)
+    assert sum(bar.get_height() for bar in shares.patches) == pytest.approx(1)
+    assert shares.collections[0].get_offsets()[:, 1].tolist() == pytest.approx(
+        [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125]
+    )
+    centres = [patch.get_x() + patch.get_width() / 2 for patch in strips.patches[:6]]
+    assert [bar.get_x() + bar.get_width() / 2 for bar in shares.patches] == pytest.approx(centres)
+    assert strips.get_xlim() == shares.get_xlim()
+    assert shares.get_xticklabels()[0].get_text() == "1\n50%\n50%"
+
+
+def test_the_histogram_holds_every_finite_score(record, tmp_path):
+    histogram = panels(plot_record(record, tmp_path / "a.png"))[2]
+    assert sum(bar.get_height() for bar in histogram.patches) == 90
+    assert histogram.get_xscale() == "log"
+    assert histogram.get_title(loc="left") == "Scores (2 not finite, left out)"
+    best = 0.001 * 1.05**89
+    assert histogram.lines[0].get_xdata()[0] == pytest.approx(best)
+    assert texts(histogram)[0] == f"best {best:.3g}"
+
+
+def test_costs_stand_against_scores(record, tmp_path):
+    _, ranking = read_ranking(record)
+    costs = panels(plot_record(record, tmp_path / "a.png"))[3]
+    points, mark = (collection.get_offsets() for collection in costs.collections)
+    assert points.tolist() == [[each.cost.params, each.score] for each in ranking[:90]]
+    assert mark.tolist() == points[:1].tolist()
+    assert (costs.get_xlabel(), costs.get_yscale()) == ("parameters", "log")
+
+
+def test_the_cost_is_that_of_the_budget(tmp_path):
+    path = write(tmp_path / "a.jsonl", [1.0, 2.0], search={**SEARCH, "budget": {"macs": [0, 10_000_000]}})
+    *_, costs, scale = panels(plot_record(path, tmp_path / "a.png"))
+    assert (costs.get_xlabel(), scale.get_ylabel()) == ("MACs", "parameters")
+
+
+@pytest.mark.parametrize("scores", [[3.5], [2.0] * 3, [0.0] * 3, [-1.0, 0.0, 2.0], [1.0, 1.0000001], [1e-30, 1e30]])
+@pytest.mark.filterwarnings("error")
+def test_any_scores_are_drawn(tmp_path, scores):
+    path = write(tmp_path / "a.jsonl", scores, blocks=False)
+    strips, shares, histogram, *_ = panels(plot_record(path, tmp_path / "a.png"))
+    assert len(strips.patches) == 6 * len(scores)
+    assert "this score has no parts by block" in texts(shares)
+    assert sum(bar.get_height() for bar in histogram.patches) == len(scores)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_deep_network_is_drawn(tmp_path):
+    path = tmp_path / "a.jsonl"
+    row = {"params": 1, "macs": 1, "draw": 0, "score": 1.0, "blocks": [1.0] * 78}
+    with Record(path, SEARCH) as record:
+        record.add({"genome": "26xB2G16/26xS/26xD", **row})
+    strips, shares, *_ = panels(plot_record(path, tmp_path / "a.png"))
+    assert {text.get_rotation() for text in strips.texts[:78]} == {90}
+    assert len(shares.patches) == 78
+
+
+@pytest.mark.parametrize(
+    ("content", "out", "message"),
+    [
+        (None, "a.png", "cannot read the record {}: No such file or directory"),
+        (b"a diary", "a.png", "{} is not the record of a search"),
+        (b"", "a.png", "{} holds no search"),
+        (b'{"record": "blockswap search"}\n', "a.png", "{} holds no scores yet"),
+        ("whole", "a.pdf", "unknown suffix '.pdf' of a.pdf; write .png or .svg"),
+        ("whole", "picture", "unknown suffix '' of picture; write .png or .svg"),
+        ("whole", "/dev/null/new/a.png", "cannot write the picture /dev/null/new/a.png: Not a directory"),
+    ],
+)
+def test_errors_are_one_line(capsys, tmp_path, monkeypatch, record, content, out, message):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "it.jsonl"
+    if content is not None:
+        path.write_bytes(record.read_bytes() if content == "whole" else content)
+    assert main(["plot", str(path), "--out", out]) == 2
+    assert capsys.readouterr() == ("", f"blockswap plot: {message.format(path)}\n")
+    assert not list(tmp_path.glob("[ap]*"))
+
+
+def test_a_record_is_not_drawn_over(capsys, tmp_path):
+    path = write(tmp_path / "record.png", [1.0, 2.0])
+    before = path.read_bytes()
+    assert main(["plot", str(path)]) == 2
+    assert "is the record itself; write another name (--out)\n" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_the_picture_is_named_after_the_record(capsys, record):
+    assert main(["plot", str(record)]) == 0
+    picture = record.with_suffix(".png")
+    assert picture.exists()
+    assert capsys.readouterr() == (f"picture: {picture}\n", "")
+    assert main(["plot", str(record), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"picture": str(picture)}
+
+
+def test_the_command_says_what_to_install(capsys, monkeypatch, record):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["plot", str(record)]) == 2
+    assert capsys.readouterr().err == (
+        'blockswap plot: a picture needs matplotlib; pip install "blockswap_models[plot]"\n'
+    )
+
+
+def test_needs_no_torch_display_or_pyplot(record):
+    code = (
+        "import sys\nfrom blockswap_models.cli.main import main\nassert 'matplotlib' not in sys.modules\n"
+        f"assert main(['plot', {str(record)!r}]) == 0\n"
+        "assert not {'torch', 'timm', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

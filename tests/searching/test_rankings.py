@@ -1,0 +1,358 @@
+import copy
+import json
+import math
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from by_hand import MeanLogits
+from torch import nn
+
+from blockswap_models import Budget, Layout, SearchSpace, count, fisher_potential
+from blockswap_models.cli.commands import SCORE_NAMES
+from blockswap_models.cli.main import main
+from blockswap_models.nets.networks import build, residual_blocks
+from blockswap_models.searching.probe_images import dataset_minibatch
+from blockswap_models.searching.rankings import (
+    SCORES,
+    After,
+    after,
+    fisher_printed,
+    gradient_norm,
+    l2_norm,
+    macs,
+    naswot,
+    params,
+    synflow,
+    train_accuracy,
+)
+from blockswap_models.searching.record import read_record
+
+WRN = Layout.wide_resnet(16, 1)
+RESNET = Layout.resnet(18)
+NETWORKS = [(WRN, "G4,W1/B2,B4W2/D,M6"), (RESNET, "G4,W1/B2,D/B2G4,M6/D,W4")]
+ALL = [*SCORES.values(), after(fisher_potential, 3), after(train_accuracy, 2), after(synflow, 6)]
+
+
+def named(score):
+    return score.__name__
+
+
+def network(layout=WRN, genome=NETWORKS[0][1], **kwargs):
+    torch.manual_seed(0)
+    return build(layout, genome, num_classes=7, **({} if layout.preact else {"zero_init_last": False}), **kwargs)
+
+
+def minibatch(number=6, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(number, 3, 32, 32, generator=generator).to(dtype)
+    return images, torch.randint(7, (number,), generator=generator)
+
+
+@pytest.mark.parametrize(("layout", "genome"), NETWORKS)
+def test_fisher_printed_equals_equation_2_as_printed(layout, genome):
+    model = network(layout, genome).double()
+    images, labels = minibatch(dtype=torch.float64)
+    outputs = []
+
+    def keep(_, __, output):
+        output.retain_grad()
+        outputs.append(output)
+        # What follows may overwrite its input, or adds another gradient.
+        return output * 1
+
+    plain = copy.deepcopy(model).train()
+    for block in residual_blocks(plain):
+        block.get_submodule(block.branch_end).register_forward_hook(keep)
+    F.cross_entropy(plain(images), labels).backward()
+    expected = sum(float((a.detach() ** 2 * a.grad**2).sum()) / (2 * len(images)) for a in outputs)
+    assert len(outputs) == len(residual_blocks(model))
+    assert fisher_printed(model, images, labels) == pytest.approx(expected, rel=1e-9)
+    assert fisher_printed(model, images, labels) != pytest.approx(fisher_potential(model, images, labels), rel=1e-2)
+
+
+def test_by_hand():
+    images, labels = torch.tensor([[[[1.0, 3.0]]], [[[-1.0, 3.0]]]]), torch.tensor([0, 1])
+    near, far = 1 / (1 + math.exp(6)), 1 / (1 + math.exp(-3))
+    # First image: A = (0.5, 1.5), m = 3, loss log(1 + exp(-2m)), each g is 1/N · 1/2 · -2σ(-6) = -σ(-6)/2.
+    # Second image: A = (-0.5, 1.5), m = 1.5, loss log(1 + exp(2m)), each g is 1/N · 1/2 · 2σ(3) = σ(3)/2.
+    printed = (0.25 + 2.25) * ((near / 2) ** 2 + (far / 2) ** 2) / (2 * 2)
+    assert fisher_printed(MeanLogits(), images, labels) == pytest.approx(printed, rel=1e-5)
+    # m is (1 + w) times the mean of the pixels, 2 and 1: the derivative by w is 1/N (-2σ(-6) · 2 + 2σ(3) · 1).
+    assert gradient_norm(MeanLogits(), images, labels) == pytest.approx(far - 2 * near, rel=1e-5)
+    assert l2_norm(MeanLogits(), images, labels) == 0.5
+    # Both means are positive: the first class is chosen twice, and is right once.
+    assert train_accuracy(MeanLogits(), images, labels) == 0.5
+    assert params(MeanLogits(), images, labels) == 1
+    assert macs(MeanLogits(), images, labels) == 2
+
+
+@pytest.mark.parametrize(("layout", "genome"), NETWORKS)
+def test_gradient_norm_equals_backward(layout, genome):
+    model, (images, labels) = network(layout, genome).double(), minibatch(dtype=torch.float64)
+    plain = copy.deepcopy(model).train()
+    F.cross_entropy(plain(images), labels).backward()
+    expected = sum(float(p.grad.abs().sum()) for p in plain.parameters())
+    assert gradient_norm(model, images, labels) == pytest.approx(expected, rel=1e-9)
+    assert gradient_norm(model.requires_grad_(False), images, labels) == pytest.approx(expected, rel=1e-9)
+
+
+def test_l2_norm_equals_the_norm_of_all_parameters_as_one_vector():
+    model = network()
+    expected = torch.nn.utils.parameters_to_vector(model.parameters()).detach().norm()
+    assert l2_norm(model, *minibatch()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_accuracy_takes_the_statistics_of_the_minibatch():
+    model, (images, labels) = network(), minibatch(12)
+    expected = (copy.deepcopy(model).train()(images).argmax(1) == labels).float().mean()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.fill_(5)
+    assert train_accuracy(model.eval(), images, labels) == pytest.approx(float(expected))
+
+
+def test_params_and_macs_are_those_of_images_of_this_size():
+    model = network()
+    assert params(model, *minibatch()) == sum(p.numel() for p in model.parameters())
+    small = torch.zeros(2, 3, 16, 24)
+    assert macs(model, small, None) == count(model, (3, 16, 24)).macs < macs(model, *minibatch())
+
+
+def test_naswot_by_hand():
+    relus = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(2, 1), nn.ReLU(inplace=True))
+    with torch.no_grad():
+        relus[2].weight.copy_(torch.tensor([[1.0, -1.0]]))
+        relus[2].bias.zero_()
+    images = torch.tensor([[1.0, -1.0], [1.0, 3.0], [-1.0, 2.0]]).reshape(3, 1, 1, 2)
+    # Codes of the two layers: 10 1, 11 0, 01 0. They differ in 2, 3 and 1 of 3 places.
+    kernel = torch.tensor([[3.0, 1.0, 0.0], [1.0, 3.0, 2.0], [0.0, 2.0, 3.0]])
+    assert naswot(relus, images, None) == pytest.approx(math.log(kernel.det()))
+    assert math.log(kernel.det()) == pytest.approx(math.log(12))
+
+
+@pytest.mark.parametrize(("layout", "genome"), NETWORKS)
+def test_naswot_equals_pairs_compared_one_by_one(layout, genome):
+    model, (images, labels) = network(layout, genome), minibatch(4)
+    codes = []
+    plain = copy.deepcopy(model).train()
+    for module in plain.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_pre_hook(lambda _, inputs: codes.append((inputs[0] > 0).flatten(1)))
+    plain(images)
+    codes = torch.cat(codes, dim=1)
+    kernel = torch.tensor([[float((one == other).sum()) for other in codes] for one in codes], dtype=torch.float64)
+    assert naswot(model, images, labels) == pytest.approx(float(torch.logdet(kernel)), rel=1e-12)
+    with torch.autocast("cpu"):
+        assert math.isfinite(naswot(model, images, labels))
+
+
+def test_naswot_of_equal_images_is_the_lowest_of_all():
+    images = minibatch(1)[0].expand(3, -1, -1, -1)
+    assert naswot(network(), images, None) == -math.inf
+
+
+def test_naswot_names_a_network_without_relus():
+    with pytest.raises(TypeError, match="Linear has no ReLU modules, whose codes naswot compares"):
+        naswot(nn.Linear(2, 2), *minibatch())
+
+
+def test_synflow_by_hand():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Flatten(), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([-2.0, 3.0]).reshape(2, 1, 1, 1))
+        model[3].weight.copy_(torch.tensor([[5.0, -7.0]]))
+        model[3].bias.fill_(-11)
+    # With absolute weights R = 2 · 5 + 3 · 7 + 11; each layer's weights carry 31 of it, and the bias is not counted.
+    assert synflow(model, torch.full((3, 1, 1, 1), -4.0), None) == 62
+
+
+@pytest.mark.parametrize(("layout", "genome"), NETWORKS)
+def test_synflow_equals_a_finite_difference(layout, genome):
+    model = network(layout, genome)
+
+    # All terms θ · ∂R/∂θ are positive, so that their sum is the derivative of R by a common factor of all θ.
+    def flow(factor):
+        scaled = copy.deepcopy(model).double().eval()
+        with torch.no_grad():
+            for parameter in scaled.parameters():
+                parameter.abs_().mul_(factor if parameter.ndim > 1 else 1)
+            return float(scaled(torch.ones(1, 3, 32, 32, dtype=torch.float64)).sum())
+
+    expected = (flow(1 + 1e-5) - flow(1 - 1e-5)) / 2e-5
+    assert synflow(model, *minibatch()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_synflow_warns_where_it_overflows():
+    model = network()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e30)
+    with pytest.warns(RuntimeWarning, match="synflow of WideResNet overflows float64: (inf|nan)"):
+        assert not math.isfinite(synflow(model, *minibatch()))
+
+
+@pytest.mark.parametrize("score", [fisher_potential, l2_norm], ids=named)
+def test_after_equals_a_loop_written_out(score):
+    model, (images, labels) = network().double(), minibatch(12, torch.float64)
+    trained = copy.deepcopy(model).train()
+    velocities = [torch.zeros_like(p) for p in trained.parameters()]
+    for start in (0, 4):
+        loss = F.cross_entropy(trained(images[start : start + 4]), labels[start : start + 4])
+        gradients = torch.autograd.grad(loss, list(trained.parameters()))
+        with torch.no_grad():
+            for parameter, gradient, velocity in zip(trained.parameters(), gradients, velocities, strict=True):
+                velocity.mul_(0.9).add_(gradient + 5e-4 * parameter)
+                parameter.sub_(0.1 * velocity)
+    expected = score(trained, images[8:], labels[8:])
+    assert after(score, 3)(model, images, labels) == pytest.approx(expected, rel=1e-9)
+    assert expected != pytest.approx(score(model, images[8:], labels[8:]), rel=1e-6)
+    assert after(score, 3, lr=0.0)(model, images, labels) == score(model, images[8:], labels[8:])
+    with torch.inference_mode():
+        assert after(score, 3)(model.requires_grad_(False), images, labels) == pytest.approx(expected, rel=1e-9)
+
+
+def test_after_one_minibatch_is_the_score_itself():
+    assert after(fisher_potential, 1) is fisher_potential
+
+
+def test_after_errors():
+    with pytest.raises(ValueError, match="minibatches is at least 1, not 0"):
+        after(fisher_potential, 0)
+    with pytest.raises(ValueError, match="6 images do not split into 4 minibatches of one size"):
+        after(fisher_potential, 4)(network(), *minibatch())
+
+
+def test_names_tell_scores_apart():
+    assert len({score.__name__ for score in SCORES.values()}) == len(SCORES)
+    assert after(fisher_potential, 10).__name__ == "fisher_potential_after_10"
+    assert after(naswot, 100, lr=0.01).__name__ == "naswot_after_100_lr_0.01"
+    assert After.__name__ == "After"
+
+
+@pytest.mark.parametrize("score", ALL, ids=named)
+def test_scores_are_pickled(score):
+    again = pickle.loads(pickle.dumps(score))
+    assert again == score
+    assert again.__name__ == score.__name__
+
+
+def snapshot(model):
+    modules = list(model.modules())
+    return {
+        "values": {name: value.clone() for name, value in model.state_dict().items()},
+        "gradients": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "parameters": [(id(p), p.data_ptr(), p.dtype, p.requires_grad) for p in model.parameters()],
+        "modes": [(m.training, getattr(m, "track_running_stats", None), getattr(m, "groups", None)) for m in modules],
+        "hooks": [
+            [*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks, *m._backward_pre_hooks] for m in modules
+        ],
+        "attributes": [sorted(vars(m)) for m in modules],
+        "checkpointing": model.grad_checkpointing,
+    }
+
+
+@pytest.mark.parametrize("layout_of", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("score", ALL, ids=named)
+def test_leaves_the_model_as_it_was(score, broken, layout_of):
+    model = network(drop_rate=0.3, drop_path_rate=0.3)
+    model.set_grad_checkpointing()
+    model.train()
+    model.layer2.eval()
+    model.conv1.weight.requires_grad_(False)
+    model.fc.weight.grad = torch.ones_like(model.fc.weight)
+    before = snapshot(model)
+    images, labels = minibatch()
+    images = images.contiguous(memory_format=layout_of)
+    kept = images.clone()
+    try:
+        score(model, images[:, :2] if broken else images, labels)
+        raised = False
+    except (RuntimeError, ValueError):
+        raised = True
+    assert raised == (broken and score is not l2_norm)
+    after_it = snapshot(model)
+    for one, other in zip(before["values"].values(), after_it["values"].values(), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(before["gradients"], after_it["gradients"], strict=True):
+        assert one is other is None or torch.equal(one, other)
+    for key in ("parameters", "modes", "hooks", "attributes", "checkpointing"):
+        assert before[key] == after_it[key], key
+    assert images.grad is None
+    assert torch.equal(images, kept)
+
+
+@pytest.mark.parametrize("score", SCORES.values(), ids=named)
+def test_is_the_same_whatever_surrounds_it(score):
+    images, labels = minibatch()
+    expected = score(network(), images, labels)
+    model = network(drop_rate=0.5, drop_path_rate=0.5)
+    model.set_grad_checkpointing()
+    assert score(model.train(), images, labels) == expected
+    assert score(model.eval(), images, labels) == expected
+    with torch.inference_mode():
+        assert score(model.requires_grad_(False), images, labels) == expected
+
+
+def test_the_command_line_knows_the_scores():
+    assert tuple(SCORES) == SCORE_NAMES
+    code = (
+        "import sys\nfrom blockswap_models.cli.main import main\n"
+        "try:\n    main('search wrn16_1 --params 60k --score nonsense'.split())\n"
+        "except SystemExit as error:\n    assert error.code == 2 and 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "argument --score: invalid choice: 'nonsense'" in done.stderr
+
+
+SEARCH = "search wrn16_1 --params 60k --samples 3 --refine 0 --batch-size 4 --workers 1".split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "images", "record"),
+    [
+        ("--score naswot", "naswot", 4, "wrn16_1-params60k-naswot-seed0.jsonl"),
+        ("--minibatches 3", "fisher_potential_after_3", 12, "wrn16_1-params60k-after3-seed0.jsonl"),
+        (
+            "--score synflow --minibatches 2 --workers 2",
+            "synflow_after_2",
+            8,
+            "wrn16_1-params60k-synflow-after2-seed0.jsonl",
+        ),
+    ],
+)
+def test_search_by_another_score(capsys, tmp_path, monkeypatch, arguments, name, images, record):
+    monkeypatch.chdir(tmp_path)
+    assert main([*SEARCH, "--json", *arguments.split()]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["record"] == record
+    assert [each["score"] for each in report["top"]] == sorted((each["score"] for each in report["top"]), reverse=True)
+    header, rows = read_record(record)
+    assert header["score"] == name
+    assert f" of {images} images" in header["data"]
+    assert len(rows) == 3
+    # The same search by another score does not go on with it.
+    assert main([*SEARCH, "--resume", record, "--score", "l2-norm"]) == 2
+    assert "is the record of another search: " in capsys.readouterr().err
+
+
+def test_minibatches_out_of_range(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*SEARCH, "--minibatches", "0"]) == 2
+    assert "minibatches is at least 1, not 0" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.data
+def test_all_scores_are_finite_on_cifar10(data_dir):
+    space = SearchSpace("wrn16_1")
+    data = dataset_minibatch(space, "torch/cifar10", data_dir)
+    for genome in space.sample(3, Budget(params=60_000)):
+        torch.manual_seed(0)
+        model = space.build(genome)
+        for score in [*SCORES.values(), after(fisher_potential, 2)]:
+            assert math.isfinite(score(model, data.images, data.labels)), score.__name__

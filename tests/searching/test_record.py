@@ -1,0 +1,218 @@
+"""The record of a search: written as it goes, taken up again, never taken for something else."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from blockswap_models.searching.record import Record, RecordError, read_record, require_new
+
+SEARCH = {"space": "blockswap_wrn16_1", "seed": 0, "budget": {"params": [390000.0, None]}, "data": "1/f “noise”"}
+ROWS = [
+    {"genome": "2xS/2xS/2xS", "params": 175066, "draw": 0, "score": 1.5, "blocks": [0.5, 1.0]},
+    {"genome": "2xS/2xS/2xS", "params": 175066, "draw": 1, "score": 2.25, "blocks": [0.25, 2.0]},
+    {"genome": "2xG4/2xS/2xS", "params": 171000, "draw": 0, "score": 0.1 + 0.2},
+]
+
+
+def write(path: Path, rows: list[dict] = ROWS, search: dict = SEARCH, resume: bool = False) -> None:
+    with Record(path, search, resume) as record:
+        for row in rows:
+            record.add(row)
+
+
+def refusal(path: Path, search: dict = SEARCH, resume: bool = True) -> str:
+    """Says why a record is refused, in one line, and that the file is as it was."""
+    before = path.read_bytes() if os.path.isfile(path) else None
+    with pytest.raises(RecordError) as caught:
+        Record(path, search, resume)
+    assert (path.read_bytes() if os.path.isfile(path) else None) == before
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path)
+    header, rows = read_record(path)
+    assert header == {"record": "blockswap search", **SEARCH}
+    assert rows == ROWS
+    assert read_record(str(path)) == (header, rows)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [header, *rows]
+
+
+def test_each_score_is_in_the_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with Record(path, SEARCH) as record:
+        for number, row in enumerate(ROWS):
+            assert read_record(path)[1] == ROWS[:number]
+            record.add(row)
+            assert record.scores[row["genome"], row["draw"]] == row
+    assert read_record(path)[1] == ROWS
+
+
+def test_a_record_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, ROWS[:2])
+    with Record(path, SEARCH, resume=True) as record:
+        assert record.scores == {(row["genome"], row["draw"]): row for row in ROWS[:2]}
+        record.add(ROWS[2])
+    assert read_record(path)[1] == ROWS
+
+
+def test_a_record_cut_off_anywhere_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path)
+    whole = path.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
+    for length in {*range(1, len(whole), 7), *ends, *(end - 1 for end in ends), *(end + 1 for end in ends[:-1])}:
+        path.write_bytes(whole[:length])
+        complete = max(whole[:length].count(b"\n") - 1, 0)
+        with Record(path, SEARCH, resume=True) as record:
+            assert list(record.scores.values()) == ROWS[:complete]
+            for row in ROWS[complete:]:
+                record.add(row)
+        assert path.read_bytes() == whole
+
+
+def test_a_line_cut_off_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    assert read_record(path)[1] == ROWS[:2]
+    # It is gone from the file as soon as the record is gone on with.
+    write(path, [], resume=True)
+    assert path.read_bytes() == whole[: whole[:-5].rindex(b"\n") + 1]
+
+
+def test_a_record_cut_off_in_its_first_line_holds_no_search(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, [])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RecordError) as caught:
+        read_record(path)
+    assert str(caught.value) == f"{path} holds no search"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1}, "seed 0 there, 1 here"),
+        (
+            {"seed": 1, "space": "blockswap_wrn40_2"},
+            'space "blockswap_wrn16_1" there, "blockswap_wrn40_2" here; seed 0',
+        ),
+        ({"budget": {"params": [1, 2]}}, 'budget {"params": [390000.0, null]} there, {"params": [1, 2]} here'),
+        ({"draws": 4}, "draws null there, 4 here"),
+        ({"data": "x" * 99}, f'data "1/f “noise”" there, "{"x" * 56}… here'),
+    ],
+)
+def test_the_record_of_another_search_is_refused(tmp_path: Path, changes: dict, said: str) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path)
+    assert refusal(path, {**SEARCH, **changes}).startswith(f"{path} is the record of another search: {said}")
+
+
+def test_a_record_that_says_more_is_of_another_search(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, search={**SEARCH, "draws": 2})
+    assert refusal(path) == f"{path} is the record of another search: draws 2 there, null here"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a diary", "{path} is not the record of a search"),
+        (b'{"record": "blockswap bench', "{path} is not the record of a search"),
+        (b'{"a": 1}\n', "{path} is not the record of a search"),
+        (b'{"record": "blockswap search"}\n{"genome": "S"}\n', "{path} is not the record of a search"),
+        (b"dear diary\n", "line 1 of {path} is not a line of a record; remove it, or start another record"),
+        (b"[1, 2]\n", "line 1 of {path} is not a line of a record; remove it, or start another record"),
+        (b"\xff\x00\n", "line 1 of {path} is not a line of a record; remove it, or start another record"),
+        (
+            b'{"record": "blockswap search"}\n\n',
+            "line 2 of {path} is not a line of a record; remove it, or start another record",
+        ),
+    ],
+)
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    assert refusal(path) == message.format(path=path)
+    with pytest.raises(RecordError) as caught:
+        read_record(path)
+    assert str(caught.value) == message.format(path=path)
+    assert path.read_bytes() == content
+
+
+def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for content in (b"dear diary\n", b"x", b'{"record": "blockswap search"}\n'):
+        path.write_bytes(content)
+        said = f"{path} exists; go on with it (--resume), or write another name (--out)"
+        assert refusal(path, resume=False) == said
+
+
+def test_a_new_record_can_be_asked_for_beforehand(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    require_new(path)
+    path.touch()
+    require_new(path)
+    write(path)
+    with pytest.raises(
+        RecordError, match=r"a\.jsonl exists; go on with it \(--resume\), or write another name \(--out\)$"
+    ):
+        require_new(str(path))
+
+
+def test_an_empty_file_is_a_new_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.touch()
+    assert refusal(path) == f"no record {path} to go on with; leave --resume out to start one"
+    write(path)
+    assert read_record(path)[1] == ROWS
+
+
+def test_nothing_to_go_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "a.jsonl"
+    assert refusal(path) == f"no record {path} to go on with; leave --resume out to start one"
+    assert not path.parent.exists()
+    with pytest.raises(RecordError) as caught:
+        read_record(path)
+    assert str(caught.value) == f"cannot read the record {path}: No such file or directory"
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_are_kept_as_null(tmp_path: Path, score: float) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, [{"genome": "S", "draw": 0, "score": score, "blocks": [1.0, score]}, {**ROWS[0], "blocks": None}])
+    assert read_record(path)[1] == [
+        {"genome": "S", "draw": 0, "score": None, "blocks": None},
+        {**ROWS[0], "blocks": None},
+    ]
+    assert "NaN" not in path.read_text(encoding="utf-8")
+    assert "Infinity" not in path.read_text(encoding="utf-8")
+    with Record(path, SEARCH, resume=True) as record:
+        assert record.scores["S", 0]["score"] is None
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "one" / "two" / "a.jsonl"
+    write(path)
+    assert read_record(path)[1] == ROWS
+
+
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    below = tmp_path / "file" / "a.jsonl"
+    assert refusal(below, resume=False).startswith(f"cannot write the record {below}: ")
+    long = tmp_path / ("x" * 300)
+    assert refusal(long, resume=False) == f"cannot write the record {long}: File name too long"
+    assert refusal(tmp_path) == f"cannot write the record {tmp_path}: Is a directory"
+    with pytest.raises(RecordError) as caught:
+        read_record(tmp_path)
+    assert str(caught.value) == f"cannot read the record {tmp_path}: Is a directory"

@@ -1,0 +1,388 @@
+import functools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import pytest
+import torch
+
+import blockswap_models
+from blockswap_models import Budget, BudgetError, GenomeError, SearchSpace, fisher_potential
+from blockswap_models.searching.probe_images import affordable_parts, noise_minibatch
+from blockswap_models.searching.record import RecordError, read_record
+from blockswap_models.searching.scorer import fast_dtype
+from blockswap_models.searching.search import SearchError
+from blockswap_models.searching.workers import Shared, WorkerError, local_workers, map_in_order
+
+# One score a genome, and the same on every machine.
+search = functools.partial(blockswap_models.search, refine=0, dtype=torch.float32)
+
+SPACE = SearchSpace("wrn16_1", ["S", "G4", "W1", "B2", "B2G4"])
+BUDGET = Budget(params=70_000, tolerance=0.1)
+SMALL = {"samples": 6, "batch_size": 4}
+
+
+def test_returns_genomes_within_budget_ranked_by_score():
+    result = search(SPACE, BUDGET, **SMALL)
+    scores = [each.score for each in result.candidates]
+    assert len(scores) == 6
+    assert scores == sorted(scores, reverse=True)
+    assert result.best is result.candidates[0]
+    assert all(BUDGET.fits(each.cost) and each.cost == SPACE.cost(each.genome) for each in result.candidates)
+    assert all(sum(each.shares) == pytest.approx(1) for each in result.candidates)
+
+
+def test_a_score_is_the_fisher_potential_of_the_network_drawn_for_it():
+    seen = {}
+
+    def spy(model, images, labels):
+        seen[model.genome] = fisher_potential(model, images, labels)
+        return seen[model.genome]
+
+    result = search(SPACE, BUDGET, score=spy, **SMALL)
+    assert seen == {each.genome: each.score for each in search(SPACE, BUDGET, **SMALL).candidates}
+    assert result.best.shares is None
+
+
+def test_depends_on_seed_genome_and_draw_never_on_order_or_worker():
+    few = {each.genome: each.draws for each in search(SPACE, BUDGET, draws=2, **SMALL).candidates}
+    random_before = torch.get_rng_state()
+    many = {each.genome: each.draws for each in search(SPACE, BUDGET, samples=9, batch_size=4).candidates}
+    assert torch.equal(torch.get_rng_state(), random_before)
+    parallel = {each.genome: each.draws for each in search(SPACE, BUDGET, draws=2, workers=2, **SMALL).candidates}
+    other = {each.genome: each.draws for each in search(SPACE, BUDGET, seed=1, **SMALL).candidates}
+    assert few == parallel
+    assert few.keys() <= many.keys()
+    assert all(many[genome][0] == draws[0] != draws[1] for genome, draws in few.items())
+    assert few.keys() != other.keys()
+
+
+def test_scores_exactly_the_genomes_given(tmp_path):
+    record = tmp_path / "record.jsonl"
+    sampled = search(SPACE, BUDGET, record=record, **SMALL)
+    genomes = SPACE.sample(6, BUDGET)
+    # Each once, in any spelling and order, as the search that samples scores them; its record serves too.
+    spelled = [genome.replace(",", " , ") for genome in [*reversed(genomes), genomes[0]]]
+    assert search(SPACE, BUDGET, genomes=spelled, batch_size=4) == sampled
+    before = record.read_bytes()
+    assert search(SPACE, BUDGET, genomes=iter(genomes), batch_size=4, record=record, resume=True) == sampled
+    assert record.read_bytes() == before
+
+
+def test_the_seed_of_given_genomes_is_that_of_weights_and_minibatch():
+    genomes = SPACE.sample(6, BUDGET, seed=0)
+    one, other = (search(SPACE, BUDGET, genomes=genomes, seed=seed, batch_size=4, refine=1) for seed in (0, 1))
+    assert one == search(SPACE, BUDGET, seed=0, refine=1, **SMALL)
+    assert {each.genome for each in one.candidates} == {each.genome for each in other.candidates}
+    assert not {draw for each in one.candidates for draw in each.draws} & {
+        draw for each in other.candidates for draw in each.draws
+    }
+
+
+def test_given_genomes_need_no_budget():
+    result = search(SPACE, None, genomes=["2xS/S, S/2xS", "2xW1/2xB2/2xG4", "2xS/2xS/2xS"], batch_size=4)
+    assert sorted(each.genome for each in result.candidates) == ["2xS/2xS/2xS", "2xW1/2xB2/2xG4"]
+
+
+@pytest.mark.parametrize(
+    ("genomes", "error", "message"),
+    [
+        ([], ValueError, "no genomes to score; give at least one"),
+        (
+            ["2xS/2xS/2xS"],
+            BudgetError,
+            "genome 1 of those to score, 2xS/2xS/2xS, has 175,066 parameters, .*; the budget",
+        ),
+        (["3xS/2xS/2xS"], GenomeError, "genome 1 of those to score: blockswap_wrn16_1 has stages of 2, 2 and 2 blocks"),
+        (["S,G2/2xS/2xS"], GenomeError, "genome 1 of those to score: stage 1, block 2 'G2': not in this search space"),
+    ],
+)
+def test_refuses_genomes_that_do_not_fit(tmp_path, genomes, error, message):
+    with pytest.raises(error, match=message):
+        search(SPACE, BUDGET, genomes=genomes, record=tmp_path / "record.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_draws_are_averaged_as_logarithms():
+    best = search(SPACE, BUDGET, draws=3, **SMALL).best
+    assert math.log(best.score) == pytest.approx(sum(map(math.log, best.draws)) / 3)
+
+
+def test_takes_tensors_and_minibatches():
+    minibatches = noise_minibatch(SPACE, 4, parts=affordable_parts(SPACE, 4))
+    expected = search(SPACE, BUDGET, draws=2, **SMALL).candidates
+    assert search(SPACE, BUDGET, 6, draws=2, data=minibatches).candidates == expected
+    # A pair of tensors is one minibatch.
+    firsts = {each.genome: each.draws[0] for each in expected}
+    result = search(SPACE, BUDGET, 6, data=minibatches.part(0))
+    assert {each.genome: each.score for each in result.candidates} == firsts
+
+
+def test_refines_by_default_and_computes_in_the_fastest_type(tmp_path):
+    record = tmp_path / "record.jsonl"
+    result = blockswap_models.search(SPACE, BUDGET, samples=16, batch_size=4, record=record)
+    assert [len(each.draws) for each in result.candidates] == [64] + 3 * [4] + 12 * [1]
+    assert read_record(record)[0]["dtype"] == str(fast_dtype()).removeprefix("torch.")
+    other = next(dtype for dtype in (torch.float32, torch.bfloat16) if dtype != fast_dtype())
+    with pytest.raises(RecordError, match=f"another search: dtype .* there, .*{other}".replace("torch.", "")):
+        search(SPACE, BUDGET, samples=16, batch_size=4, dtype=other, record=record, resume=True)
+
+
+def test_resnet_branches_do_not_start_at_zero():
+    space = SearchSpace("resnet18", ["S", "G4"], num_classes=10, image_size=32)
+    assert search(space, Budget(params=(0, None)), samples=2, batch_size=4).best.score > 0
+
+
+class Broken(Exception):
+    pass
+
+
+def failing_after(number):
+    calls = []
+
+    def score(model, images, labels):
+        calls.append(model)
+        if len(calls) > number:
+            raise Broken
+        return fisher_potential(model, images, labels)
+
+    score.__name__ = "fisher_potential"
+    return score
+
+
+def test_resumes_to_the_same_record(tmp_path):
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    score = failing_after(99)
+    expected = search(SPACE, BUDGET, score=score, draws=2, record=whole, **SMALL)
+    for number in (4, 3):
+        with pytest.raises(Broken):
+            search(SPACE, BUDGET, score=failing_after(number), draws=2, record=parts, resume=number == 3, **SMALL)
+    # A kill in the middle of a line.
+    parts.write_bytes(parts.read_bytes()[:-7])
+    calls = failing_after(6)
+    assert search(SPACE, BUDGET, score=calls, draws=2, record=parts, resume=True, **SMALL) == expected
+    assert parts.read_bytes() == whole.read_bytes()
+    # Nothing is left to score.
+    assert search(SPACE, BUDGET, score=failing_after(0), draws=2, record=parts, resume=True, **SMALL) == expected
+
+
+def test_a_record_can_be_extended(tmp_path):
+    record = tmp_path / "record.jsonl"
+    search(SPACE, BUDGET, record=record, **SMALL)
+    more = {"samples": 9, "batch_size": 4, "draws": 2}
+    assert search(SPACE, BUDGET, record=record, resume=True, **more) == search(SPACE, BUDGET, **more)
+    assert search(SPACE, BUDGET, record=record, resume=True, **SMALL) == search(SPACE, BUDGET, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, "seed 0 there, 1 here"),
+        ({"batch_size": 5}, 'data "1/f noise, 16 minibatches of 4 images" there, "1/f noise, 16 minibatches of 5 '),
+    ],
+)
+def test_refuses_the_record_of_another_search(tmp_path, change, said):
+    record = tmp_path / "record.jsonl"
+    search(SPACE, BUDGET, record=record, **SMALL)
+    before = record.read_bytes()
+    with pytest.raises(RecordError, match=f"is the record of another search: {said}"):
+        search(SPACE, BUDGET, record=record, resume=True, **{**SMALL, **change})
+    with pytest.raises(RecordError, match=r"exists; go on with it \(--resume\), or write another name"):
+        search(SPACE, BUDGET, record=record, **SMALL)
+    assert record.read_bytes() == before
+
+
+def test_scores_that_are_not_finite_stand_last_and_are_kept(tmp_path):
+    record = tmp_path / "record.jsonl"
+    broken = search(SPACE, BUDGET, **SMALL).best.genome
+
+    def score(model, images, labels):
+        return math.nan if model.genome == broken else fisher_potential(model, images, labels)
+
+    result = search(SPACE, BUDGET, score=score, record=record, **SMALL)
+    assert result.candidates[-1].genome == broken
+    assert math.isnan(result.candidates[-1].score)
+    _, rows = read_record(record)
+    assert [row["genome"] for row in rows if row["score"] is None] == [broken]
+    assert search(SPACE, BUDGET, score=score, record=record, resume=True, **SMALL).best == result.best
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_finite_score_is_an_error_that_loses_nothing(tmp_path, value):
+    record = tmp_path / "record.jsonl"
+    with pytest.raises(SearchError, match="none of 6 scores is finite; look at the data, or choose another score"):
+        search(SPACE, BUDGET, score=lambda *_: value, record=record, **SMALL)
+    assert len(read_record(record)[1]) == 6
+
+
+def test_nan_images_give_no_finite_score():
+    images = torch.full((4, 3, 32, 32), math.nan)
+    with pytest.raises(SearchError, match="none of 6 scores is finite"):
+        search(SPACE, BUDGET, 6, data=(images, torch.arange(4)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": 0}, "samples is at least 1, not 0"),
+        ({"draws": 0}, "draws is at least 1, not 0"),
+        ({"workers": 0}, "workers is at least 1, not 0"),
+        ({"seed": -1}, "seed is 0 or more, not -1"),
+    ],
+)
+def test_arguments_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        search(SPACE, BUDGET, **{**SMALL, **arguments})
+
+
+def test_a_budget_that_cannot_be_met_leaves_no_record(tmp_path):
+    with pytest.raises(BudgetError, match="no genome of blockswap_wrn16_1 meets"):
+        search(SPACE, Budget(params=10), record=tmp_path / "record.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+COMMAND = "search wrn16_1 --params 60k --samples 150 --batch-size 64 --workers 2 --json".split()
+
+
+def start(record, *more):
+    arguments = [sys.executable, "-m", "blockswap_models", *COMMAND, "--refine", "0", "--out", str(record), *more]
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell lets what it starts in the background ignore Ctrl-C, and that is handed down to here.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def test_refinement_gives_the_leaders_more_draws(tmp_path):
+    record = tmp_path / "record.jsonl"
+    once = search(SPACE, BUDGET, samples=16, batch_size=4)
+    result = search(SPACE, BUDGET, samples=16, batch_size=4, refine=2, record=record)
+    assert [len(each.draws) for each in result.candidates] == [16] + 3 * [4] + 12 * [1]
+    leaders = {each.genome for each in once.candidates[:4]}
+    assert {each.genome for each in result.candidates[:4]} == leaders
+    assert [each.draws[0] for each in result.candidates[4:]] == [each.score for each in once.candidates[4:]]
+    many = search(SPACE, BUDGET, samples=16, batch_size=4, draws=16)
+    assert result.best in many.candidates
+    # Stopped anywhere, and resumed.
+    lines = record.read_bytes().splitlines(keepends=True)
+    for number in (5, 20, 30):
+        stopped = tmp_path / f"{number}.jsonl"
+        stopped.write_bytes(b"".join(lines[:number]))
+        again = search(SPACE, BUDGET, samples=16, batch_size=4, refine=2, record=stopped, resume=True)
+        assert again == result
+        assert stopped.read_bytes() == record.read_bytes()
+
+
+def test_the_result_states_its_confidence():
+    assert search(SPACE, BUDGET, **SMALL).rivals is None
+    result = search(SPACE, BUDGET, draws=8, **SMALL)
+    logs = [math.log(draw) for draw in result.best.draws]
+    deviation = (sum((log - sum(logs) / 8) ** 2 for log in logs) / 7) ** 0.5
+    assert math.log(result.best.spread) == pytest.approx(deviation / 8**0.5)
+    within = [
+        each for each in result.candidates[1:] if each.score * each.spread >= result.best.score / result.best.spread
+    ]
+    assert result.rivals == len(within)
+
+
+@pytest.mark.parametrize("kind", [ProcessPoolExecutor, ThreadPoolExecutor])
+def test_any_executor_gives_the_same_answer(kind):
+    expected = search(SPACE, BUDGET, refine=1, **SMALL)
+    with kind(2) as executor:
+        assert search(SPACE, BUDGET, refine=1, executor=executor, **SMALL) == expected
+        # The same workers, another search.
+        other = search(SPACE, BUDGET, seed=1, executor=executor, **SMALL)
+    assert other == search(SPACE, BUDGET, seed=1, **SMALL)
+
+
+def square(task):
+    time.sleep(0.02)
+    return os.getpid(), task**2
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_every_worker_learns_the_job_and_works(known):
+    shared = Shared(square)
+    start = local_workers(3, shared) if known else ProcessPoolExecutor(3)
+    with start as executor:
+        results = list(map_in_order(shared, range(600), executor))
+    assert [value for _, value in results] == [number**2 for number in range(600)]
+    # Each of three workers does its part.
+    assert all(count > 100 for count in Counter(worker for worker, _ in results).values())
+    assert len({worker for worker, _ in results}) == 3
+
+
+def test_what_workers_cannot_be_sent():
+    with pytest.raises(ValueError, match="what workers compute must be importable, such as a function of a module"):
+        search(SPACE, BUDGET, score=lambda *_: 1.0, workers=2, **SMALL)
+
+
+AFTER_EXPORT = """
+import torch
+from blockswap_models import Budget, SearchSpace, search
+
+def main():
+    torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.ones(1, requires_grad=True).backward()
+    small = {"samples": 2, "refine": 0, "batch_size": 4}
+    results = [search(SearchSpace("wrn16_1"), Budget(params=60_000), workers=workers, **small) for workers in (1, 2)]
+    assert results[0].candidates == results[1].candidates
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_workers_compute_gradients_also_where_forks_cannot(tmp_path):
+    (tmp_path / "script.py").write_text(AFTER_EXPORT)
+    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=120)
+
+
+def dies_once(folder, model, images, labels):
+    if not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return fisher_potential(model, images, labels)
+
+
+def test_a_worker_that_dies_loses_no_score(tmp_path):
+    record = tmp_path / "record.jsonl"
+    score = functools.partial(dies_once, tmp_path)
+    with pytest.raises(WorkerError, match=r"a worker died, perhaps for want of memory; go on \(--resume\) with fewer"):
+        search(SPACE, BUDGET, score=score, workers=2, record=record, **SMALL)
+    result = search(SPACE, BUDGET, score=score, workers=2, record=record, resume=True, **SMALL)
+    assert [each.score for each in result.candidates] == [
+        each.score for each in search(SPACE, BUDGET, **SMALL).candidates
+    ]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_and_resumed_gives_the_same_answer(tmp_path, how):
+    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
+    first = start(stopped)
+    until = time.monotonic() + 60
+    while not (stopped.exists() and stopped.read_bytes().count(b"\n") > 3) and time.monotonic() < until:
+        time.sleep(0.01)
+    lines = stopped.read_bytes().count(b"\n")
+    os.kill(first.pid, how)
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == (130 if how == signal.SIGINT else -9), f"at line {lines} of 151: {errors}"
+    if how == signal.SIGINT:
+        assert errors.splitlines()[-1].startswith(
+            "blockswap search: interrupted; go on with the same command and --resume"
+        )
+        assert "Traceback" not in errors
+    assert stopped.read_bytes().count(b"\n") < 151, "it was done before it was stopped"
+    resumed, uninterrupted = start(stopped, "--resume"), start(whole)
+    answers = [json.loads(each.communicate(timeout=120)[0]) for each in (resumed, uninterrupted)]
+    assert answers[0]["top"] == answers[1]["top"]
+    assert stopped.read_bytes() == whole.read_bytes()

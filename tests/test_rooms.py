@@ -1,0 +1,89 @@
+"""The order of the rooms of the package: each imports only from those that it may."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import blockswap_models
+
+PACKAGE = Path(blockswap_models.__file__).parent
+# What each room may import. A folder is a room, and so are these modules at the top: three make up the core.
+CORE = ("genome", "layout", "budget")
+MAY_IMPORT = {
+    "core": set(),
+    "nets": {"core"},
+    "data": {"core", "nets"},
+    "zoo": {"core", "nets", "data"},
+    "searching": {"core", "nets", "data", "zoo"},
+    "training": {"core", "nets", "data", "zoo"},
+    "detection": {"core", "nets", "data", "zoo", "searching", "training"},
+    "export": {"core", "nets", "data", "zoo", "searching", "training"},
+    "cli": {"core", "nets", "data", "zoo", "searching", "training", "detection", "export"},
+    "__main__": {"cli"},
+}
+# These need the standard library only, so that help, mistakes and records are answered at once.
+LIGHT = (
+    *CORE,
+    *("zoo.genomes", "zoo.cards", "searching.latency", "searching.candidates", "searching.record", "training.recipes"),
+    *("cli.main", "cli.options"),
+)
+# `__init__` says which module has each public name, and loads those that need torch when they are asked for.
+FILES = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def room_of(name: str) -> str:
+    """The room of a module, by its dotted name within the package."""
+    first = name.partition(".")[0]
+    return "core" if first in CORE else first
+
+
+def imported_rooms(source: str, package: str = "") -> set[str]:
+    """The rooms that a module in a room (`package`) imports, wherever in it: also for types, also in functions."""
+    rooms = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            here = [*filter(None, ["blockswap_models", *package.split(".")])]
+            base = [*here[: len(here) + 1 - node.level]] if node.level else []
+            base += [node.module] if node.module else []
+            names = [".".join([*base, alias.name]) for alias in node.names]
+        else:
+            continue
+        inner = [name.partition(".")[2] for name in names if name.partition(".")[0] == "blockswap_models"]
+        # Every room may know the version. Public names of the package would hide which room they come from.
+        rooms |= {room_of(name) for name in inner if name != "__version__"}
+    return rooms
+
+
+def test_every_module_has_a_room() -> None:
+    assert {room_of(".".join(path.with_suffix("").parts)) for path in FILES} == set(MAY_IMPORT)
+
+
+def test_imports_are_seen_however_they_are_written() -> None:
+    source = "from .. import genome, __version__\nimport blockswap_models.nets.cost\nif 1:\n  from . import space"
+    assert imported_rooms(source, "searching") == {"core", "nets", "searching"}
+    source = (
+        "def later():\n  from ..zoo.genomes import GENOMES\n  from .cifar import read_cifar\n  from .. import search"
+    )
+    assert imported_rooms(source, "data") == {"zoo", "data", "search"}
+    source = "from .budget import Cost\nfrom blockswap_models import zoo\nimport torch.export, genome\nimport json.data"
+    assert imported_rooms(source) == {"core", "zoo"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_module_imports_only_from_rooms_that_it_may(path: Path) -> None:
+    package = ".".join(path.parent.parts)
+    room = room_of(".".join(path.with_suffix("").parts))
+    assert imported_rooms((PACKAGE / path).read_text(encoding="utf-8"), package) <= {room, *MAY_IMPORT[room]}
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_text_and_records_need_no_torch(module: str) -> None:
+    heavy = "{'torch', 'timm', 'numpy'}"
+    script = f"import sys, blockswap_models.{module}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,302 @@
+"""Weights with their cards: made from a run, pushed, loaded again, refused when they are not what their card says."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from blockswap_models import count, save_pretrained
+from blockswap_models.cli.main import main
+from blockswap_models.cli.share import _command_of
+from blockswap_models.searching.probe_images import noise_minibatch
+from blockswap_models.searching.space import SearchSpace
+from blockswap_models.zoo.cards import WeightsError, check_weights, read_card, shipped
+from blockswap_models.zoo.genomes import GENOMES
+
+GENOME = "2xW1/2xB2W1/2xW1"
+TRAIN = f"train wrn16_1 --genome {GENOME} --data torch/cifar10 --epochs 1 --batch-size 8 --seed 3 --device cpu"
+
+
+def run(capsys, *arguments):
+    status = main([str(each) for each in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """The card of a network trained for a moment on noise; its weights lie beside it, its run in the folder `run`."""
+    folder = tmp_path_factory.mktemp("packed")
+
+    def read(root, name="cifar10", train=True):
+        minibatch = noise_minibatch(SearchSpace("wrn16_1"), 32 if train else 24, int(train))
+        return (minibatch.images * 50 + 128).clamp(0, 255).byte(), minibatch.labels
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blockswap_models.training.loaders.read_cifar", read)
+        patch.setattr("blockswap_models.training.evaluate.read_cifar", read)
+        assert main([*TRAIN.split(), "--data-dir", str(folder), "--out", str(folder / "run")]) == 0
+        pack = ["pack", folder / "run", "--tag", "noise", "--data-dir", folder, "--out", folder, "--device", "cpu"]
+        assert main([str(each) for each in pack]) == 0
+    return folder / "blockswap_wrn16_1.noise.json"
+
+
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        (
+            {"compile": "default", "processes": 4},
+            "torchrun --nproc-per-node=4 -m blockswap_models train wrn16_1 --out wrn16_1 --compile",
+        ),
+        ({"teacher": "wrn16_2", "teacher_weights": "sha256 0"}, "--teacher wrn16_2 --teacher-checkpoint TEACHER"),
+        (
+            {"teacher": "blockswap_wrn16_2.cifar10", "teacher_weights": "sha256 0"},
+            "--teacher blockswap_wrn16_2.cifar10",
+        ),
+        ({"students": ["wrn16_1", "blockswap_wrn40_1"]}, "blockswap train wrn16_1 wrn40_1 --out students"),
+        ({"amp": "bfloat16", "ema": 0.9, "channels_last": True}, "--amp bfloat16 --ema 0.9 --channels-last"),
+    ],
+)
+def test_the_command_of_a_run(packed, changes, command):
+    summary = json.loads((packed.parent / "run" / "summary.json").read_text()) | changes
+    always = f" --data torch/cifar10 --data-dir DATA|--genome {GENOME} |--epochs 1 --batch-size 8 |--seed 3 ?"
+    found = re.sub(always, "", _command_of(summary))
+    plain = "" if command.startswith(("blockswap", "torchrun")) else "blockswap train wrn16_1 --out wrn16_1 "
+    assert found.strip() == plain + command
+
+
+def test_weights_beyond_the_range_of_half_precision_are_refused(capsys, packed, tmp_path):
+    shutil.copytree(packed.parent / "run", tmp_path / "run")
+    tensors = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
+    tensors["fc.bias"][0] = 1e5
+    safetensors.torch.save_file(tensors, tmp_path / "run" / "model.safetensors")
+    status, _, err = run(capsys, "pack", tmp_path / "run", "--tag", "x", "--out", tmp_path / "packed")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "are too large for float16, or not finite" in err
+    assert not (tmp_path / "packed").exists()
+
+
+def load(path):
+    return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+
+
+def images():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_card_says_what_was_trained_and_what_is_in_the_file(packed):
+    card, summary = read_card(packed), json.loads((packed.parent / "run" / "summary.json").read_text())
+    weights = packed.with_suffix(".safetensors")
+    assert card["name"] == "blockswap_wrn16_1.noise"
+    for key in ("genome", "params", "macs", "recipe", "seed", "versions", "hardware", "seconds", "data", "teacher"):
+        assert card[key] == summary[key]
+    assert card["test"]["float32"] == {key: summary[key] for key in ("top1_error", "top5_error")}
+    assert (card["test"]["images"], card["file"]["bytes"]) == (24, weights.stat().st_size)
+    assert card["command"] == (
+        f"blockswap train wrn16_1 --data torch/cifar10 --data-dir DATA --out wrn16_1 --genome {GENOME} "
+        "--epochs 1 --batch-size 8 --seed 3"
+    )
+    tensors = safetensors.torch.load_file(weights)
+    whole = safetensors.torch.load_file(packed.parent / "run" / "model.safetensors")
+    halved = {name for name, each in tensors.items() if each.dtype == torch.float16}
+    assert halved == {name for name, _ in timm.create_model("blockswap_wrn16_1", genome=GENOME).named_parameters()}
+    # Statistics of BN, which float16 may not hold.
+    assert {tensors[name].dtype for name in whole if "running" in name} == {torch.float32}
+    assert all(torch.equal(tensors[name], whole[name].to(tensors[name].dtype)) for name in whole)
+    # It is half as long, and the numbers are those that were tested.
+    assert weights.stat().st_size < 0.6 * (packed.parent / "run" / "model.safetensors").stat().st_size
+    assert card["test"]["float16"].keys() == card["test"]["float32"].keys()
+
+
+def test_packed_weights_load_as_a_file(packed):
+    overlay = {"file": str(packed.with_suffix(".safetensors"))}
+    model = timm.create_model("blockswap_wrn16_1", pretrained=True, genome=GENOME, pretrained_cfg_overlay=overlay)
+    assert {each.dtype for each in model.parameters()} == {torch.float32}
+    whole = safetensors.torch.load_file(packed.parent / "run" / "model.safetensors")
+    assert torch.equal(model.conv1.weight, whole["conv1.weight"].half().float())
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "altered":
+        content[-1] ^= 1
+    else:
+        del content[-100:]
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["altered", "truncated"])
+def test_damaged_weights_are_refused(packed, tmp_path, how):
+    weights = tmp_path / "net.safetensors"
+    shutil.copy(packed.with_suffix(".safetensors"), weights)
+    shutil.copy(packed, tmp_path / "net.json")
+    check_weights(weights)
+    damage(weights, how)
+    said = "it was altered" if how == "altered" else r"[\d,]+ of [\d,]+ bytes are there"
+    overlay = {"file": str(weights)}
+    with pytest.raises(WeightsError, match=f"net.safetensors' are not those of their card: {said} .*; get them again"):
+        timm.create_model("blockswap_wrn16_1", pretrained=True, genome=GENOME, pretrained_cfg_overlay=overlay)
+    weights.unlink()
+    with pytest.raises(WeightsError, match=r"no weights .* though there is their card"):
+        check_weights(weights)
+
+
+def test_a_pushed_folder_gives_the_network_back(capsys, packed, tmp_path):
+    folder = tmp_path / "net"
+    assert run(capsys, "push", packed, "--out", folder)[0] == 0
+    assert sorted(each.name for each in folder.iterdir()) == [
+        "README.md",
+        "card.json",
+        "config.json",
+        "model.safetensors",
+    ]
+    model = load(folder)
+    assert (str(model.genome), model.num_classes) == (GENOME, 10)
+    tensors = safetensors.torch.load_file(packed.with_suffix(".safetensors"))
+    assert all(torch.equal(each, tensors[name].to(each.dtype)) for name, each in model.state_dict().items())
+    card, readme = read_card(folder / "card.json"), (folder / "README.md").read_text()
+    assert card["test"] == read_card(packed)["test"]
+    for fact in (GENOME, card["command"], card["file"]["sha256"], f"{card['test']['float16']['top1_error']:.2f} %"):
+        assert fact in readme
+    assert re.match(r"---\nlibrary_name: timm\n", readme)
+    damage(folder / "model.safetensors", "altered")
+    with pytest.raises(WeightsError, match="it was altered"):
+        load(folder)
+    status, _, err = run(capsys, "push", packed, "--out", folder)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is not empty; write a new folder (--out)" in err
+
+
+def test_new_weights_in_a_folder_are_not_held_to_an_old_card(packed, tmp_path):
+    main(["push", str(packed), "--out", str(tmp_path / "net")])
+    model = load(tmp_path / "net")
+    torch.nn.init.zeros_(model.fc.bias)
+    save_pretrained(model, tmp_path / "net")
+    assert not (tmp_path / "net" / "card.json").exists()
+    assert torch.equal(load(tmp_path / "net")(images()), model(images()))
+    with pytest.raises(WeightsError, match="has no error of float64 weights"):
+        save_pretrained(model.double(), tmp_path / "net", card=read_card(packed))
+    assert not [each for each in (tmp_path / "net").iterdir() if each.is_dir()], "it left a temporary folder"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A repository of the Hub that has been downloaded, without network: its folder."""
+    folder = tmp_path / "hub" / "models--someone--net"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return folder / "snapshots" / ("0" * 40)
+
+
+def test_the_hub_gives_the_network_back(capsys, packed, hub, tmp_path):
+    assert run(capsys, "push", packed, "--out", hub)[0] == 0
+    name, kwargs = "hf-hub:someone/net", {"pretrained": True, "cache_dir": tmp_path / "hub"}
+    model = timm.create_model(name, **kwargs).eval()
+    assert torch.equal(model(images()), load(hub)(images()))
+    assert timm.create_model(name, **kwargs, num_classes=3).num_classes == 3
+    damage(hub / "model.safetensors", "truncated")
+    with pytest.raises(WeightsError, match="bytes are there"):
+        timm.create_model(name, **kwargs)
+
+
+def test_nothing_but_safetensors_comes_from_the_hub(monkeypatch, packed, hub, tmp_path):
+    main(["push", str(packed), "--out", str(hub)])
+
+    def gone(repository, filename, **_):
+        if filename.endswith(".safetensors"):
+            raise huggingface_hub.errors.EntryNotFoundError("404")
+        return hub / filename
+
+    monkeypatch.setattr("blockswap_models.zoo.blockswap.hf_hub_download", gone)
+    with pytest.raises(WeightsError, match=r"someone/net has no model.safetensors, and nothing else is loaded"):
+        timm.create_model("hf-hub:someone/net", pretrained=True, cache_dir=tmp_path / "hub")
+
+
+class FakeHub:
+    """Takes what would be uploaded."""
+
+    def __init__(self):
+        self.calls = FakeHub.calls = {}
+
+    def create_repo(self, name, **kwargs):
+        self.calls["made"] = (name, kwargs)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        self.calls["files"] = {each.name: each.read_bytes() for each in Path(folder_path).iterdir()}
+
+
+def test_a_push_to_the_hub(capsys, monkeypatch, packed):
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    status, out, _ = run(capsys, "push", packed, "--repo", "someone/net", "--private")
+    assert (status, out) == (0, "someone/net: timm.create_model('hf-hub:someone/net', pretrained=True)\n")
+    assert FakeHub.calls["made"] == ("someone/net", {"private": True, "exist_ok": True})
+    assert FakeHub.calls["files"].keys() == {"README.md", "card.json", "config.json", "model.safetensors"}
+    assert b'timm.create_model("hf-hub:someone/net", pretrained=True)' in FakeHub.calls["files"]["README.md"]
+
+    def refuse(*_, **__):
+        raise huggingface_hub.errors.LocalTokenNotFoundError("Token is required.\nLog in.")
+
+    monkeypatch.setattr(FakeHub, "create_repo", refuse)
+    status, _, err = run(capsys, "push", packed, "--repo", "someone/net")
+    assert (status, err) == (2, "blockswap push: the Hub did not take someone/net: Token is required.\n")
+
+
+def test_mistakes_are_one_line(capsys, packed, tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+    run_folder = packed.parent / "run"
+    for arguments, message in [
+        (["push", "wrn16_1.nothing", "--out", tmp_path / "x"], "no weights 'wrn16_1.nothing' in the zoo; write "),
+        (["push", tmp_path / "other.json", "--out", tmp_path / "x"], "is no card of weights; write one that"),
+        (["push", tmp_path / "none.json", "--out", tmp_path / "x"], "cannot read the card"),
+        (["push", packed, "--repo", "net"], "a repository is USER/NAME, not 'net' (--repo)"),
+        (["push", packed, "--out", tmp_path / "x", "--private"], "--private is for a repository on the Hub"),
+        (["pack", tmp_path, "--tag", "x", "--out", tmp_path], "no finished run in"),
+        (["pack", run_folder, "--tag", "a.b", "--out", tmp_path], "a tag has neither dots nor slashes; 'a.b' has"),
+        (["pack", run_folder, "--tag", "noise", "--out", packed.parent], "already; write another --tag or --out"),
+    ]:
+        status, out, err = run(capsys, *arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+    assert not (tmp_path / "x").exists()
+
+
+# -- what comes with the package -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_weights_are_those_of_their_cards(name):
+    weights = shipped()[name]
+    card = read_card(weights.with_suffix(".json"))
+    check_weights(weights)
+    entry = name.partition(".")[0]
+    assert (card["name"], card["genome"]) == (name, GENOMES[entry])
+    assert name in timm.list_pretrained("blockswap_*")
+    model = timm.create_model(name, pretrained=True)
+    cost = count(model)
+    assert (card["params"], card["macs"]) == (cost.params, cost.macs)
+    assert card["file"]["dtype"] == "float16"
+    # What is shipped loses next to nothing by its precision.
+    errors = card["test"]
+    assert abs(errors["float16"]["top1_error"] - errors["float32"]["top1_error"]) < 0.1
+    assert errors["images"] == 10_000
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_weights_have_the_error_of_their_cards(capsys, data_dir, name):
+    arguments = ["--data", "torch/cifar10", "--data-dir", data_dir, "--images", 1000, "--device", "cpu", "--json"]
+    status, out, err = run(capsys, "evaluate", name, *arguments)
+    assert status == 0, err
+    card = read_card(shipped()[name].with_suffix(".json"))
+    error, images = card["test"]["float16"]["top1_error"], 1000
+    # On a tenth of the images, so within three standard deviations of it.
+    deviation = 100 * (error / 100 * (1 - error / 100) / images) ** 0.5
+    assert abs(json.loads(out)["top1_error"] - error) < 3 * deviation
