@@ -27,7 +27,7 @@ from ..data.statistics import CIFAR10, IMAGENET
 from ..genome import Genome, GenomeError
 from ..layout import Layout
 from ..nets.networks import ResNet, WideResNet
-from .cards import CARD, Card, WeightsError, check_weights, describe, model_card, shipped
+from .cards import CARD, Card, MissingWeightsError, WeightsError, check_weights, describe, model_card, shipped
 from .genomes import GENOMES
 
 __all__ = ["COMMON", "create", "save_pretrained"]
@@ -71,6 +71,8 @@ def create(name: str, own: Genome, pretrained: bool, genome: Genome | str | None
         raise GenomeError(
             f"{name} has pretrained weights for the genome '{source}' only, not for '{genome}'; write pretrained=False"
         )
+    if pretrained and source is None and not _weights_named(**kwargs):
+        raise MissingWeightsError(name)
     if pretrained:
         _check_weights(name, **kwargs)
     features = {"out_indices": tuple(range(len(layout.depths) + 1))}
@@ -99,11 +101,15 @@ def _genome_of_weights(
     """Says which genome the weights have that timm would load; None if there are none, or only their giver knows."""
     if saved := (pretrained_model_args or {}).get("genome"):
         return Genome(saved)
-    # A cfg handed in whole, or another place for the weights.
-    places = [(pretrained_cfg_overlay or {}).get(key) for key in ("state_dict", "file", "url", "hf_hub_id")]
-    if not isinstance(pretrained_cfg, (str, type(None))) or any(places):
+    if _weights_named(pretrained_cfg, pretrained_cfg_overlay):
         return None
     return own if is_model_pretrained(name) else None
+
+
+def _weights_named(pretrained_cfg: Any = None, pretrained_cfg_overlay: dict[str, Any] | None = None, **_: Any) -> bool:
+    """Whether the caller says where weights are: by a cfg handed in whole, or by a place in an overlay."""
+    places = [(pretrained_cfg_overlay or {}).get(key) for key in ("state_dict", "file", "url", "hf_hub_id")]
+    return not isinstance(pretrained_cfg, (str, type(None))) or any(places)
 
 
 def _check_weights(

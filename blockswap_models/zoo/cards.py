@@ -16,6 +16,7 @@ from .genomes import GENOMES
 __all__ = [
     "CARD",
     "Card",
+    "MissingWeightsError",
     "WeightsError",
     "check_weights",
     "describe",
@@ -39,6 +40,21 @@ Card = dict[str, Any]
 
 class WeightsError(ValueError):
     """Weights or a card that cannot be used: says which and what to do."""
+
+
+class MissingWeightsError(WeightsError, RuntimeError):
+    """There are no pretrained weights for a network: a RuntimeError too, as timm's own is."""
+
+    def __init__(self, name: str) -> None:
+        there = ", ".join(dict.fromkeys(each.partition(".")[0] for each in shipped())) or "no entry"
+        short = name.partition(".")[0].removeprefix("blockswap_")
+        students = {"wrn40_2": "wrn40_2", "resnet34": "resnet34.tv_in1k"}
+        teacher = next((f" --teacher {students[each]}" for each in students if short.startswith(f"{each}_")), "")
+        data = "torch/cifar10 --data-dir DATA" if "wrn" in name else "DATA"
+        super().__init__(
+            f"no pretrained weights for {name}; {there} {'has' if there == 'no entry' else 'have'} some, and "
+            f"'blockswap train {short}{teacher} --data {data} --out RUN' trains these"
+        )
 
 
 def shipped() -> dict[str, Path]:
