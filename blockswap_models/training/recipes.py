@@ -144,9 +144,11 @@ _SHORT = Recipe(
     nesterov=True,
     decay_norm=False,
     schedule="one-cycle",
+    warmup=0.1,
     flip="alternate",
     cutout=0,
     small_size=24,
+    small_share=0.7,
 )
 
 RECIPES = {
