@@ -156,8 +156,8 @@ def _classes(root: str | Path, folder: Path) -> tuple[list[str], Path]:
     """Lists the classes that number those of a folder in a dataset, and says where they are."""
     places = [Path(root)]
     # A folder of test images that is named without the dataset that it is a part of.
-    if folder == Path(root) and known_split(folder.resolve().name) in ("val", "test"):
-        places = [folder.resolve().parent]
+    if folder == Path(root) and known_split(folder.absolute().name) in ("val", "test"):
+        places = [folder.absolute().parent]
     for place in places:
         try:
             training = [each for each in splits_in(place) if known_split(each.name) == "train"]

@@ -136,4 +136,5 @@ class ImageFiles(ImageDataset):
             return read_image(file, self.input_img_mode), -1 if label is None else label
 
     def _name(self, index: int) -> str:
-        return self.reader.filename(index, absolute=True)
+        # Not every image of a dataset of the Hugging Face Hub has a file of its own.
+        return self.reader.filename(index, absolute=True) or f"image {index}"
