@@ -67,7 +67,13 @@ def classes_of(name: str, root: str | Path | None = None, split: str | None = "t
         DataError: There is no such folder or split, or it has no classes.
     """
     name, root = find_dataset(name, root)
-    return tuple(_classes(root, find_split(root, split))[0]) if name == "folder" else None
+    if name != "folder":
+        return None
+    folder = find_split(root, split)
+    classes = tuple(_classes(root, folder)[0])
+    if not classes:
+        raise DataError(f"no folders of classes in {_quote(str(folder))}; use a folder of one folder a class (--data)")
+    return classes
 
 
 def open_dataset(

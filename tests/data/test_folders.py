@@ -5,6 +5,7 @@ import logging
 import struct
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,9 +190,9 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def test_a_search_of_a_folder_has_its_classes(tmp_path):
     write(tmp_path, "a/0.png b/0.png c/0.png d/0.png e/0.png")
-    space = SearchSpace("resnet34", num_classes=len(classes_of(str(tmp_path))))
+    space = SearchSpace("resnet34", ["B4W8"], num_classes=len(classes_of(str(tmp_path))))
     # With its 1,000 classes no network of 1 M parameters could be had.
-    assert space.range("params")[0] < 1_000_000 < SearchSpace("resnet34").range("params")[0]
+    assert space.range("params")[0] < 1_000_000 < SearchSpace("resnet34", ["B4W8"]).range("params")[0]
     assert dataset_minibatch(space, str(tmp_path), batch_size=5).labels.max() == 4
 
 
@@ -205,6 +206,12 @@ def test_images_outside_of_the_folders_of_classes_are_refused(tmp_path, files):
         dataset_minibatch(SearchSpace("wrn16_1", ["S"]), str(tmp_path), batch_size=1)
     with pytest.raises(DataError, match=message):
         evaluation_loader(network(2), str(tmp_path), split="train")
+
+
+def test_a_flat_folder_has_no_classes(tmp_path):
+    write(tmp_path, "0.png train/0.png")
+    with pytest.raises(DataError, match=r"^no folders of classes in '.*train'; use a folder of one folder a class"):
+        classes_of(str(tmp_path))
 
 
 def test_hidden_folders_and_files_are_no_classes_and_images(tmp_path):
@@ -423,3 +430,14 @@ def test_an_image_that_cannot_be_transformed_is_named(tmp_path):
     loader.images.transform = fail
     with pytest.raises(DataError, match=r"^'.*cat/0.png': no such size$"):
         list(loader)
+
+
+@pytest.mark.data
+def test_fewer_classes_of_real_images_keep_their_numbers(data_dir):
+    root = data_dir / "imagenet_284"
+    if not root.is_dir():
+        pytest.skip("there is no imagenet_284 in the folder of BLOCKSWAP_DATA")
+    names = sorted(path.name for path in (root / "train").iterdir())
+    reader = open_dataset("folder", str(root), None).reader
+    assert len({label for _, label in reader.samples}) < len(names) == 1000
+    assert all(names[label] == Path(path).parent.name for path, label in reader.samples)
