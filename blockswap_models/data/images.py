@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import IO, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
+from tqdm import tqdm
 
 from ..genome import _quote
 from .errors import DataError
@@ -125,7 +127,11 @@ class ImageFiles(ImageDataset):
         except ImageError as error:
             told[0] += f" ({error})"
         done = "read others in place of" if self.replace else "left out"
-        _logger.warning(f"{done} {len(names):,} image{'s'[: len(names) > 1]} that cannot be read: {', '.join(told)}")
+        # Not in the middle of a progress bar.
+        with tqdm.external_write_mode(file=sys.stderr):
+            _logger.warning(
+                f"{done} {len(names):,} image{'s'[: len(names) > 1]} that cannot be read: {', '.join(told)}"
+            )
 
     def _load(self, index: int) -> tuple[Image.Image, int]:
         try:

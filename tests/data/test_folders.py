@@ -2,9 +2,11 @@
 
 import json
 import logging
+import re
 import struct
 import zlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 from timm.data import create_dataset
 from torch import nn
 from torch._utils import ExceptionWrapper
+from tqdm import tqdm
 
 from blockswap_models import SearchSpace
 from blockswap_models.cli.main import main
@@ -381,8 +384,10 @@ def test_the_warning_is_a_line_of_stderr(tmp_path, capsys, monkeypatch):
     damage(tmp_path / "dog" / "1.png", "truncated")
     # As without the handlers of pytest.
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    evaluate(network(2), evaluation_loader(network(2), str(tmp_path), workers=0))
-    (line,) = capsys.readouterr().err.splitlines()
+    bar = partial(tqdm, mininterval=0)
+    evaluate(network(2), evaluation_loader(network(2), str(tmp_path), workers=0), progress=bar)
+    # The bar is wiped away, and comes back on the next line.
+    (line,) = [line for line in re.split("[\\r\\n]", capsys.readouterr().err) if "left out" in line]
     assert line.startswith("left out 1 image that cannot be read: '")
 
 
