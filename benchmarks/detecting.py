@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from blockswap_models.cli.train import _surroundings
 from blockswap_models.data.coco import CocoObjects, average_precision, detections
+from blockswap_models.data.loader import plain_errors
 from blockswap_models.detection import mask_rcnn
 from blockswap_models.training.distributed import barrier, rank_and_size
 from blockswap_models.training.loop import _set_epoch
@@ -230,7 +231,7 @@ def _train_epoch(
     """Takes the steps of one epoch; returns the mean of the loss and of each of its parts, of this process."""
     model.train()
     sums: dict[str, float] = {}
-    for step, (images, targets) in enumerate(loader):
+    for step, (images, targets) in enumerate(plain_errors(loader)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, epoch, step, len(loader))
         images = [image.to(device) for image in images]
@@ -262,7 +263,8 @@ def evaluate(
     )
     model.eval()
     found: list[dict[str, Any]] = []
-    for image, objects in tqdm(loader, desc="evaluation", disable=rank != 0, mininterval=10, dynamic_ncols=True):
+    with_bar = tqdm(loader, desc="evaluation", disable=rank != 0, mininterval=10, dynamic_ncols=True)
+    for image, objects in plain_errors(with_bar):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = model([image.to(device)])
         found += detections([objects["image_id"]], output)

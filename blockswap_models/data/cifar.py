@@ -13,7 +13,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from ..genome import _quote
 from ..layout import Layout
-from .folders import DataError
+from .errors import DataError
 from .statistics import data_config
 
 __all__ = ["CIFAR_CLASSES", "CifarLoader", "Draws", "augment", "draw", "normalize", "read_cifar"]

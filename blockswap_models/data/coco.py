@@ -10,14 +10,19 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
+from timm.data.readers.reader import Reader
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.ops import box_convert
+
+from .images import ImageError, ImageFiles, read_image
+from .splits import known_split
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
@@ -25,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["AP_NAMES", "CocoLabels", "CocoObjects", "average_precision", "detections", "open_coco"]
 
 AP_NAMES = ("AP", "AP50", "AP75", "APS", "APM", "APL")
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 
 
 def open_coco(root: str | Path, split: str) -> CocoDetection:
@@ -34,27 +38,39 @@ def open_coco(root: str | Path, split: str) -> CocoDetection:
     Raises RuntimeError without pycocotools, ValueError where there is no such split.
     """
     _require_pycocotools()
-    if split not in _SPLITS:
+    known = known_split(split)
+    if known not in ("train", "val"):
         raise ValueError(f"COCO has no split '{split}'; write train or val (--split)")
-    year = f"{_SPLITS[split]}2017"
+    year = f"{known}2017"
     images, annotations = Path(root) / year, Path(root) / "annotations" / f"instances_{year}.json"
     for path in (annotations, images):
         if not path.exists():
             raise ValueError(f"no {path.relative_to(root)} there; fetch it, or write the split that is (--split)")
     with redirect_stdout(io.StringIO()):
-        return CocoDetection(str(images), str(annotations))
+        return _CocoImages(str(images), str(annotations))
 
 
-class CocoLabels(Dataset):
-    """The images of COCO with the category of the largest object in each, as 0 to 79; those without objects are out.
+class _CocoImages(CocoDetection):
+    """COCO as torchvision reads it, with errors that name the image."""
 
-    Crowds are no objects. `class_to_idx` has the numbers by name, in the order of COCO's own.
-    """
+    def _load_image(self, id: int) -> Image.Image:
+        path = self.path(id)
+        try:
+            return read_image(path, "RGB")
+        except ImageError as error:
+            raise ImageError(f"cannot read the image '{path}': {error}") from None
 
-    def __init__(self, root: str | Path, split: str) -> None:
-        self.whole = open_coco(root, split)
-        self.transform: Callable[[Any], Any] | None = None
-        coco = self.whole.coco
+    def path(self, id: int) -> str:
+        """The file of an image."""
+        return str(Path(self.root) / self.coco.imgs[id]["file_name"])
+
+
+class _LargestObjects(Reader):
+    """Reads for timm the images of COCO that have an object, each with the category of its largest."""
+
+    def __init__(self, whole: _CocoImages) -> None:
+        super().__init__()
+        coco = whole.coco
         numbers = {each: number for number, each in enumerate(sorted(coco.cats))}
         self.class_to_idx = {coco.cats[each]["name"]: number for each, number in numbers.items()}
         largest: dict[int, dict[str, Any]] = {}
@@ -62,18 +78,30 @@ class CocoLabels(Dataset):
             if not each["iscrowd"] and each["area"] > largest.get(each["image_id"], {"area": 0})["area"]:
                 largest[each["image_id"]] = each
         self.samples = [
-            (place, numbers[largest[image]["category_id"]])
-            for place, image in enumerate(self.whole.ids)
-            if image in largest
+            (whole.path(image), numbers[largest[image]["category_id"]]) for image in whole.ids if image in largest
         ]
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        place, label = self.samples[index]
-        image = self.whole._load_image(self.whole.ids[place])
-        return image if self.transform is None else self.transform(image), label
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+        path, label = self.samples[index]
+        return open(path, "rb"), label
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = Path(self.samples[index][0])
+        return str(path) if absolute else path.name
+
+
+class CocoLabels(ImageFiles):
+    """The images of COCO with the category of the largest object in each, as 0 to 79; those without objects are out.
+
+    Crowds are no objects. `class_to_idx` has the numbers by name, in the order of COCO's own.
+    """
+
+    def __init__(self, root: str | Path, split: str, input_img_mode: str = "RGB", replace: bool = False) -> None:
+        super().__init__(str(root), _LargestObjects(open_coco(root, split)), input_img_mode, replace)
+        self.class_to_idx = self.reader.class_to_idx
 
 
 class CocoObjects(Dataset):

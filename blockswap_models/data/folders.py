@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset
+from timm.data import ImageDataset, create_dataset
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.utils.misc import natural_key
 
 from ..genome import _quote
 from .coco import CocoLabels
+from .errors import DataError
+from .images import IMAGE_MODES, ImageFiles, image_extensions
+from .splits import find_split, known_split, splits_in
 
-__all__ = ["IMAGE_MODES", "DataError", "find_dataset", "open_dataset"]
+__all__ = ["IMAGE_MODES", "DataError", "classes_of", "find_dataset", "open_dataset"]
 
-# How an image of so many channels is read, in the terms of PIL.
-IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-class DataError(ValueError):
-    """Data that cannot be read or does not fit the network: says what is wrong and what to write."""
+# Datasets of torchvision that have these two splits; timm takes any name but train's for the second.
+_TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
 
 
 def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
-    """Says which dataset is meant, and the folder that holds it: `name` may be a folder itself; raises DataError."""
+    """Says which dataset is meant, and the folder that holds it.
+
+    Args:
+        name: A name of timm's, `coco`, `folder`, or a folder itself.
+        root: The folder that holds the dataset, unless the name is a folder.
+
+    Returns:
+        The name of the dataset and its folder.
+
+    Raises:
+        DataError: There is no such folder.
+    """
     if root is None and Path(name).is_dir():
         # One folder a class is not how COCO lies.
         name, root = "coco" if any(Path(name).glob("annotations/instances_*2017.json")) else "folder", name
@@ -31,18 +46,148 @@ def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
         )
     if not Path(root).is_dir():
         raise DataError(f"no data folder {_quote(str(root))}; write the folder that holds {name} (--data-dir)")
-    return name, str(root)
+    # torchvision's reader of folders has other rules than this one.
+    return "folder" if name.lower() in ("folder", "torch/folder", "torch/image_folder") else name, str(root)
 
 
-def open_dataset(name: str, root: str, split: str, **kwargs: Any) -> Any:
-    """Opens a dataset with timm, arguments as of its `create_dataset`; nothing is downloaded; raises DataError.
+def classes_of(name: str, root: str | Path | None = None, split: str | None = "train") -> tuple[str, ...] | None:
+    """Lists the classes of a folder of images, as their labels count them.
 
-    `coco` is read here, for timm does not have it.
+    Those of the training images number the classes of every split, and a folder without images is a class too.
+
+    Args:
+        name: As for `find_dataset`.
+        root: As for `find_dataset`.
+        split: The split, for a folder that has no training images.
+
+    Returns:
+        The names of the classes in order, or None where the dataset is not a folder of images.
+
+    Raises:
+        DataError: There is no such folder or split, or it has no classes.
+    """
+    name, root = find_dataset(name, root)
+    if name != "folder":
+        return None
+    folder = find_split(root, split)
+    classes = tuple(_classes(root, folder)[0])
+    if not classes:
+        raise DataError(f"no folders of classes in {_quote(str(folder))}; use a folder of one folder a class (--data)")
+    return classes
+
+
+def open_dataset(
+    name: str, root: str, split: str | None, *, input_img_mode: str = "RGB", replace: bool = False, **kwargs: Any
+) -> Any:
+    """Opens a dataset; nothing is downloaded.
+
+    Folders of images and COCO are read here, all else by timm.
+
+    Args:
+        name: The name that `find_dataset` gives.
+        root: The folder that holds it.
+        split: The split, or None for the validation split, or the test split where a folder has no other.
+        input_img_mode: How images are read, in the terms of Pillow.
+        replace: Whether the next good image takes the place of a damaged one; an item is None otherwise.
+        **kwargs: More arguments of timm's `create_dataset`.
+
+    Returns:
+        The dataset; an `ImageFiles` where each image is a file.
+
+    Raises:
+        DataError: It cannot be opened.
     """
     try:
+        if name == "folder":
+            reader = _folder_reader(root, find_split(root, split), kwargs.get("class_map"))
+            return ImageFiles(root, reader, input_img_mode, replace)
+        split = "validation" if split is None else split
         if name.lower() == "coco":
-            return CocoLabels(root, split)
-        return create_dataset("" if name == "folder" else name, root=root, split=split, download=False, **kwargs)
+            return CocoLabels(root, split, input_img_mode, replace)
+        source, _, inner = name.lower().partition("/")
+        if source == "torch" and known_split(split):
+            split = {"val": "validation"}.get(known_split(split), known_split(split))
+        elif source == "torch" and inner in _TRAIN_AND_TEST:
+            raise DataError(f"{name} has no split {_quote(split)}; use train or test (--split)")
+        dataset = create_dataset(name, root=root, split=split, download=False, input_img_mode=input_img_mode, **kwargs)
+    except DataError:
+        raise
     except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(f"no dataset {name} in {_quote(root)}: {reason}") from None
+    if type(dataset) is ImageDataset:
+        return ImageFiles(root, dataset.reader, input_img_mode, replace)
+    return dataset
+
+
+def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImageFolder:
+    """Opens a folder of classes with timm, without what is hidden, with the numbers of the training images."""
+    extensions = image_extensions()
+    try:
+        reader = ReaderImageFolder(str(folder), input_key=";".join(extensions))
+        paths = [path for path, _ in reader.samples if not _is_hidden(path, folder)]
+    except RuntimeError:
+        paths = []
+    if not paths:
+        raise DataError(f"no images in {_quote(str(folder))}; use a folder of one folder a class (--data)")
+    outside = [path for path in paths if Path(path).parent == folder]
+    if outside:
+        raise DataError(
+            f"{len(outside):,} of {len(paths):,} images lie outside of the folders of classes, such as "
+            f"{_quote(outside[0])}; use a folder of one folder a class (--data)"
+        )
+    if class_map is None:
+        names, numbering = _classes(root, folder)
+        numbers = {name: number for number, name in enumerate(names)}
+    else:
+        numbers, numbering = load_class_map(class_map, str(folder)), class_map
+    labels = [os.path.basename(os.path.dirname(path)) for path in paths]
+    strange = _in_order(set(labels) - set(numbers))
+    if strange:
+        more = f", nor {len(strange) - 1:,} more" if len(strange) > 1 else ""
+        raise DataError(
+            f"the class {_quote(strange[0])} of {_quote(str(folder))} is none of the {len(numbers):,} of "
+            f"{_quote(str(numbering))}{more}"
+        )
+    # By name too, for names that differ in case only: their order would be that of the file system.
+    reader.samples = sorted(
+        ((path, numbers[label]) for path, label in zip(paths, labels, strict=True)),
+        key=lambda sample: (natural_key(sample[0]), sample[0]),
+    )
+    reader.class_to_idx = numbers
+    return reader
+
+
+def _classes(root: str | Path, folder: Path) -> tuple[list[str], Path]:
+    """Lists the classes that number those of a folder in a dataset, and says where they are."""
+    places = [Path(root)]
+    # A folder of test images that is named without the dataset that it is a part of.
+    if folder == Path(root) and known_split(folder.absolute().name) in ("val", "test"):
+        places = [folder.absolute().parent]
+    for place in places:
+        try:
+            training = [each for each in splits_in(place) if known_split(each.name) == "train"]
+        except (DataError, OSError):
+            continue
+        if len(training) == 1:
+            folder = training[0]
+    return _class_names(folder), folder
+
+
+def _class_names(folder: Path) -> list[str]:
+    """Lists the names of the folders with images in a folder, and of those with nothing, in timm's order."""
+    extensions, names = image_extensions(), set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        images = (each for each in files if not each.startswith(".") and each.lower().endswith(extensions))
+        if Path(path) != folder and (not folders or any(images)):
+            names.add(os.path.basename(path))
+    return _in_order(names)
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: (natural_key(name), name))
+
+
+def _is_hidden(path: str, folder: Path) -> bool:
+    return any(part.startswith(".") for part in Path(path).relative_to(folder).parts)

@@ -80,13 +80,27 @@ def dataset_minibatch(
     split: str = "train",
     parts: int = 1,
 ) -> Minibatch:
-    """Draws images, without augmentation, from a dataset that timm can open; raises DataError.
+    """Draws images, without augmentation, from a dataset that timm can open.
 
-    They are `parts` minibatches, or as many as the dataset has images for, but at least one. Images of other modes than
-    the network takes are converted: to grey for one channel, to RGB for three, to RGB and opacity for four.
-    `name` is a timm name such as `torch/cifar10`, `hfds/…` or `wds/…`, with its folder in `root`; or `folder`, for
-    images in one folder a class in `root`; or such a folder itself; or `coco`, with its folder in `root`, where the
-    label of an image is the category of its largest object.
+    Images of other modes than the network takes are converted: to grey for one channel, to RGB for three, to RGB and
+    opacity for four. For those that cannot be read others are drawn, with a warning that names them.
+
+    Args:
+        space: The search space, which says the size of images and the number of classes; those of a folder are
+            `len(classes_of(name, root))`.
+        name: A timm name such as `torch/cifar10`, `hfds/…` or `wds/…`; or `folder`, for images in one folder a class;
+            or such a folder itself; or `coco`, where the label of an image is the category of its largest object.
+        root: The folder of a dataset with a name.
+        batch_size: Images in a minibatch.
+        seed: What the images that are drawn depend on.
+        split: The split, in any case.
+        parts: So many minibatches, or as many as there are images for, but at least one.
+
+    Returns:
+        The minibatches.
+
+    Raises:
+        DataError: There is no such dataset or split, or it does not fit the network.
     """
     name, root = find_dataset(name, root)
     channels = space.input_size[0]
@@ -131,8 +145,17 @@ def _draw(dataset: Any, name: str, batch_size: int, parts: int, seed: int) -> tu
     if not isinstance(dataset, IterableDataset):
         there = len(dataset)
         number = min(parts, there // batch_size) * batch_size
-        chosen = np.random.default_rng(_data_seed(seed)).choice(there, number, replace=False)
-        items = [dataset[int(index)] for index in chosen]
+        generator = np.random.default_rng(_data_seed(seed))
+        chosen = generator.choice(there, number, replace=False)
+        items = [item for index in chosen if (item := dataset[int(index)]) is not None]
+        if len(items) < number:
+            # An item of None is an image that cannot be read.
+            others = generator.permutation(np.setdiff1d(np.arange(there), chosen))
+            good = (item for index in others if (item := dataset[int(index)]) is not None)
+            items += islice(good, number - len(items))
+            dataset.warn()
+            there = min(there, len(items))
+            del items[len(items) // batch_size * batch_size :]
     else:
         items = list(islice(dataset, parts * batch_size))
         there = len(items)

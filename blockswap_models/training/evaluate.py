@@ -6,6 +6,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -18,24 +19,43 @@ from torch.utils.data import IterableDataset, Subset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
+from ..data.images import ImageFiles
+from ..data.loader import ImageLoader, collate_good
+from ..data.splits import known_split
 from ..genome import _quote
 
-__all__ = ["Evaluation", "check_fit", "evaluate", "evaluation_loader", "load_weights", "read_weights", "step_marker"]
+__all__ = [
+    "Evaluation",
+    "Minibatches",
+    "check_classes",
+    "check_fit",
+    "evaluate",
+    "evaluation_loader",
+    "load_weights",
+    "read_weights",
+    "step_marker",
+]
 
 Minibatches = Iterable[tuple[torch.Tensor, torch.Tensor]]
-
-_TRAIN_SPLITS = ("train", "training")
-_TEST_SPLITS = ("test", "validation", "val", "valid", "eval", "evaluation")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The errors of a model, in percent, on a number of images, and the seconds that it took to measure them."""
+    """The errors of a model, in percent, on a number of images, and the seconds that it took to measure them.
+
+    Attributes:
+        images: The images that the errors are of.
+        top1_error: Images whose label is not the first of the model's answers.
+        top5_error: Images whose label is not among its first five.
+        seconds: The time of the measurement.
+        damaged: The files of images that could not be read, which the errors leave out.
+    """
 
     images: int
     top1_error: float
     top5_error: float
     seconds: float
+    damaged: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -79,13 +99,16 @@ def evaluate(
         for module, mode in modes:
             module.training = mode
     seconds = time.perf_counter() - start
+    damaged = tuple(getattr(loader, "damaged", ()))
     if not images:
-        raise DataError("there are no images to evaluate on")
+        raise DataError(
+            "there are no images to evaluate on" + (f": {len(damaged):,} cannot be read" if damaged else "")
+        )
     if strange:
         raise DataError(f"{strange:,} of {images:,} labels are none of the network's {classes} classes")
     if broken:
         raise ValueError(f"the outputs for {broken:,} of {images:,} images are NaN; are these the right weights?")
-    return Evaluation(images, 100 * (images - first) / images, 100 * (images - among_five) / images, seconds)
+    return Evaluation(images, 100 * (images - first) / images, 100 * (images - among_five) / images, seconds, damaged)
 
 
 def step_marker(module: nn.Module) -> Callable[[], None]:
@@ -103,7 +126,7 @@ def evaluation_loader(
     model: nn.Module,
     data: str,
     root: str | Path | None = None,
-    split: str = "validation",
+    split: str | None = None,
     batch_size: int = 256,
     images: int | None = None,
     class_map: str | Path | None = None,
@@ -111,9 +134,25 @@ def evaluation_loader(
 ) -> Minibatches:
     """Opens a dataset as a model wants to see it: size, crop and normalisation are those of its timm configuration.
 
-    `data` and `root` are a timm name, such as `torch/cifar10`, and its folder; or a folder of images. CIFAR at its own
-    size is kept whole on the model's device. `images` takes so many, evenly spaced, instead of all. `class_map` is
-    timm's: a file with the names of the classes in order, for a folder that has only some of them. Raises DataError.
+    CIFAR at its own size is kept whole on the model's device. Images that cannot be read are left out, with a warning
+    that names them.
+
+    Args:
+        model: The model that the images are for, on the device that they go to.
+        data: A timm name, such as `torch/cifar10`, or a folder of images.
+        root: The folder of a dataset with a name.
+        split: The split, in any case; None is the validation split, or the test split of a folder without one.
+        batch_size: Images in a minibatch.
+        images: So many, evenly spaced, instead of all.
+        class_map: timm's: a file with the names of the classes in order, for a folder that has only some of them. A
+            folder that has training images too is numbered by these, and needs none.
+        workers: Processes that read images.
+
+    Returns:
+        The minibatches.
+
+    Raises:
+        DataError: There is no such dataset or split, or it does not fit the model.
     """
     if batch_size < 1:
         raise DataError(f"a minibatch has at least 1 image, not {batch_size}")
@@ -125,10 +164,11 @@ def evaluation_loader(
     if source == "torch" and class_map is not None:
         raise DataError(f"a class map is for folders of images, not for {data}; leave it out (--class-map)")
     if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32) and config["crop_pct"] == 1:
-        _check_classes(model, data, CIFAR_CLASSES[cifar])
-        if split not in _TRAIN_SPLITS + _TEST_SPLITS:
+        check_classes(model, data, CIFAR_CLASSES[cifar])
+        known = known_split(split or "test")
+        if known is None:
             raise DataError(f"{data} has no split {_quote(split)}; write train or test (--split)")
-        pictures, labels = read_cifar(root, cifar, split in _TRAIN_SPLITS)
+        pictures, labels = read_cifar(root, cifar, known == "train")
         chosen = _spaced(len(labels), images)
         return CifarLoader(
             pictures[chosen],
@@ -151,7 +191,7 @@ def evaluation_loader(
         classes, advice = max(index.values()) + 1, ", with weights for as many"
         if data == "folder" and classes < getattr(model, "num_classes", classes):
             advice += ", or, for some of the network's classes, the file with the names of all (--class-map)"
-        _check_classes(model, data, classes, class_map is not None, advice)
+        check_classes(model, data, classes, class_map is not None, advice)
     chosen = dataset
     if images is not None:
         if isinstance(dataset, IterableDataset):
@@ -169,10 +209,11 @@ def evaluation_loader(
         num_workers=workers,
         pin_memory=_device(model).type == "cuda",
         device=_device(model),
+        collate_fn=partial(collate_good, channels=config["input_size"][0]) if isinstance(dataset, ImageFiles) else None,
     )
     # timm hands the transform to the subset, which has no use for it.
     dataset.transform = chosen.transform
-    return loader
+    return ImageLoader(loader, dataset)
 
 
 def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) -> None:
@@ -225,9 +266,21 @@ def _device(model: nn.Module) -> torch.device:
     return next((each.device for each in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
-def _check_classes(
+def check_classes(
     model: nn.Module, data: str, classes: int, mapped: bool = False, advice: str = ", with weights for as many"
 ) -> None:
+    """Sees that a model has as many classes as a dataset.
+
+    Args:
+        model: The model; one without `num_classes` may have any number.
+        data: The name of the dataset.
+        classes: How many classes the dataset has.
+        mapped: Whether the model may have more, as where a class map says which.
+        advice: What the message adds to the number that it advises.
+
+    Raises:
+        DataError: The numbers differ.
+    """
     own = getattr(model, "num_classes", classes)
     if classes == own or (mapped and classes < own):
         return

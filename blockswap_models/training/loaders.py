@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ from torch.utils.data import IterableDataset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
-from .evaluate import _TEST_SPLITS, _TRAIN_SPLITS, Minibatches, _check_classes
+from ..data.loader import ImageLoader
+from ..data.splits import known_split, splits_in
+from ..genome import _quote
+from .evaluate import Minibatches, check_classes
 from .recipes import Recipe
 
 __all__ = ["GrowingLoader", "training_loader"]
@@ -48,7 +51,7 @@ def training_loader(
     config = resolve_model_data_config(model)
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32):
-        _check_classes(model, data, CIFAR_CLASSES[cifar], advice="")
+        check_classes(model, data, CIFAR_CLASSES[cifar], advice="")
         images, labels = read_cifar(root, cifar)
         images, labels = images.to(device), labels.to(device)
 
@@ -74,9 +77,14 @@ def training_loader(
         if recipe.flip == "alternate":
             raise DataError("every other epoch can flip only CIFAR at its own size; use --flip random")
 
+        # Loaders of small and of whole images warn once together.
+        told: set[str] = set()
+
         def load(size: int) -> Minibatches:
             scaled = {**config, "input_size": (config["input_size"][0], size, size)}
-            return _timm_loader(model, data, root, recipe, scaled, seed, torch.device(device), world_size, workers)
+            return _timm_loader(
+                model, data, root, recipe, scaled, seed, torch.device(device), world_size, workers, told
+            )
 
     whole = load(config["input_size"][-1])
     return GrowingLoader(load(recipe.small_size), whole, recipe.small_epochs) if recipe.small_epochs else whole
@@ -110,17 +118,23 @@ def _timm_loader(
     device: torch.device,
     world_size: int,
     workers: int,
+    told: set[str],
 ) -> Minibatches:
-    for splits in (_TRAIN_SPLITS, _TEST_SPLITS) if data == "folder" else ():
-        # timm would take the whole folder for either.
-        if not _any_folder(root, splits):
-            raise DataError(f"no folder {splits[0]} in '{root}'; training wants folders train and val of images there")
+    if data == "folder":
+        # A folder without splits would be those of training and of testing.
+        there = {known_split(folder.name) for folder in splits_in(root)}
+        for name, kinds in {"train": {"train"}, "val or test": {"val", "test"}}.items():
+            if not there & kinds:
+                raise DataError(
+                    f"no folder {name} in {_quote(root)}; training wants folders train and val or test of images"
+                )
     dataset = open_dataset(
         data,
         root,
         "train",
         batch_size=recipe.batch_size,
         input_img_mode=IMAGE_MODES.get(config["input_size"][0], "RGB"),
+        replace=True,
         # These are for streams, which shuffle by themselves; to all others timm gives a sampler.
         is_training=True,
         seed=seed,
@@ -129,7 +143,7 @@ def _timm_loader(
         _check_stream(dataset, data, world_size, workers)
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     if index:
-        _check_classes(model, data, max(index.values()) + 1, advice="")
+        check_classes(model, data, max(index.values()) + 1, advice="")
     loader = create_loader(
         dataset,
         input_size=config["input_size"],
@@ -148,8 +162,12 @@ def _timm_loader(
         persistent_workers=False,
     )
     if not len(loader):
-        raise DataError(f"{len(dataset)} images make no minibatch of {recipe.batch_size} a process; write fewer")
-    return loader
+        most = len(dataset) // world_size * world_size
+        each = f" for each of {world_size} processes" if world_size > 1 else ""
+        raise DataError(
+            f"{len(dataset):,} images make no minibatch of {recipe.batch_size:,}{each}; use --batch-size {most} or less"
+        )
+    return ImageLoader(loader, dataset, told, training=True)
 
 
 def _check_stream(dataset: Any, data: str, world_size: int, workers: int) -> None:
@@ -164,7 +182,3 @@ def _check_stream(dataset: Any, data: str, world_size: int, workers: int) -> Non
             f"{data} has {shards} shards for {readers} processes that read them; write --workers "
             f"{shards // world_size or 1}" + (f" and {shards} processes or fewer" if shards < world_size else "")
         )
-
-
-def _any_folder(root: str, names: Iterable[str]) -> bool:
-    return any((Path(root) / name).is_dir() for name in names)

@@ -1,8 +1,10 @@
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 from noise_coco import CATEGORIES, write_noise
 from torchvision.transforms import v2
@@ -10,7 +12,9 @@ from torchvision.transforms import v2
 from blockswap_models import SearchSpace
 from blockswap_models.cli.main import main
 from blockswap_models.data.folders import DataError
+from blockswap_models.data.images import ImageError
 from blockswap_models.searching.probe_images import dataset_minibatch
+from blockswap_models.training.evaluate import evaluate, evaluation_loader
 
 pytest.importorskip("pycocotools", reason='needs pip install "blockswap_models[detection]"')
 
@@ -136,6 +140,29 @@ def test_the_command_says_what_to_install(folder, monkeypatch, capsys, tmp_path)
     assert capsys.readouterr().err == f"blockswap search: no dataset coco in '{folder}': {message}\n"
     with pytest.raises(RuntimeError, match="COCO needs pycocotools; pip install"):
         average_precision(None, [], [])
+
+
+@pytest.mark.parametrize("name", ["Val", "VALIDATION"])
+def test_splits_have_names_in_any_case(folder, name):
+    assert len(CocoLabels(folder, name)) == 3
+
+
+def test_a_damaged_image_is_named(folder, tmp_path, caplog):
+    shutil.copytree(folder, tmp_path / "coco")
+    path = next((tmp_path / "coco" / "val2017").glob("*1.*"))
+    path.write_bytes(path.read_bytes()[:100])
+    assert len(dataset_minibatch(SMALL, "coco", tmp_path / "coco", batch_size=2, split="val").images) == 2
+    evaluated = evaluate(make_network(), evaluation_loader(make_network(), "coco", tmp_path / "coco", workers=0))
+    assert (evaluated.images, evaluated.damaged) == (2, (str(path),))
+    assert [message.split(": ")[0] for message in caplog.messages] == ["left out 1 image that cannot be read"] * 2
+    with pytest.raises(ImageError, match=rf"^cannot read the image '{path}': "):
+        CocoObjects(tmp_path / "coco", "val")[0]
+
+
+def make_network():
+    return timm.create_model(
+        "resnet10t", num_classes=len(CATEGORIES), pretrained_cfg_overlay={"input_size": (3, 32, 32)}
+    )
 
 
 @pytest.mark.data

@@ -76,7 +76,7 @@ def test_errors_say_what_to_write(folder, name, root, batch_size, message):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(DataError, match=r"no dataset folder in .*0 images"):
+    with pytest.raises(DataError, match=r"no images in '.*'; use a folder of one folder a class"):
         dataset_minibatch(WRN, str(tmp_path))
 
 

@@ -249,6 +249,7 @@ def test_evaluate(capsys, folder, tmp_path):
         "data": "folder",
         "split": "validation",
         "images": 5,
+        "damaged": [],
         "top5_error": 0,
         "device": "cpu",
         "dtype": "bfloat16",

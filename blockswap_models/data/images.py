@@ -1,0 +1,146 @@
+"""Image files: which there are, what is in them, and a dataset that tells the damaged ones from the good."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageDataset
+from timm.data.readers.reader import Reader
+from tqdm import tqdm
+
+from ..genome import _quote
+from .errors import DataError
+
+__all__ = ["IMAGE_MODES", "ImageError", "ImageFiles", "image_extensions", "read_image"]
+
+_logger = logging.getLogger(__name__)
+
+# How an image of so many channels is read, in the terms of Pillow.
+IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# What Pillow knows by name, but does not decode without other programs.
+_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+# Where so many images in a row are damaged, more than images is wrong.
+_MOST_IN_A_ROW = 100
+
+
+class ImageError(OSError):
+    """An image file that cannot be read: says why, without its name."""
+
+
+def image_extensions() -> tuple[str, ...]:
+    """Lists the extensions of the image files that Pillow decodes.
+
+    Returns:
+        The extensions in small letters, each with its dot.
+    """
+    formats = Image.registered_extensions()
+    return tuple(end for end, kind in formats.items() if kind in Image.OPEN and kind not in _NOT_DECODED)
+
+
+def read_image(file: IO[bytes] | str, mode: str) -> Image.Image:
+    """Reads an image with 8 bits a channel.
+
+    Grey images of 16 bits are scaled, which Pillow's own `convert` does not do: it cuts them off at 255.
+
+    Args:
+        file: The open file, or its path.
+        mode: How the image is read, in the terms of Pillow: `L`, `RGB` or `RGBA`.
+
+    Returns:
+        The image.
+
+    Raises:
+        ImageError: The file is damaged, or no image.
+    """
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+                grey = np.asarray(image).astype(np.uint32)
+                return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert(mode)
+            if image.mode in ("I", "F"):
+                raise ImageError("its values have 32 bits and no known range; use 8 or 16 bits")
+            return image.convert(mode)
+    except (ImageError, MemoryError):
+        raise
+    except Image.UnidentifiedImageError:
+        raise ImageError("it is no image that Pillow knows") from None
+    # Pillow has no error of its own for damaged files: OSError, SyntaxError, struct.error and more are seen.
+    except Exception as error:
+        raise ImageError((str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+class ImageFiles(ImageDataset):
+    """timm's dataset of image files, in which no damaged image is counted as another.
+
+    timm takes the next image for one that it cannot read, also in evaluation, and stops at some kinds of damage. Here
+    an item is None where the image is damaged, or with `replace`, for training, the next good image with its own label.
+    `damaged` has a flag for each image, which processes of a loader share after `damaged.share_memory_()`.
+    """
+
+    def __init__(self, root: str, reader: Reader, input_img_mode: str = "RGB", replace: bool = False) -> None:
+        super().__init__(root, reader=reader, input_img_mode=input_img_mode)
+        self.replace = replace
+        self.damaged = torch.zeros(len(reader), dtype=torch.bool)
+
+    def __getitem__(self, index: int) -> tuple[Any, int] | None:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        for place in range(index, index + _MOST_IN_A_ROW):
+            place %= len(self)
+            try:
+                image, label = self._load(place)
+            except ImageError as error:
+                self.damaged[place] = True
+                reason = error
+                if self.replace:
+                    continue
+                return None
+            try:
+                return image if self.transform is None else self.transform(image), label
+            except Exception as error:
+                raise DataError(f"{_quote(self._name(place))}: {error}") from error
+        raise DataError(
+            f"{_MOST_IN_A_ROW} images in a row cannot be read, from {_quote(self._name(index))} on: {reason}"
+        )
+
+    def damage(self) -> tuple[str, ...]:
+        """Lists the damaged images among those that were read.
+
+        Returns:
+            The names of their files.
+        """
+        return tuple(self._name(int(index)) for index in self.damaged.nonzero())
+
+    def warn(self) -> None:
+        """Logs one warning that says which images were damaged, as far as they were read."""
+        indices, names = self.damaged.nonzero().flatten().tolist(), self.damage()
+        if not names:
+            return
+        told = [_quote(name) for name in names[:3]] + ["…"] * (len(names) > 3)
+        try:
+            self._load(indices[0])
+        except ImageError as error:
+            told[0] += f" ({error})"
+        done = "read others in place of" if self.replace else "left out"
+        # Not in the middle of a progress bar.
+        with tqdm.external_write_mode(file=sys.stderr):
+            _logger.warning(
+                f"{done} {len(names):,} image{'s'[: len(names) > 1]} that cannot be read: {', '.join(told)}"
+            )
+
+    def _load(self, index: int) -> tuple[Image.Image, int]:
+        try:
+            file, label, *_ = self.reader[index]
+        except OSError as error:
+            raise ImageError(error.strerror or str(error)) from error
+        with file:
+            return read_image(file, self.input_img_mode), -1 if label is None else label
+
+    def _name(self, index: int) -> str:
+        # Not every image of a dataset of the Hugging Face Hub has a file of its own.
+        return self.reader.filename(index, absolute=True) or f"image {index}"
