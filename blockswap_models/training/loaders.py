@@ -101,6 +101,16 @@ class GrowingLoader:
         """Says which epoch, counted from 0, the next iteration gives."""
         self.loader = self.small if epoch < self.small_epochs else self.whole
 
+    @property
+    def sampler(self) -> Any:
+        """The sampler of the epoch's loader, where it has one: processes that train together seed it."""
+        return getattr(self.loader, "sampler", None)
+
+    @property
+    def dataset(self) -> Any:
+        """The dataset of the epoch's loader, where it has one: a stream has the order of its epochs."""
+        return getattr(self.loader, "dataset", None)
+
     def __len__(self) -> int:
         return len(self.whole)
 

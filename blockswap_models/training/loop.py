@@ -369,14 +369,17 @@ def _restore(
 def _set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
     """Seeds what an epoch of a loader draws: its order, and augmentation in its processes."""
     _seed(seed, epoch, rank, 0)
+    if hasattr(loader, "set_epoch"):
+        # First of all, since it may choose what gives the epoch.
+        loader.set_epoch(epoch)
     sampler = getattr(loader, "sampler", None)
     if isinstance(sampler, DistributedSampler):
         sampler.seed = seed
         sampler.set_epoch(epoch)
     # Of what timm streams the dataset itself has the order.
-    for each in (loader, getattr(loader, "dataset", None)):
-        if hasattr(each, "set_epoch"):
-            each.set_epoch(epoch)
+    dataset = getattr(loader, "dataset", None)
+    if hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(epoch)
 
 
 def _seed(*moment: int) -> None:

@@ -122,6 +122,13 @@ def test_vectors_do_not_decay_and_momentum_is_nesterovs():
         torch.testing.assert_close(each.detach(), before[name] - TINY.lr * (1 + TINY.momentum) * gradient)
 
 
+class OneOfTwo(torch.utils.data.distributed.DistributedSampler):
+    """The sampler of the first of two processes, without a process group."""
+
+    def __init__(self, dataset):
+        super().__init__(dataset, num_replicas=2, rank=0)
+
+
 # -- images ----------------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +179,22 @@ def test_folders_have_small_images_too(folder):
     assert next(iter(loader))[0].shape[2:] == (32, 32)
     with pytest.raises(DataError, match="use --flip random"):
         training_loader(model, str(folder), None, replace(TINY, flip="alternate"), workers=0)
+
+
+def test_processes_that_train_together_seed_the_order_of_each_size(folder, monkeypatch):
+    from torch.utils.data.distributed import DistributedSampler
+
+    from blockswap_models.training.loop import _set_epoch
+
+    monkeypatch.setattr("timm.data.loader.torch.utils.data.distributed.DistributedSampler", OneOfTwo)
+    model = timm.create_model("blockswap_wrn16_1", num_classes=2)
+    recipe = replace(TINY, epochs=2, small_size=16, small_share=0.5)
+    loader = training_loader(model, str(folder), None, recipe, world_size=2, workers=0)
+    for epoch in (0, 1):
+        _set_epoch(loader, 5, epoch, 0)
+        assert isinstance(loader.sampler, DistributedSampler)
+        assert (loader.sampler.seed, loader.sampler.epoch) == (5, epoch)
+    assert loader.small.sampler is not loader.whole.sampler
 
 
 # -- averages --------------------------------------------------------------------------------------------------------
