@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from timm.data import create_loader, resolve_model_data_config
+from timm.data import create_loader
 from timm.models import load_state_dict
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
+from ..data.statistics import model_data_config
 from ..genome import _quote
 
 __all__ = ["Evaluation", "check_fit", "evaluate", "evaluation_loader", "load_weights", "read_weights", "step_marker"]
@@ -120,7 +121,7 @@ def evaluation_loader(
     if images is not None and images < 1:
         raise DataError(f"an error is measured on at least 1 image, not {images}")
     data, root = find_dataset(data, root)
-    config = resolve_model_data_config(model)
+    config = model_data_config(model)
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and class_map is not None:
         raise DataError(f"a class map is for folders of images, not for {data}; leave it out (--class-map)")

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_loader, resolve_model_data_config
+from timm.data import create_loader
 from torch import nn
 from torch.utils.data import IterableDataset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
+from ..data.statistics import model_data_config
 from .evaluate import _TEST_SPLITS, _TRAIN_SPLITS, Minibatches, _check_classes
 from .recipes import Recipe
 
@@ -45,7 +46,7 @@ def training_loader(
         )
     recipe = replace(recipe, batch_size=recipe.batch_size // world_size)
     data, root = find_dataset(data, root)
-    config = resolve_model_data_config(model)
+    config = model_data_config(model)
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32):
         _check_classes(model, data, CIFAR_CLASSES[cifar], advice="")

@@ -23,7 +23,7 @@ from timm.models import (
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..data.statistics import CIFAR10, IMAGENET
+from ..data.statistics import CIFAR10, IMAGENET, for_channels
 from ..genome import Genome, GenomeError
 from ..layout import Layout
 from ..nets.networks import ResNet, WideResNet
@@ -62,7 +62,14 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     return create(name, GENOMES[name], pretrained, **kwargs)
 
 
-def create(name: str, own: Genome, pretrained: bool, genome: Genome | str | None = None, **kwargs: Any) -> nn.Module:
+def create(
+    name: str,
+    own: Genome,
+    pretrained: bool,
+    genome: Genome | str | None = None,
+    feature_cfg: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
     """Makes the network of an entry, as timm's `create_model` asks for it; `own` is the entry's genome."""
     layout = Layout.named(name)
     genome = layout.fit(own if genome is None else genome)
@@ -73,7 +80,7 @@ def create(name: str, own: Genome, pretrained: bool, genome: Genome | str | None
         )
     if pretrained:
         _check_weights(name, **kwargs)
-    features = {"out_indices": tuple(range(len(layout.depths) + 1))}
+    features = {"out_indices": tuple(range(len(layout.depths) + 1)), **(feature_cfg or {})}
     model = build_model_with_cfg(
         WideResNet if layout.preact else ResNet,
         name,
@@ -83,6 +90,8 @@ def create(name: str, own: Genome, pretrained: bool, genome: Genome | str | None
         genome=genome,
         **kwargs,
     )
+    # timm's cfg is that of the weights, which it has adapted to the channels asked for.
+    model.pretrained_cfg = model.default_cfg = for_channels(model.pretrained_cfg, model.in_chans)
     # timm adds the arguments of create_model to these, and saves them all: so any genome comes back from config.json.
     model._model_args = {"genome": genome}
     return model

@@ -132,6 +132,25 @@ def test_default_cfg(entry):
 
 
 @entries
+@pytest.mark.parametrize("features_only", [False, True])
+def test_the_cfg_of_a_model_has_its_channels(entry, features_only):
+    whole = timm.create_model(entry, device="meta", features_only=features_only)
+    for channels in (1, 4):
+        model = timm.create_model(entry, in_chans=channels, device="meta", features_only=features_only)
+        cfg = model.pretrained_cfg
+        assert cfg is model.default_cfg
+        assert cfg["input_size"] == (channels, *whole.pretrained_cfg["input_size"][1:])
+        for key in ("mean", "std"):
+            assert cfg[key] == pytest.approx((sum(whole.pretrained_cfg[key]) / 3,) * channels, abs=1e-4)
+        rest = cfg.keys() - {"input_size", "mean", "std"}
+        assert {key: cfg[key] for key in rest} == {key: whole.pretrained_cfg[key] for key in rest}
+    # Of the user's own numbers, those for the channels are kept.
+    overlay = {"input_size": (1, 28, 28), "mean": (0.2,), "std": (0.3,)}
+    own = timm.create_model(entry, pretrained_cfg_overlay=overlay, device="meta", features_only=features_only)
+    assert {key: own.pretrained_cfg[key] for key in overlay} == overlay
+
+
+@entries
 def test_no_cfg_promises_weights_that_are_not_there(entry):
     for cfg in get_arch_pretrained_cfgs(entry).values():
         assert not cfg.url
@@ -146,8 +165,11 @@ def test_no_cfg_promises_weights_that_are_not_there(entry):
 
 @pytest.mark.parametrize("entry", timm.list_pretrained("blockswap_*"))
 def test_pretrained_weights_load_and_adapt(entry):
-    timm.create_model(entry, pretrained=True)
-    timm.create_model(entry, pretrained=True, num_classes=5, in_chans=1)
+    model = timm.create_model(entry, pretrained=True)
+    grey = timm.create_model(entry, pretrained=True, num_classes=5, in_chans=1)
+    # As timm adapts weights to grey images: their sum over the channels, in the precision of the file.
+    summed = model.conv1.weight.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(grey.conv1.weight, summed, rtol=1e-3, atol=1e-2)
     timm.create_model(entry, pretrained=True, features_only=True)
 
 
@@ -428,6 +450,18 @@ def test_features_only(case, feature_cls):
         assert [torch.equal(map_, maps[index]) for map_, index in zip(found, taken, strict=True)] == [True] * len(taken)
 
 
+def test_feature_cfg_is_taken_as_timms_own_models_take_it():
+    for name in ("blockswap_wrn16_1", "blockswap_resnet18", "resnet18"):
+        extractor = timm.create_model(name, features_only=True, feature_cfg={"feature_cls": "fx"})
+        assert type(extractor).__name__ == "FeatureGraphNet"
+    # What it does not say stays as it is.
+    maps = make(WRN_SMALL, features_only=True, feature_cfg={"feature_cls": "fx"})(images(WRN_SMALL))
+    assert [each.shape[1] for each in maps] == [16, 16, 32, 64]
+    own = {"feature_cls": "dict", "out_indices": (1, 2)}
+    assert list(make(WRN_SMALL, features_only=True, feature_cfg=own)(images(WRN_SMALL))) == ["1", "2"]
+    assert own == {"feature_cls": "dict", "out_indices": (1, 2)}
+
+
 # Weights
 
 
@@ -657,6 +691,8 @@ def test_a_folder_gives_the_network_back(case, kwargs, save, tmp_path):
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert again.genome == model.genome
     assert (again.num_classes, again.in_chans) == (model.num_classes, model.in_chans)
+    for key in ("input_size", "mean", "std"):
+        assert tuple(again.pretrained_cfg[key]) == model.pretrained_cfg[key]
     assert torch.equal(again(x), model(x))
     # With its classifier changed, it is saved as it has become.
     again.reset_classifier(6, "avg")
