@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from .data.statistics import model_data_config
 from .genome import Genome
+from .nets.copies import plain_copy
 
 __all__ = ["FPNBackbone", "fpn_backbone", "mask_rcnn"]
 
@@ -101,7 +101,7 @@ def fpn_backbone(
         if genome is not None or kwargs:
             given = ", ".join(["genome"] * (genome is not None) + list(kwargs))
             raise ValueError(f"a network has been made already; leave out {given}, or write a name in its place")
-        body, info = _of_network(copy.deepcopy(name_or_model), returned_layers)
+        body, info = _of_network(plain_copy(name_or_model), returned_layers)
     layers = info.out_indices[-1] + 1
     if trainable_layers is None:
         trainable_layers = min(_TRAINABLE_LAYERS, layers) if pretrained else layers

@@ -14,7 +14,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from timm.models import (
     build_model_with_cfg,
+    create_model,
     generate_default_cfgs,
+    is_model,
     is_model_pretrained,
     register_model,
     resolve_pretrained_cfg,
@@ -26,6 +28,7 @@ from torch import nn
 from ..data.statistics import CIFAR10, IMAGENET, for_channels
 from ..genome import Genome, GenomeError
 from ..layout import Layout
+from ..nets.copies import plain_copy
 from ..nets.networks import ResNet, WideResNet
 from .cards import CARD, Card, WeightsError, check_weights, describe, model_card, shipped
 from .genomes import GENOMES
@@ -154,19 +157,26 @@ def save_pretrained(
 
     With the `card` of these weights the folder gets `card.json`, with the hash of the new file, by which an altered one
     is refused, and README.md, a model card; `source` is what the latter says to load, such as `hf-hub:user/name`. What
-    `torch.compile` or distributed training has wrapped is saved without the wrapper. Further arguments go to timm's
-    `save_for_hf`. Files appear whole or not at all.
+    `torch.compile` or distributed training has wrapped is saved without the wrapper, and of what
+    `torch.nn.utils.prune` has pruned, the weights with their zeros. Further arguments go to timm's `save_for_hf`. Files
+    appear whole or not at all. Raises TypeError for a network that is not of the zoo, and ValueError for one that was
+    changed since it was made, as `fold_batchnorm` does.
     """
     model = unwrap_model(model)
     genome = getattr(model, "genome", None)
     if genome is None or not hasattr(model, "pretrained_cfg"):
         raise TypeError(f"save_pretrained takes a network of the zoo, made by timm, not {type(model).__name__}")
+    model = plain_copy(model)
+    for tensor in (*model.parameters(), *model.buffers()):
+        # What safetensors wants, also of a network in channels_last.
+        tensor.data = tensor.data.contiguous()
     model_args = {**kwargs.pop("model_args", {}), "genome": genome}
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".tmp", dir=directory) as place:
         folder = Path(place)
         save_for_hf(model, place, model_args=model_args, **{"safe_serialization": True, **kwargs})
+        _check_loads(model, place)
         if card is not None:
             dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
             if dtype not in card["test"]:
@@ -180,6 +190,21 @@ def save_pretrained(
             (directory / CARD).unlink(missing_ok=True)
         for each in folder.iterdir():
             os.replace(each, directory / each.name)
+
+
+def _check_loads(model: nn.Module, folder: str) -> None:
+    """Sees that the network that timm makes of a folder has the tensors of the one saved there; raises ValueError."""
+    name = model.pretrained_cfg["architecture"]
+    # An entry of the user's own may have been registered in another program.
+    if not is_model(name):
+        return
+    own = {key: each.shape for key, each in model.state_dict().items()}
+    again = {key: each.shape for key, each in create_model(f"local-dir:{folder}", device="meta").state_dict().items()}
+    if different := [key for key in {**again, **own} if own.get(key) != again.get(key)]:
+        raise ValueError(
+            f"this network was changed after it was made: {len(different)} tensors ({different[0]}, …) are not those of "
+            f"{name}, so the folder could not be loaded; save the network as it was made, or use torch.save"
+        )
 
 
 @register_model

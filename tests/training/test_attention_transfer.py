@@ -1,4 +1,3 @@
-import contextlib
 import copy
 import math
 from pathlib import Path
@@ -322,8 +321,7 @@ def test_the_teacher_gets_grey_images_in_its_own_normalisation(student, teacher)
     given = []
     networks[1].conv1.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
     images = torch.randn(2, 1, 32, 32)
-    with contextlib.suppress(ValueError):  # the sizes of their maps do not agree
-        task(images, torch.tensor([1, 2]))
+    task.teacher_outputs(images)
     numbers = {"blockswap_wrn16_1": (0.4734, 0.2009), "resnet18": (0.449, 0.226)}
     (mean, std), (their_mean, their_std) = numbers[student], numbers[teacher]
     torch.testing.assert_close(given[0], (images * std + mean - their_mean) / their_std)
