@@ -202,8 +202,8 @@ def _check_loads(model: nn.Module, folder: str) -> None:
     again = {key: each.shape for key, each in create_model(f"local-dir:{folder}", device="meta").state_dict().items()}
     if different := [key for key in {**again, **own} if own.get(key) != again.get(key)]:
         raise ValueError(
-            f"this network was changed after it was made: {len(different)} tensors ({different[0]}, …) are not those of "
-            f"{name}, so the folder could not be loaded; save the network as it was made, or use torch.save"
+            f"this network was changed after it was made: {len(different)} tensors ({different[0]}, …) are not those "
+            f"of {name}, so the folder could not be loaded; save the network as it was made, or use torch.save"
         )
 
 

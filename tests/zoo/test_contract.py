@@ -19,9 +19,10 @@ import torchvision
 from timm.models import FeatureInfo, get_arch_pretrained_cfgs, group_parameters, save_for_hf
 from timm.optim import create_optimizer_v2
 from torch import nn
+from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from blockswap_models import Genome, GenomeError, Layout, save_pretrained
+from blockswap_models import Genome, GenomeError, Layout, count, fold_batchnorm, save_pretrained
 from blockswap_models.nets.networks import build, residual_blocks
 from blockswap_models.zoo.genomes import GENOMES, PAPER_ERRORS
 
@@ -725,6 +726,43 @@ def test_save_pretrained_takes_off_wrappers(tmp_path):
     model = make(WRN_SMALL)
     save_pretrained(nn.DataParallel(torch.compile(model, backend="eager")), tmp_path)
     assert_same_weights(timm.create_model(f"local-dir:{tmp_path}", pretrained=True), model)
+
+
+@two
+def test_save_pretrained_takes_any_memory_format(case, tmp_path):
+    model = make(case).to(memory_format=torch.channels_last)
+    save_pretrained(model, tmp_path)
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert_same_weights(timm.create_model(f"local-dir:{tmp_path}", pretrained=True), model)
+
+
+@two
+def test_a_pruned_network_is_saved_and_counted_with_its_zeros(case, tmp_path):
+    model, x = make(case), images(case)
+    cost = count(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            prune.l1_unstructured(module, "weight", 0.5)
+    prune.random_unstructured(model.fc, "bias", 2)
+    expected = model(x)
+    save_pretrained(model, tmp_path)
+    assert prune.is_pruned(model)
+    assert count(model) == cost
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.equal(again(x), expected)
+    assert again.conv1.weight.count_nonzero() == again.conv1.weight.numel() // 2
+
+
+def test_a_network_that_a_folder_would_not_give_back_is_not_saved(tmp_path):
+    changed = [fold_batchnorm(make(WRN_SMALL)), make(WRN_SMALL), make(WRN_SMALL)]
+    changed[1].fc = nn.Linear(64, 10, bias=False)
+    changed[2].prune_intermediate_layers([1])
+    for model in changed:
+        with pytest.raises(
+            ValueError, match=r"^this network was changed after it was made: \d+ tensors \(.+, …\) are not"
+        ):
+            save_pretrained(model, tmp_path)
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_network_made_without_timms_factory_keeps_its_genome(tmp_path):
