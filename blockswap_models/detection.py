@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +18,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
+from .data.statistics import model_data_config
 from .genome import Genome
+from .nets.copies import plain_copy
 
 __all__ = ["FPNBackbone", "fpn_backbone", "mask_rcnn"]
 
@@ -28,7 +29,6 @@ _ANCHOR_STRIDES, _ANCHOR_SHAPES = 8, (0.5, 1.0, 2.0)
 _LEAST_STRIDE = 4
 # Of networks with pretrained weights, as torchvision has it.
 _TRAINABLE_LAYERS = 3
-_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class FPNBackbone(nn.Module):
@@ -101,7 +101,7 @@ def fpn_backbone(
         if genome is not None or kwargs:
             given = ", ".join(["genome"] * (genome is not None) + list(kwargs))
             raise ValueError(f"a network has been made already; leave out {given}, or write a name in its place")
-        body, info = _of_network(copy.deepcopy(name_or_model), returned_layers)
+        body, info = _of_network(plain_copy(name_or_model), returned_layers)
     layers = info.out_indices[-1] + 1
     if trainable_layers is None:
         trainable_layers = min(_TRAINABLE_LAYERS, layers) if pretrained else layers
@@ -149,9 +149,9 @@ def mask_rcnn(
         returned_layers=returned_layers,
         extra_blocks=extra_blocks,
     )
-    config = getattr(backbone.body, "pretrained_cfg", None) or {}
-    kwargs.setdefault("image_mean", list(config.get("mean", _MEAN)))
-    kwargs.setdefault("image_std", list(config.get("std", _STD)))
+    config = model_data_config(backbone.body)
+    kwargs.setdefault("image_mean", list(config["mean"]))
+    kwargs.setdefault("image_std", list(config["std"]))
     if "rpn_anchor_generator" not in kwargs:
         sizes = tuple((_ANCHOR_STRIDES * stride,) for stride in backbone.strides)
         kwargs["rpn_anchor_generator"] = AnchorGenerator(sizes, (_ANCHOR_SHAPES,) * len(sizes))
@@ -186,7 +186,7 @@ def _of_network(model: nn.Module, wanted: Sequence[int] | None) -> tuple[nn.Modu
     if not info:
         raise TypeError(f"a backbone is a network of timm or the name of one; {type(model).__name__} has no features")
     levels = _levels(info, wanted)
-    children, config = dict(model.named_children()), getattr(model, "pretrained_cfg", None)
+    children = dict(model.named_children())
     if all(info[level]["module"] in children for level in levels):
         # As torchvision takes them, which TorchScript can read.
         body = FeatureListNet(model, levels, output_fmt=getattr(model, "output_fmt", "NCHW"))
@@ -194,7 +194,10 @@ def _of_network(model: nn.Module, wanted: Sequence[int] | None) -> tuple[nn.Modu
         body = FeatureGetterNet(model, levels)
     else:
         raise TypeError(f"{type(model).__name__} gives no features; write its name, or make it with features_only=True")
-    body.pretrained_cfg = config
+    # As timm does where it makes features itself.
+    body.pretrained_cfg = getattr(model, "pretrained_cfg", None) or {}
+    if hasattr(model, "in_chans"):
+        body.in_chans = model.in_chans
     return body, body.feature_info
 
 

@@ -6,25 +6,26 @@ is written.
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
 from timm.layers import BatchNormAct2d
+from timm.models import FeatureHookNet, FeatureInfo
 from timm.utils import unwrap_model
 from torch import nn
 from torch.fx import Node, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .data.statistics import model_data_config
 from .genome import _quote
+from .nets.copies import plain_copy
 from .training.run_folder import write_whole
 
 __all__ = ["ABOUT", "FORMATS", "OPSET", "ExportError", "Exported", "export_model", "fold_batchnorm", "format_of"]
@@ -46,7 +47,8 @@ _TRACED, _COMPARED = 2, (1, 3)
 
 _ANY_BATCH = ({0: torch.export.Dim("batch")},)
 
-_Answer = Callable[[torch.Tensor], torch.Tensor]
+# What a network answers: logits, or maps of features by number or name.
+_Answer = Callable[[torch.Tensor], Any]
 # The content of a file, what that answers, and how many BN are left in it.
 _Written = tuple[bytes, _Answer, int]
 
@@ -59,7 +61,8 @@ class ExportError(ValueError):
 class Exported:
     """What a file holds: `folded` of its `batchnorms` BN are folded; `difference` is the largest from PyTorch.
 
-    `mean` and `std` are those by which images are to be normalised before.
+    `mean` and `std` are those by which images are to be normalised before. `outputs` names what the network answers:
+    `logits`, or of a network made with `features_only=True` the layers whose maps they are, in order.
     """
 
     file: str
@@ -74,6 +77,7 @@ class Exported:
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    outputs: tuple[str, ...]
 
 
 def export_model(
@@ -86,20 +90,42 @@ def export_model(
 ) -> Exported:
     """Writes a network of the zoo, or another of timm, in evaluation mode and float32; it stays as it was.
 
-    The format is told by the ending of the file where none is given. `input_size` (C, H, W) is the network's own where
-    none is given; the number of images is free. Name, genome, image size and normalisation go into the file, as ONNX
-    metadata or as the extra file `about.json`. The file appears whole or not at all, and only if it answers as PyTorch
-    does, for batches of other sizes than it was made with. Raises ExportError.
+    Name, genome, image size, normalisation and names of the outputs go into the file, as ONNX metadata or as the extra
+    file `about.json`. The file appears whole or not at all, and only if it answers as PyTorch does, for batches of
+    other sizes than it was made with.
+
+    Args:
+        model: The network; made with `features_only=True` it has a map of each layer for outputs.
+        path: The file.
+        format: One of `FORMATS`, told by the ending of the file where none is given.
+        input_size: Channels, height and width of the images, the network's own where none is given; their number is
+            free.
+        fold: Whether BN is folded into the convolution before it, where there is one.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        ExportError: The network cannot be exported so.
     """
     format = format_of(path, format)
     if format == "onnx":
         _require_onnx()
     original = _plain_copy(model).to("cpu", torch.float32)
     cfg = getattr(original, "pretrained_cfg", None) or {}
-    config = resolve_data_config({}, cfg, original)
+    config = model_data_config(original)
     size = tuple(config["input_size"] if input_size is None else input_size)
+    if size[0] != config["input_size"][0]:
+        raise ExportError(
+            f"the network takes images of {config['input_size'][0]} channels, not of {size[0]}; use "
+            f"input_size={(config['input_size'][0], *size[1:])}, or make it with in_chans={size[0]}"
+        )
+    if isinstance(original, FeatureHookNet):
+        # Neither torch.fx nor a compiler sees what hooks take.
+        raise ExportError("features that hooks take cannot be exported; make the network with feature_cls='list'")
     ready = fold_batchnorm(original) if fold else original
-    genome = getattr(original, "genome", None)
+    # timm keeps what a network of features was made with.
+    genome = getattr(original, "genome", None) or getattr(original, "_model_args", {}).get("genome")
     about = {
         "name": cfg.get("architecture") or type(original).__name__,
         "genome": None if genome is None else str(genome),
@@ -108,7 +134,9 @@ def export_model(
         "std": tuple(config["std"]),
     }
     with torch.no_grad():
-        content, answer, left = _WRITERS[format](ready, torch.zeros(_TRACED, *size), about)
+        example = torch.zeros(_TRACED, *size)
+        about["outputs"] = _output_names(original, original(example))
+        content, answer, left = _WRITERS[format](ready, example, about)
         difference = _difference(original, answer, size)
     write_whole(Path(path), content)
     norms, opset = _batchnorms(original), OPSET if format == "onnx" else None
@@ -190,7 +218,7 @@ def _batchnorms(model: nn.Module) -> int:
 
 def _plain_copy(model: nn.Module) -> nn.Module:
     """Copies a model in evaluation mode, without what torch.compile or distributed training has wrapped around it."""
-    model = copy.deepcopy(unwrap_model(model)).eval()
+    model = plain_copy(unwrap_model(model)).eval()
     if getattr(model, "grad_checkpointing", False):
         model.set_grad_checkpointing(False)
     return model
@@ -218,7 +246,7 @@ def _to_onnx(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Writt
         dynamic_shapes=_ANY_BATCH,
         opset_version=OPSET,
         input_names=["images"],
-        output_names=["logits"],
+        output_names=list(about["outputs"]),
         optimize=True,
         verbose=False,
     )
@@ -234,7 +262,7 @@ def _to_onnx(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Writt
     session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
     # The exporter folds by itself, also where the output of the convolution is a map of features.
     left = sum(node.op_type == "BatchNormalization" for node in proto.graph.node)
-    return content, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), left
+    return content, lambda images: list(map(torch.from_numpy, session.run(None, {"images": images.numpy()}))), left
 
 
 def _to_torch_export(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Written:
@@ -252,11 +280,43 @@ def _to_torchscript(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) ->
     with warnings.catch_warnings():
         # torch advises its newer formats.
         warnings.filterwarnings("ignore", ".*torch.jit.*")
-        torch.jit.save(torch.jit.script(model), file, _extra_files={ABOUT: json.dumps(about)})
+        try:
+            script = torch.jit.script(model)
+        except Exception as error:
+            # Its errors have no class in common.
+            reason = next(filter(None, map(str.strip, str(error).splitlines())), "no reason given")
+            raise ExportError(
+                f"TorchScript cannot read {type(model).__name__}: {reason.rstrip(':.')}; use a .pt2 or .onnx file"
+            ) from None
+        torch.jit.save(script, file, _extra_files={ABOUT: json.dumps(about)})
         return file.getvalue(), torch.jit.load(io.BytesIO(file.getvalue())), _batchnorms(model)
 
 
 _WRITERS = {"onnx": _to_onnx, "torch.export": _to_torch_export, "torchscript": _to_torchscript}
+
+
+def _tensors(answer: Any) -> list[torch.Tensor]:
+    """Lists what a network answers; raises ExportError where it is not of tensors."""
+    if isinstance(answer, torch.Tensor):
+        return [answer]
+    tensors = list(answer.values()) if isinstance(answer, Mapping) else answer
+    if not isinstance(tensors, (list, tuple)):
+        tensors = []
+    if not tensors or not all(isinstance(each, torch.Tensor) for each in tensors):
+        raise ExportError(
+            f"a network that answers with {type(answer).__name__} cannot be exported; have it give tensors"
+        )
+    return list(tensors)
+
+
+def _output_names(model: nn.Module, answer: Any) -> tuple[str, ...]:
+    """Names what a network answers, so that each name is a valid one in ONNX."""
+    tensors, info = _tensors(answer), getattr(model, "feature_info", None)
+    if isinstance(answer, torch.Tensor):
+        return ("logits",)
+    if isinstance(info, FeatureInfo) and len(info.out_indices) == len(tensors):
+        return tuple(info.module_name())
+    return tuple(f"output{number}" for number in range(len(tensors)))
 
 
 def _difference(model: nn.Module, answer: _Answer, size: tuple[int, ...]) -> float:
@@ -265,9 +325,9 @@ def _difference(model: nn.Module, answer: _Answer, size: tuple[int, ...]) -> flo
     noise = torch.Generator().manual_seed(0)
     for batch in _COMPARED:
         images = torch.randn(batch, *size, generator=noise)
-        wanted = model(images)
-        differences.append((wanted - answer(images)).abs().max())
-        scales.append(wanted.abs().max())
+        for wanted, found in zip(_tensors(model(images)), _tensors(answer(images)), strict=True):
+            differences.append((wanted - found).abs().max())
+            scales.append(wanted.abs().max())
     largest, scale = (float(torch.stack(each).max()) for each in (differences, scales))
     # Also where either is NaN.
     if not largest <= _TOLERANCE * scale:

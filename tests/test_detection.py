@@ -146,6 +146,16 @@ def test_pretrained_weights_keep_their_norms():
     assert model.transform.image_mean == list(source.pretrained_cfg["mean"])
 
 
+@pytest.mark.parametrize("name", ["blockswap_wrn16_1", "resnet18"])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_images_of_one_channel(name, features_only):
+    model = small(timm.create_model(name, in_chans=1, features_only=features_only)).train()
+    mean, std = (0.4734, 0.2009) if "wrn" in name else (0.449, 0.226)
+    assert (model.transform.image_mean, model.transform.image_std) == ([mean], [std])
+    assert model([image[:1] for image in IMAGES], TARGETS).keys() == LOSSES
+    assert model.transform([torch.full((1, 64, 64), 1.0)])[0].tensors.max() == pytest.approx((1 - mean) / std, abs=1e-5)
+
+
 def test_norm_layers():
     def norm(channels):
         return nn.GroupNorm(4, channels)

@@ -10,6 +10,7 @@ import timm
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
+from torch.nn.utils import prune
 
 from blockswap_models import save_pretrained
 from blockswap_models.cli.export import FORMAT_NAMES
@@ -201,6 +202,80 @@ assert not {{"blockswap_models", "timm"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["blockswap_wrn16_1", "resnet18"])
+def test_images_of_one_channel_have_one_mean(name, tmp_path):
+    model = timm.create_model(name, in_chans=1)
+    numbers = ((0.4734,), (0.2009,)) if "wrn" in name else ((0.449,), (0.226,))
+    for size in ((1, 28, 28), None):
+        result = export_model(model, tmp_path / "net.ts", input_size=size)
+        own = (1, *model.pretrained_cfg["input_size"][1:])
+        assert (result.input_size, result.mean, result.std) == (size or own, *numbers)
+
+
+def test_another_number_of_channels_is_refused(tmp_path):
+    with pytest.raises(
+        ExportError, match=r"^the network takes images of 1 channels, not of 3; use input_size=\(1, 28, "
+    ):
+        export_model(timm.create_model("blockswap_wrn16_1", in_chans=1), tmp_path / "net.ts", input_size=(3, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("ending", "feature_cls"),
+    [(".onnx", "dict"), (".pt2", "list"), (".pt2", "dict"), (".pt2", "getter")]
+    + [(".ts", feature_cls) for feature_cls in ("list", "dict", "fx", "getter")],
+)
+def test_features_are_several_outputs_with_names(request, feature_cls, ending, tmp_path):
+    model = trained(
+        "blockswap_wrn16_1", genome=TINY, features_only=True, feature_cls=feature_cls, out_indices=(0, 2, 3)
+    ).eval()
+    file = tmp_path / f"net{ending}"
+    if ending == ".onnx":
+        runtime = request.getfixturevalue("onnxruntime")
+    if ending == ".ts" and feature_cls == "getter":
+        with pytest.raises(ExportError, match=r"^TorchScript cannot read FeatureGetterNet: .*; use a \.pt2 or \.onnx"):
+            export_model(model, file, input_size=(3, 16, 16))
+        return
+    result = export_model(model, file, input_size=(3, 16, 16))
+    assert (result.outputs, result.genome) == (("conv1", "layer2", "layer3"), TINY)
+    assert 0 < result.folded < result.batchnorms
+    with torch.no_grad():
+        expected = model(images(3))
+    if ending == ".onnx":
+        session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        assert [each.name for each in session.get_outputs()] == list(result.outputs)
+        found = list(map(torch.tensor, session.run(None, {"images": images(3).numpy()})))
+    elif ending == ".pt2":
+        found = torch.export.load(file).module()(images(3))
+    else:
+        found = torch.jit.load(file)(images(3))
+    # The files of torch give a dictionary where the network does.
+    found, expected = (list(each.values()) if isinstance(each, dict) else each for each in (found, expected))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_features_that_cannot_be_exported_are_named(tmp_path):
+    model = timm.create_model("blockswap_wrn16_1", features_only=True, feature_cls="hook")
+    with pytest.raises(ExportError, match=r"^features that hooks take cannot be exported; make the network with featu"):
+        export_model(model, tmp_path / "net.pt2")
+
+    class Texts(nn.Module):
+        def forward(self, x):
+            return "a bird"
+
+    with pytest.raises(ExportError, match=r"^a network that answers with str cannot be exported; have it give "):
+        export_model(Texts(), tmp_path / "net.pt2", fold=False)
+
+
+def test_a_pruned_network_is_exported_with_its_zeros(tmp_path):
+    model = trained("blockswap_wrn16_1", genome=TINY)
+    prune.l1_unstructured(model.layer3[0].conv1, "weight", 0.5)
+    assert fold_batchnorm(model).layer3[0].conv1.weight.count_nonzero() == model.layer3[0].conv1.weight.numel() // 2
+    export_model(model, tmp_path / "net.ts", input_size=(3, 16, 16))
+    assert_same(model.eval(), torch.jit.load(tmp_path / "net.ts"), images())
+    assert prune.is_pruned(model)
 
 
 def test_other_answers_are_refused(monkeypatch, tmp_path):

@@ -15,10 +15,10 @@ from timm.utils.misc import natural_key
 from ..genome import _quote
 from .coco import CocoLabels
 from .errors import DataError
-from .images import IMAGE_MODES, ImageFiles, image_extensions
+from .images import ImageFiles, InMode, image_extensions
 from .splits import find_split, known_split, splits_in
 
-__all__ = ["IMAGE_MODES", "DataError", "classes_of", "find_dataset", "open_dataset"]
+__all__ = ["DataError", "classes_of", "find_dataset", "open_dataset"]
 
 # Datasets of torchvision that have these two splits; timm takes any name but train's for the second.
 _TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
@@ -117,7 +117,7 @@ def open_dataset(
         raise DataError(f"no dataset {name} in {_quote(root)}: {reason}") from None
     if type(dataset) is ImageDataset:
         return ImageFiles(root, dataset.reader, input_img_mode, replace)
-    return dataset
+    return InMode(dataset, input_img_mode) if source == "torch" else dataset
 
 
 def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImageFolder:

@@ -11,17 +11,54 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..genome import _quote
 from .errors import DataError
 
-__all__ = ["IMAGE_MODES", "ImageError", "ImageFiles", "image_extensions", "read_image"]
+__all__ = ["ImageError", "ImageFiles", "InMode", "image_extensions", "image_mode", "read_image"]
 
 _logger = logging.getLogger(__name__)
 
 # How an image of so many channels is read, in the terms of Pillow.
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def image_mode(channels: int) -> str:
+    """Says, in the terms of Pillow, how images are read for a network.
+
+    Args:
+        channels: The channels that the network takes.
+
+    Raises:
+        DataError: Images in files do not have so many channels.
+    """
+    if channels not in IMAGE_MODES:
+        raise DataError(
+            f"images in files have 1, 3 or 4 channels, but the network takes {channels}; in Python, use tensors: "
+            "search(data=(images, labels)), or a loader of your own"
+        )
+    return IMAGE_MODES[channels]
+
+
+class InMode(Dataset):
+    """The images of a dataset of torchvision, which reads them in a mode of its own, in another mode of Pillow."""
+
+    def __init__(self, dataset: Any, mode: str) -> None:
+        self.dataset, self.mode = dataset, mode
+        self.transform: Any = None
+        self.class_to_idx = getattr(dataset, "class_to_idx", None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image, label = self.dataset[index]
+        image = image.convert(self.mode)
+        return image if self.transform is None else self.transform(image), label
+
+
 # What Pillow knows by name, but does not decode without other programs.
 _NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 # Where so many images in a row are damaged, more than images is wrong.

@@ -1,16 +1,19 @@
-"""How images are normalised and cropped: as those of CIFAR-10, of ImageNet, or as an entry of the user says."""
+"""How images are normalised and cropped, by layout or network; always with as many numbers as channels."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_input_data_config
 from timm.models import get_pretrained_cfg, is_model
+from timm.utils import unwrap_model
+from torch import nn
 
 from ..layout import Layout
 
-__all__ = ["CIFAR10", "IMAGENET", "data_config"]
+__all__ = ["CIFAR10", "IMAGENET", "data_config", "for_channels", "model_data_config"]
 
 CIFAR10 = {
     "num_classes": 10,
@@ -35,11 +38,57 @@ IMAGENET = {
 def data_config(layout: Layout, channels: int = 3) -> dict[str, Any]:
     """The normalisation and crop of a layout, as in a timm cfg: CIFAR-10's if pre-activation, else ImageNet's.
 
-    An entry of the user's has its own. Images that are not of three channels are normalised by the mean of the three.
+    An entry of the user's has its own.
+
+    Args:
+        layout: The layout of the network that takes the images.
+        channels: How many channels the images have.
+
+    Returns:
+        A timm cfg, fitted to the channels by `for_channels`.
     """
     config = CIFAR10 if layout.preact else IMAGENET
     if is_model(layout.name) and Layout._found(layout.name) == layout:
         config = get_pretrained_cfg(layout.name).to_dict()
-    if len(config["mean"]) == channels:
-        return config
-    return {**config, **{key: (round(fmean(config[key]), 4),) * channels for key in ("mean", "std")}}
+    return for_channels(config, channels)
+
+
+def for_channels(config: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """Fits a timm cfg to images of another number of channels.
+
+    Args:
+        config: A cfg, as timm has it.
+        channels: How many channels the images have.
+
+    Returns:
+        A copy whose sizes have these channels. Where it has another number of means or standard deviations, each
+        channel gets the mean of them.
+    """
+    fitted = dict(config)
+    for key in ("input_size", "test_input_size", "min_input_size"):
+        if fitted.get(key):
+            fitted[key] = (channels, *fitted[key][1:])
+    for key in ("mean", "std"):
+        if fitted.get(key) and len(fitted[key]) != channels:
+            # As many digits as those of CIFAR-10 and ImageNet have.
+            fitted[key] = (float(f"{fmean(fitted[key]):.4g}"),) * channels
+    return fitted
+
+
+def model_data_config(model: nn.Module) -> dict[str, Any]:
+    """Says how a network, any of timm's, wants its images.
+
+    A network that was made with other `in_chans` than its weights have keeps timm's cfg of the latter. This goes by the
+    channels that it takes.
+
+    Args:
+        model: The network, also within what `torch.compile` or distributed training wraps around it.
+
+    Returns:
+        `input_size` (C, H, W), `interpolation`, `crop_pct`, `crop_mode`, and C numbers each of `mean` and `std`.
+    """
+    model = unwrap_model(model)
+    own = getattr(model, "pretrained_cfg", None) or {}
+    config = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, **own}
+    channels = getattr(model, "in_chans", (config.get("input_size") or (3,))[0])
+    return resolve_input_data_config(model, pretrained_cfg=for_channels(config, channels))

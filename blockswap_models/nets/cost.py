@@ -6,13 +6,12 @@ and linear layers for one image, nothing else (BN, ReLU, additions and pooling c
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..budget import Cost
+from .copies import plain_copy
 from .networks import residual_blocks
 
 __all__ = ["count", "count_blocks", "count_parts"]
@@ -38,7 +37,7 @@ def _count(model: nn.Module, parts: list[nn.Module], input_size: tuple[int, int,
         input_size = (getattr(model, "in_chans", channels), height, width)
     # A copy keeps the hooks, modes and tensors of the user's network untouched.
     memo: dict[int, object] = {}
-    shadow = copy.deepcopy(model, memo).to(device="meta", dtype=torch.float32).eval()
+    shadow = plain_copy(model, memo).to(device="meta", dtype=torch.float32).eval()
     shadows = [memo[id(part)] for part in parts]
     return count_parts(shadow, shadows, torch.empty(1, *input_size, device="meta"))  # type: ignore[arg-type]
 

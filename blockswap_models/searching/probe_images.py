@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data import create_transform
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
-from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
+from ..data.cifar import normalize
+from ..data.folders import DataError, find_dataset, open_dataset
+from ..data.images import image_mode
 from ..data.statistics import data_config
 from .space import SearchSpace
 
@@ -24,6 +28,7 @@ __all__ = [
     "dataset_minibatch",
     "noise_minibatch",
     "tensor_minibatch",
+    "user_minibatch",
 ]
 
 
@@ -103,42 +108,183 @@ def dataset_minibatch(
         DataError: There is no such dataset or split, or it does not fit the network.
     """
     name, root = find_dataset(name, root)
-    channels = space.input_size[0]
-    if channels not in IMAGE_MODES:
-        raise DataError(
-            f"images in files have 1, 3 or 4 channels, but the network takes {channels}; in Python, hand tensors to "
-            "search(data=(images, labels))"
-        )
-    mode = IMAGE_MODES[channels]
-    dataset = open_dataset(name, root, split, input_img_mode=mode)
-    config = data_config(space.layout, channels)
-    transform = create_transform(
-        input_size=space.input_size,
-        mean=config["mean"],
-        std=config["std"],
-        crop_pct=config["crop_pct"],
-        interpolation=config["interpolation"],
-    )
-    # The datasets of torchvision have modes of their own.
-    dataset.transform = lambda image: transform(image.convert(mode))
+    dataset = open_dataset(name, root, split, input_img_mode=image_mode(space.input_size[0]))
+    dataset.transform = _transform(space)
     images, labels = _draw(dataset, name, batch_size, parts, seed)
     parts = len(images) // batch_size
     return _checked(space, images, labels, f"{name}, {_sizes(batch_size, parts)}", parts)
 
 
-def tensor_minibatch(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor) -> Minibatch:
-    """Takes images (N, C, H, W), normalised, with labels (N,); raises DataError where they do not fit the network."""
-    if (
-        images.ndim != 4
-        or images.shape[1] != space.input_size[0]
-        or labels.shape != images.shape[:1]
-        or not len(labels)
-    ):
+def tensor_minibatch(space: SearchSpace, images: Any, labels: Any) -> Minibatch:
+    """Takes the user's own images with their labels, all as one minibatch.
+
+    Args:
+        space: The search space, whose networks take images of its `input_size`.
+        images: (N, C, H, W), tensors or numpy arrays: uint8, which are scaled and normalised as the network's cfg says,
+            or floats that are normalised already.
+        labels: (N,), of any type of integers.
+
+    Returns:
+        The minibatch.
+
+    Raises:
+        DataError: Images or labels do not fit the network, or the images are in another range.
+    """
+    images, labels = _sized(space, images, labels)
+    images = _normalised(space, images)
+    return _fitting(space, images, labels, f"tensors, {len(images)} images")
+
+
+def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: int = 0) -> Minibatch:
+    """Takes images in any form that a search does.
+
+    Args:
+        space: The search space, whose networks take images of its `input_size`.
+        data: A Minibatch; a pair of images and labels, as `tensor_minibatch` takes them, which are one minibatch; a
+            dataset of torch, of pairs of an image and a label, from which images are drawn; or a DataLoader, or other
+            iterable of pairs of images and labels, whose first images are taken. An image of PIL is resized and
+            normalised as the network's cfg says.
+        batch_size: The number of images of a minibatch drawn from a dataset or loader.
+        seed: What images are drawn by.
+
+    Returns:
+        One minibatch, or as many as a search takes in turn.
+
+    Raises:
+        DataError: The data do not fit the network, or cannot be read so.
+    """
+    if isinstance(data, Minibatch):
+        if data.images.shape[1:] != space.input_size:
+            raise DataError(_size_message(space, data.images))
+        return data
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        return tensor_minibatch(space, *data)
+    kind = type(data).__name__
+    number = affordable_parts(space, batch_size) * batch_size
+    if isinstance(data, Dataset):
+        if isinstance(data, IterableDataset):
+            items = list(islice(data, number))
+            there = len(items)
+        else:
+            there = len(data)
+            number = min(number, there // batch_size * batch_size)
+            chosen = np.random.default_rng(_data_seed(seed)).choice(there, number, replace=False)
+            items = [data[int(index)] for index in chosen]
+        pairs = [_alone(space, *_pair(item, kind)) for item in items]
+        as_pictures = any(isinstance(image, Image.Image) for image, _ in items)
+    elif isinstance(data, Iterable) and not isinstance(data, (str, Mapping)):
+        pairs, there, as_pictures = [], 0, False
+        for item in data:
+            pairs.append(_sized(space, *_pair(item, kind)))
+            there += len(pairs[-1][1])
+            if there >= number:
+                break
+    else:
         raise DataError(
-            f"images are (N, {space.input_size[0]}, H, W) and labels (N,), "
-            f"not {tuple(images.shape)} and {tuple(labels.shape)}"
+            f"data are a pair of images and labels, a dataset or a loader, not {kind}; for images in files use "
+            "dataset_minibatch"
         )
-    return _checked(space, images.detach(), labels.detach(), f"tensors, {len(images)} images")
+    parts = min(number, there) // batch_size
+    if not parts:
+        raise DataError(f"the {kind} has {there} images" + (f"; use a batch_size of at most {there}" if there else ""))
+    images, labels = (torch.cat(each)[: parts * batch_size] for each in zip(*pairs, strict=True))
+    # Looked at together: one image alone may be brighter than the mean throughout.
+    images = images if as_pictures else _normalised(space, images)
+    return _fitting(space, images, labels, f"{kind}, {_sizes(batch_size, parts)}", parts)
+
+
+def _pair(item: Any, kind: str) -> tuple[Any, Any]:
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise DataError(f"the {kind} gives {type(item).__name__}, not pairs of images and labels; have it give pairs")
+    return item[0], item[1]
+
+
+def _alone(space: SearchSpace, image: Any, label: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Makes tensors of one image and its label, as if they were a minibatch."""
+    image = _transform(space)(image) if isinstance(image, Image.Image) else _tensor(image, "images")
+    return _sized(space, image[None], _tensor(label, "labels").reshape(-1))
+
+
+def _sized(space: SearchSpace, images: Any, labels: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Makes tensors of images and labels; raises DataError for those of another shape, or labels of another type."""
+    images, labels = _tensor(images, "images"), _tensor(labels, "labels")
+    if images.shape[1:] != space.input_size:
+        raise DataError(_size_message(space, images))
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(f"labels are whole numbers, one an image, not {_dtype(labels)}; use the numbers of the classes")
+    if labels.shape != images.shape[:1] or not len(labels):
+        raise DataError(f"labels are (N,), one an image, not {tuple(labels.shape)} for images {tuple(images.shape)}")
+    return images, labels.long()
+
+
+def _tensor(value: Any, what: str) -> torch.Tensor:
+    try:
+        # A copy: torch takes no array of numpy that runs backwards, and warns of one that must not be written to.
+        return torch.as_tensor(np.array(value, order="C") if isinstance(value, np.ndarray) else value).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(f"{what} are tensors or numpy arrays of numbers, not {type(value).__name__}") from None
+
+
+def _transform(space: SearchSpace) -> Callable[[Image.Image], torch.Tensor]:
+    """What makes a tensor of an image of PIL, as the network's cfg says."""
+    channels = space.input_size[0]
+    mode = image_mode(channels)
+    config = data_config(space.layout, channels)
+    names = ("mean", "std", "crop_pct", "interpolation")
+    transform = create_transform(input_size=space.input_size, **{name: config[name] for name in names})
+    return lambda image: transform(image.convert(mode))
+
+
+def _normalised(space: SearchSpace, images: torch.Tensor) -> torch.Tensor:
+    """Normalises images of uint8, and sees that others are normalised; raises DataError where they are not."""
+    config = data_config(space.layout, space.input_size[0])
+    mean, std = config["mean"], config["std"]
+    if images.dtype == torch.uint8:
+        return normalize(images, mean, std)
+    if not images.is_floating_point():
+        raise DataError(f"images are uint8, or floats that are normalised, not {_dtype(images)}; use uint8")
+    advice = f"use uint8, which is normalised here, or (x - mean) / std of x in 0 to 1, with mean {mean} and std {std}"
+    low, high = images.min().item(), images.max().item()
+    # Other means than the network's, and what augmentation adds, do not reach so far.
+    farthest = 4 * max(1.0, *(max(m, 1 - m) / s for m, s in zip(mean, std, strict=True)))
+    if max(-low, high) > farthest:
+        raise DataError(f"images of floats run from {low:g} to {high:g}, so they are not normalised; {advice}")
+    if 0 <= low < high <= 1 and all(mean):
+        raise DataError(f"images of floats run from {low:g} to {high:g}, scaled but not normalised; {advice}")
+    return images if images.dtype in (torch.float32, torch.float64) else images.float()
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _size_message(space: SearchSpace, images: torch.Tensor) -> str:
+    """Says why images are not of the size of a space, and what to use."""
+    channels, height, width = space.input_size
+    wanted, given = f"(N, {channels}, {height}, {width})", tuple(images.shape)
+    if images.ndim != 4:
+        return f"images are {wanted}, not {given}" + ("; use images[:, None] for grey ones" if images.ndim == 3 else "")
+    if given[3] == channels != given[1]:
+        return (
+            f"images are {wanted}, not {given}; put the channels first, as images.transpose(0, 3, 1, 2) of numpy does"
+        )
+    own = {
+        "in_chans": (channels, given[1]),
+        "image_size": ((height, width), given[2] if given[2] == given[3] else given[2:]),
+    }
+    other = [f"{name}={new}" for name, (old, new) in own.items() if old not in (new, (new, new))]
+    return f"images are {wanted} in this space, not {given}; use SearchSpace(…, {', '.join(other)}), or other images"
+
+
+def _fitting(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str, parts: int = 1) -> Minibatch:
+    """Makes a minibatch of images that have been read; raises DataError for labels beyond the network's classes."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= space.num_classes:
+        raise DataError(
+            f"labels run from {low} to {high}, but the network has {space.num_classes} classes; "
+            + (f"use SearchSpace(…, num_classes={high + 1}) or more" if low >= 0 else "use labels from 0 on")
+        )
+    return _checked(space, images, labels, source, parts)
 
 
 def _draw(dataset: Any, name: str, batch_size: int, parts: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

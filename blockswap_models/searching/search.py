@@ -17,7 +17,7 @@ from ..genome import Genome, GenomeError
 from ..layout import Layout
 from .candidates import HALVING, Candidate
 from .fisher import Score, fisher_potential
-from .probe_images import Minibatch, affordable_parts, noise_minibatch, tensor_minibatch
+from .probe_images import Minibatch, affordable_parts, noise_minibatch, user_minibatch
 from .record import Record
 from .scorer import Job, fast_dtype
 from .space import SearchSpace
@@ -64,7 +64,7 @@ def search(
     seed: int = 0,
     *,
     genomes: Iterable[Genome | str] | None = None,
-    data: Minibatch | tuple[torch.Tensor, torch.Tensor] | None = None,
+    data: Minibatch | tuple[Any, Any] | Iterable[Any] | None = None,
     batch_size: int = 32,
     score: Score = fisher_potential,
     strategy: str = "random",
@@ -83,7 +83,8 @@ def search(
     The `strategy` "random" draws genomes uniformly; "surrogate" draws a hundred so, and then takes, fifty at a time,
     the best by a model of the scores so far. Where `genomes` are given, exactly these are scored, each once; they too
     must fit the budget, unless it is None. Each of `draws` has new weights and the next minibatch of `batch_size`
-    images of 1/f noise, or of `data`: what `dataset_minibatch` gives, or a pair of tensors. Each round of `refine`
+    images of 1/f noise, or of `data`: what `dataset_minibatch` gives, a pair of images and labels (tensors or numpy
+    arrays), a dataset of torch or a DataLoader, as `user_minibatch` takes them. Each round of `refine`
     gives the best quarter four times the draws. A score depends on the seed, the genome and the draw, never on order or
     worker. It is computed in `dtype`, the fastest for this score where none is given. `workers` are processes on this
     machine, of one thread each; any `executor` takes their place. With a `record` each score is written as it comes,
@@ -111,8 +112,8 @@ def search(
         samples = len(chosen)
     if data is None:
         data = noise_minibatch(space, batch_size, seed, affordable_parts(space, batch_size))
-    elif not isinstance(data, Minibatch):
-        data = tensor_minibatch(space, *data)
+    else:
+        data = user_minibatch(space, data, batch_size, seed)
     if dtype is None:
         dtype = fast_dtype(device) if score is fisher_potential else torch.float32
     job = Job(space, data, score, seed, device, dtype)

@@ -14,6 +14,8 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.statistics import model_data_config
+
 __all__ = ["AttentionTransferTask", "TeacherOutputs", "attention_maps", "attention_transfer_loss"]
 
 Mode = Literal["code", "paper"]
@@ -173,19 +175,32 @@ class AttentionTransferTask(TrainingTask):
             )
         self.soft_labels, self.temperature = soft_labels, temperature
         self.criterion = resolve_classification_loss(criterion, self.device, criterion_kwargs=criterion_kwargs)
+        models = inner, unwrap_model(teacher.model)
+        channels = [getattr(model, "in_chans", None) for model in models]
+        if None not in channels and channels[0] != channels[1]:
+            raise ValueError(
+                f"the student has in_chans={channels[0]} and the teacher in_chans={channels[1]}; use the same for both"
+            )
+        ours, theirs = map(model_data_config, models)
         # timm takes a teacher without cfg to be normalised as for ImageNet; better not to convert than wrongly.
         # Equal normalisations are not handed on either: timm would compare them at each minibatch, and wait for a GPU.
-        ours, theirs = (getattr(model, "pretrained_cfg", None) or {} for model in (inner, unwrap_model(teacher.model)))
-        names = ("mean", "std")
-        convert = ours and theirs and any([*ours[name]] != [*theirs.get(name, ())] for name in names)
-        for name in names:
-            value = torch.tensor(ours[name], device=self.device, dtype=self.dtype) if convert else None
-            self.register_buffer(f"student_{name}", value.view(1, -1, 1, 1) if convert else None, persistent=False)
+        known = all((getattr(model, "pretrained_cfg", None) or {}).get("mean") for model in models)
+        convert = known and any(ours[name] != theirs[name] for name in ("mean", "std"))
+        for name in ("mean", "std"):
+            value = self._per_channel(ours[name]) if convert else None
+            self.register_buffer(f"student_{name}", value, persistent=False)
+            # timm goes by the cfg of the teacher's weights, which may have another number of channels.
+            if convert and getattr(teacher, f"{name}_kd").shape != value.shape:
+                setattr(teacher, f"{name}_kd", self._per_channel(theirs[name]))
         self._run_teacher: Callable[..., TeacherOutputs] = _run_teacher
         if verbose:
             _logger.info(
                 f"AttentionTransferTask: {mode=}, {beta=}, stages {own} of the student, {others} of the teacher"
             )
+
+    def _per_channel(self, values: Sequence[float]) -> torch.Tensor:
+        """Puts one number a channel into the shape of images."""
+        return torch.tensor(values, device=self.device, dtype=self.dtype).view(1, -1, 1, 1)
 
     def train(self, mode: bool = True) -> AttentionTransferTask:
         """Sets the mode of the student; the teacher stays in evaluation mode."""

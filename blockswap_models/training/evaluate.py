@@ -12,16 +12,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from timm.data import create_loader, resolve_model_data_config
+from timm.data import create_loader
 from timm.models import load_state_dict
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
-from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
-from ..data.images import ImageFiles
+from ..data.folders import DataError, find_dataset, open_dataset
+from ..data.images import ImageFiles, image_mode
 from ..data.loader import ImageLoader, collate_good
 from ..data.splits import known_split
+from ..data.statistics import model_data_config
 from ..genome import _quote
 
 __all__ = [
@@ -159,7 +160,7 @@ def evaluation_loader(
     if images is not None and images < 1:
         raise DataError(f"an error is measured on at least 1 image, not {images}")
     data, root = find_dataset(data, root)
-    config = resolve_model_data_config(model)
+    config = model_data_config(model)
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and class_map is not None:
         raise DataError(f"a class map is for folders of images, not for {data}; leave it out (--class-map)")
@@ -184,7 +185,7 @@ def evaluation_loader(
         split,
         batch_size=batch_size,
         class_map=None if class_map is None else str(class_map),
-        input_img_mode=IMAGE_MODES.get(config["input_size"][0], "RGB"),
+        input_img_mode=image_mode(config["input_size"][0]),
     )
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     if index:

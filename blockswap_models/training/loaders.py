@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_loader, resolve_model_data_config
+from timm.data import create_loader
 from torch import nn
 from torch.utils.data import IterableDataset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
-from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
+from ..data.folders import DataError, find_dataset, open_dataset
+from ..data.images import image_mode
 from ..data.loader import ImageLoader
 from ..data.splits import known_split, splits_in
+from ..data.statistics import model_data_config
 from ..genome import _quote
 from .evaluate import Minibatches, check_classes
 from .recipes import Recipe
@@ -48,7 +50,7 @@ def training_loader(
         )
     recipe = replace(recipe, batch_size=recipe.batch_size // world_size)
     data, root = find_dataset(data, root)
-    config = resolve_model_data_config(model)
+    config = model_data_config(model)
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32):
         check_classes(model, data, CIFAR_CLASSES[cifar], advice="")
@@ -143,7 +145,7 @@ def _timm_loader(
         root,
         "train",
         batch_size=recipe.batch_size,
-        input_img_mode=IMAGE_MODES.get(config["input_size"][0], "RGB"),
+        input_img_mode=image_mode(config["input_size"][0]),
         replace=True,
         # These are for streams, which shuffle by themselves; to all others timm gives a sampler.
         is_training=True,

@@ -14,7 +14,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from timm.models import (
     build_model_with_cfg,
+    create_model,
     generate_default_cfgs,
+    is_model,
     is_model_pretrained,
     register_model,
     resolve_pretrained_cfg,
@@ -23,9 +25,10 @@ from timm.models import (
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..data.statistics import CIFAR10, IMAGENET
+from ..data.statistics import CIFAR10, IMAGENET, for_channels
 from ..genome import Genome, GenomeError
 from ..layout import Layout
+from ..nets.copies import plain_copy
 from ..nets.networks import ResNet, WideResNet
 from .cards import CARD, Card, MissingWeightsError, WeightsError, check_weights, describe, model_card, shipped
 from .genomes import GENOMES
@@ -62,7 +65,14 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     return create(name, GENOMES[name], pretrained, **kwargs)
 
 
-def create(name: str, own: Genome, pretrained: bool, genome: Genome | str | None = None, **kwargs: Any) -> nn.Module:
+def create(
+    name: str,
+    own: Genome,
+    pretrained: bool,
+    genome: Genome | str | None = None,
+    feature_cfg: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
     """Makes the network of an entry, as timm's `create_model` asks for it; `own` is the entry's genome."""
     layout = Layout.named(name)
     genome = layout.fit(own if genome is None else genome)
@@ -75,7 +85,7 @@ def create(name: str, own: Genome, pretrained: bool, genome: Genome | str | None
         raise MissingWeightsError(name)
     if pretrained:
         _check_weights(name, **kwargs)
-    features = {"out_indices": tuple(range(len(layout.depths) + 1))}
+    features = {"out_indices": tuple(range(len(layout.depths) + 1)), **(feature_cfg or {})}
     model = build_model_with_cfg(
         WideResNet if layout.preact else ResNet,
         name,
@@ -85,6 +95,8 @@ def create(name: str, own: Genome, pretrained: bool, genome: Genome | str | None
         genome=genome,
         **kwargs,
     )
+    # timm's cfg is that of the weights, which it has adapted to the channels asked for.
+    model.pretrained_cfg = model.default_cfg = for_channels(model.pretrained_cfg, model.in_chans)
     # timm adds the arguments of create_model to these, and saves them all: so any genome comes back from config.json.
     model._model_args = {"genome": genome}
     return model
@@ -151,19 +163,26 @@ def save_pretrained(
 
     With the `card` of these weights the folder gets `card.json`, with the hash of the new file, by which an altered one
     is refused, and README.md, a model card; `source` is what the latter says to load, such as `hf-hub:user/name`. What
-    `torch.compile` or distributed training has wrapped is saved without the wrapper. Further arguments go to timm's
-    `save_for_hf`. Files appear whole or not at all.
+    `torch.compile` or distributed training has wrapped is saved without the wrapper, and of what
+    `torch.nn.utils.prune` has pruned, the weights with their zeros. Further arguments go to timm's `save_for_hf`. Files
+    appear whole or not at all. Raises TypeError for a network that is not of the zoo, and ValueError for one that was
+    changed since it was made, as `fold_batchnorm` does.
     """
     model = unwrap_model(model)
     genome = getattr(model, "genome", None)
     if genome is None or not hasattr(model, "pretrained_cfg"):
         raise TypeError(f"save_pretrained takes a network of the zoo, made by timm, not {type(model).__name__}")
+    model = plain_copy(model)
+    for tensor in (*model.parameters(), *model.buffers()):
+        # What safetensors wants, also of a network in channels_last.
+        tensor.data = tensor.data.contiguous()
     model_args = {**kwargs.pop("model_args", {}), "genome": genome}
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".tmp", dir=directory) as place:
         folder = Path(place)
         save_for_hf(model, place, model_args=model_args, **{"safe_serialization": True, **kwargs})
+        _check_loads(model, place)
         if card is not None:
             dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
             if dtype not in card["test"]:
@@ -177,6 +196,21 @@ def save_pretrained(
             (directory / CARD).unlink(missing_ok=True)
         for each in folder.iterdir():
             os.replace(each, directory / each.name)
+
+
+def _check_loads(model: nn.Module, folder: str) -> None:
+    """Sees that the network that timm makes of a folder has the tensors of the one saved there; raises ValueError."""
+    name = model.pretrained_cfg["architecture"]
+    # An entry of the user's own may have been registered in another program.
+    if not is_model(name):
+        return
+    own = {key: each.shape for key, each in model.state_dict().items()}
+    again = {key: each.shape for key, each in create_model(f"local-dir:{folder}", device="meta").state_dict().items()}
+    if different := [key for key in {**again, **own} if own.get(key) != again.get(key)]:
+        raise ValueError(
+            f"this network was changed after it was made: {len(different)} tensors ({different[0]}, …) are not those "
+            f"of {name}, so the folder could not be loaded; save the network as it was made, or use torch.save"
+        )
 
 
 @register_model

@@ -3,12 +3,16 @@ from itertools import chain
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import functional as one_image
 
 from blockswap_models.data.cifar import CifarLoader, Draws, augment, draw, normalize, read_cifar
 from blockswap_models.data.folders import DataError
+from blockswap_models.training.evaluate import evaluation_loader
+from blockswap_models.training.loaders import training_loader
+from blockswap_models.training.recipes import Recipe
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -259,6 +263,24 @@ def test_files_as_torchvision_unpacks_them(tmp_path, monkeypatch, name, dataset_
     assert images.dtype == torch.uint8
     assert torch.equal(images, torch.from_numpy(np.concatenate(pixels)).view(-1, 3, 32, 32))
     assert found.tolist() == labels
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_torchvisions_images_have_the_networks_channels(tmp_path, monkeypatch, channels):
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda _: True)
+    monkeypatch.setattr(CIFAR10, "_load_meta", lambda _: None)
+    (tmp_path / CIFAR10.base_folder).mkdir()
+    for file, _ in CIFAR10.train_list + CIFAR10.test_list:
+        batch = {"data": np.zeros((4, 3072), dtype=np.uint8), "labels": [0, 1, 2, 3]}
+        (tmp_path / CIFAR10.base_folder / file).write_bytes(pickle.dumps(batch))
+    model = timm.create_model("blockswap_wrn16_1", in_chans=channels)
+    images, labels = next(iter(evaluation_loader(model, "torch/cifar10", tmp_path, workers=0)))
+    assert (images.shape, labels.tolist()) == ((4, channels, 32, 32), [0, 1, 2, 3])
+    loader = training_loader(model, "torch/cifar10", tmp_path, Recipe(batch_size=4), workers=0)
+    assert next(iter(loader))[0].shape == (4, channels, 32, 32)
+    two = timm.create_model("blockswap_wrn16_1", in_chans=2)
+    with pytest.raises(DataError, match="have 1, 3 or 4 channels, but the network takes 2"):
+        evaluation_loader(two, "torch/cifar10", tmp_path)
 
 
 def test_missing_files(tmp_path):

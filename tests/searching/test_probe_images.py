@@ -1,9 +1,11 @@
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from blockswap_models import SearchSpace
+from blockswap_models import Layout, SearchSpace
 from blockswap_models.data.folders import DataError
-from blockswap_models.searching.probe_images import dataset_minibatch, noise_minibatch, tensor_minibatch
+from blockswap_models.searching.probe_images import dataset_minibatch, noise_minibatch, tensor_minibatch, user_minibatch
 
 WRN = SearchSpace("wrn16_1", ["S"])
 RESNET = SearchSpace("resnet18", ["S"])
@@ -11,8 +13,6 @@ RESNET = SearchSpace("resnet18", ["S"])
 
 @pytest.fixture
 def folder(tmp_path):
-    from PIL import Image
-
     for label in ("cat", "dog", "eel"):
         (tmp_path / label).mkdir()
         for number in range(4):
@@ -87,14 +87,179 @@ def test_labels_must_fit_the_network(folder):
         dataset_minibatch(SearchSpace("wrn16_1", ["S"], num_classes=2), str(folder), batch_size=12)
 
 
+IMAGES, LABELS = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 10
+PIXELS = torch.arange(12 * 3 * 32 * 32).remainder(256).view(12, 3, 32, 32).byte()
+MEAN, STD = (torch.tensor(each).view(3, 1, 1) for each in ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)))
+NORMALISED = (PIXELS / 255 - MEAN) / STD
+
+
+class Items(Dataset):
+    """A dataset of whatever its items are."""
+
+    def __init__(self, *items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Stream(IterableDataset):
+    """The same, one after the other."""
+
+    def __init__(self, *items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
 def test_tensors():
-    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
-    assert torch.equal(tensor_minibatch(WRN, images, labels).images, images)
-    for bad in [(images[:, :1], labels), (images, labels[:3]), (images[0], labels), (images[:0], labels[:0])]:
-        with pytest.raises(DataError, match=r"images are \(N, 3, H, W\) and labels \(N,\), not"):
-            tensor_minibatch(WRN, *bad)
-    with pytest.raises(DataError, match="labels run from 8 to 11, but the network has 10 classes"):
-        tensor_minibatch(WRN, images, labels + 8)
+    expected = tensor_minibatch(WRN, IMAGES, LABELS)
+    assert expected.parts == 1
+    assert torch.equal(expected.images, IMAGES)
+    backwards, unwritable = IMAGES.numpy()[::-1].copy()[::-1], IMAGES.numpy().copy()
+    unwritable.flags.writeable = False
+    for images in (backwards, unwritable):
+        for labels in (LABELS.int(), LABELS.byte(), LABELS.short().numpy(), LABELS.tolist()):
+            minibatch = tensor_minibatch(WRN, images, labels)
+            # The record of a search with one is that of a search with the other.
+            assert minibatch.source == expected.source
+            assert torch.equal(minibatch.images, IMAGES)
+            assert (minibatch.labels.dtype, minibatch.labels.tolist()) == (torch.int64, LABELS.tolist())
+    assert tensor_minibatch(WRN, IMAGES.bfloat16(), LABELS).images.dtype == torch.float32
+    assert tensor_minibatch(WRN, IMAGES.double(), LABELS).images.dtype == torch.float64
+
+
+def test_pixels_are_normalised_as_the_network_wants_them():
+    for images in (PIXELS, PIXELS.numpy()):
+        torch.testing.assert_close(tensor_minibatch(WRN, images, LABELS).images, NORMALISED)
+    grey = SearchSpace("wrn16_1", ["S"], in_chans=1)
+    torch.testing.assert_close(
+        tensor_minibatch(grey, PIXELS[:, :1], LABELS).images, (PIXELS[:, :1] / 255 - 0.4734) / 0.2009
+    )
+    # The normalised ones are taken as they are, and so are those that are normalised otherwise.
+    for images in (NORMALISED, (PIXELS / 255 - 0.5) / 0.1, torch.zeros_like(IMAGES)):
+        assert torch.equal(tensor_minibatch(WRN, images, LABELS).images, images)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (PIXELS.float(), LABELS, r"^images of floats run from 0 to 255, so they are not normalised; use uint8"),
+        (PIXELS.double() - 128, LABELS, r"^images of floats run from -128 to 127, so they are not normalised"),
+        (PIXELS / 255, LABELS, r"^images of floats run from 0 to 1, scaled but not normalised; use .* mean \(0\.49"),
+        (PIXELS.long(), LABELS, "^images are uint8, or floats that are normalised, not int64; use uint8$"),
+        (
+            IMAGES[..., :28, :28],
+            LABELS,
+            r"^images are \(N, 3, 32, 32\) in this space, not \(12, 3, 28, 28\); use "
+            r"SearchSpace\(…, image_size=28\), or other images$",
+        ),
+        (IMAGES[..., :28], LABELS, r"; use SearchSpace\(…, image_size=\(32, 28\)\), or other images$"),
+        (IMAGES[:, :1, :28, :28], LABELS, r"; use SearchSpace\(…, in_chans=1, image_size=28\), or other images$"),
+        (IMAGES.permute(0, 2, 3, 1), LABELS, r"not \(12, 32, 32, 3\); put the channels first, as images\.transpose\("),
+        (IMAGES[:, 0], LABELS, r"^images are \(N, 3, 32, 32\), not \(12, 32, 32\); use images\[:, None\] for grey"),
+        (IMAGES, LABELS[:3], r"^labels are \(N,\), one an image, not \(3,\) for images \(12, 3, 32, 32\)$"),
+        (IMAGES[:0], LABELS[:0], r"^labels are \(N,\), one an image, not \(0,\) for images \(0, 3, 32, 32\)$"),
+        (IMAGES, LABELS.float(), "^labels are whole numbers, one an image, not float32; use the numbers"),
+        (
+            IMAGES,
+            LABELS + 8,
+            r"^labels run from 8 to 17, but the network has 10 classes; use .*num_classes=18\) or more$",
+        ),
+        (IMAGES, LABELS - 1, "^labels run from -1 to 8, but the network has 10 classes; use labels from 0 on$"),
+        (["bird"], LABELS, "^images are tensors or numpy arrays of numbers, not list$"),
+    ],
+)
+def test_tensors_that_do_not_fit(images, labels, message):
+    for data in ((images, labels), [(images, labels)]):
+        with pytest.raises(DataError, match=message):
+            user_minibatch(WRN, data, batch_size=4)
+
+
+def test_a_network_that_takes_pixels_as_they_are():
+    layout = Layout.custom("takes_pixels", [1], [8])
+    name = "blockswap_models.searching.probe_images.data_config"
+    for std, images in ((1 / 255, PIXELS.float()), (1.0, PIXELS / 255)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(name, lambda *_, std=std: {"mean": (0.0,) * 3, "std": (std,) * 3})
+            assert torch.equal(tensor_minibatch(SearchSpace(layout, ["S"]), images, LABELS).images, images)
+
+
+def test_a_dataset_is_drawn_from():
+    sets = [
+        TensorDataset(IMAGES, LABELS),
+        Items(*zip(IMAGES.numpy(), LABELS.tolist(), strict=True)),
+        Items(*zip(IMAGES, LABELS.int(), strict=True)),
+    ]
+    minibatches = [user_minibatch(WRN, each, 5, seed=1) for each in sets]
+    for minibatch in minibatches:
+        assert (minibatch.images.shape, minibatch.parts) == ((10, 3, 32, 32), 2)
+        assert torch.equal(minibatch.images, minibatches[0].images)
+        assert torch.equal(minibatch.labels, minibatches[0].labels)
+        # Each image once, with its own label.
+        places = [int((image == IMAGES).flatten(1).all(dim=1).nonzero()) for image in minibatch.images]
+        assert len({*places}) == 10
+        assert LABELS[places].tolist() == minibatch.labels.tolist()
+    assert not torch.equal(user_minibatch(WRN, sets[0], 5, seed=2).images, minibatches[0].images)
+    with pytest.raises(DataError, match=r"^the TensorDataset has 12 images; use a batch_size of at most 12$"):
+        user_minibatch(WRN, sets[0], 13)
+    with pytest.raises(DataError, match=r"^the Items gives dict, not pairs of images and labels; have it give pairs$"):
+        user_minibatch(WRN, Items({"image": IMAGES[0]}), 1)
+
+
+def test_pictures_of_a_dataset_are_made_as_the_network_wants_them():
+    pictures = [Image.new("RGB", (40, 40), (20 * each, 100, 255)) for each in range(4)]
+    minibatch = user_minibatch(WRN, Items(*zip(pictures, range(4), strict=True)), 4)
+    red = (torch.tensor([20.0 * label for label in minibatch.labels]) / 255 - 0.4914) / 0.2023
+    torch.testing.assert_close(minibatch.images[:, 0], red.view(4, 1, 1).expand(4, 32, 32))
+    # As bright as these can be, they are normalised.
+    white = Image.new("L", (40, 40), 150)
+    torch.testing.assert_close(
+        user_minibatch(WRN, Items((white, 1)), 1).images, ((150 / 255 - MEAN) / STD).expand(1, 3, 32, 32)
+    )
+
+
+def test_the_first_images_of_a_loader_are_taken():
+    loaders = [
+        DataLoader(TensorDataset(IMAGES, LABELS), batch_size=3),
+        Stream(*zip(IMAGES, LABELS, strict=True)),
+        DataLoader(Stream(*zip(IMAGES, LABELS, strict=True)), batch_size=7),
+        [(IMAGES[:2], LABELS[:2]), (IMAGES[2:3], LABELS[2:3]), (IMAGES[3:].numpy(), LABELS[3:])],
+    ]
+    for loader in loaders:
+        minibatch = user_minibatch(WRN, loader, 5)
+        assert minibatch.parts == 2
+        assert torch.equal(minibatch.images, IMAGES[:10])
+        assert torch.equal(minibatch.labels, LABELS[:10])
+    torch.testing.assert_close(
+        user_minibatch(WRN, DataLoader(TensorDataset(PIXELS, LABELS), batch_size=4), 12).images, NORMALISED
+    )
+    taken = []
+    endless = ((taken.append(1), (IMAGES, LABELS))[1] for _ in range(1000))
+    assert user_minibatch(WRN, endless, 12).parts == len(taken) == 16
+    with pytest.raises(DataError, match=r"^the DataLoader has 12 images; use a batch_size of at most 12$"):
+        user_minibatch(WRN, loaders[0], 13)
+    with pytest.raises(DataError, match=r"^the Stream has 0 images$"):
+        user_minibatch(WRN, Stream(), 13)
+
+
+@pytest.mark.parametrize("data", ["photos", 3, {"images": IMAGES}])
+def test_data_of_other_kinds(data):
+    with pytest.raises(DataError, match=r"^data are a pair of images and labels, a dataset or a loader, not .*; for"):
+        user_minibatch(WRN, data)
+
+
+def test_a_minibatch_is_for_networks_of_its_size():
+    minibatch = noise_minibatch(WRN, 4)
+    assert user_minibatch(WRN, minibatch) is minibatch
+    with pytest.raises(
+        DataError, match=r"^images are \(N, 3, 28, 28\) in this space, not \(4, 3, 32, 32\); use Search"
+    ):
+        user_minibatch(SearchSpace("wrn16_1", ["S"], image_size=28), minibatch)
 
 
 @pytest.mark.data

@@ -11,10 +11,11 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import blockswap_models
 from blockswap_models import Budget, BudgetError, GenomeError, SearchSpace, fisher_potential
-from blockswap_models.searching.probe_images import affordable_parts, noise_minibatch
+from blockswap_models.searching.probe_images import affordable_parts, noise_minibatch, tensor_minibatch
 from blockswap_models.searching.record import RecordError, read_record
 from blockswap_models.searching.scorer import fast_dtype
 from blockswap_models.searching.search import SearchError
@@ -219,6 +220,15 @@ def test_no_finite_score_is_an_error_that_loses_nothing(tmp_path, value):
     with pytest.raises(SearchError, match="none of 6 scores is finite; look at the data, or choose another score"):
         search(SPACE, BUDGET, score=lambda *_: value, record=record, **SMALL)
     assert len(read_record(record)[1]) == 6
+
+
+def test_pixels_are_ranked_as_the_images_that_they_are(tmp_path):
+    pixels = torch.randint(256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    labels = torch.arange(8)
+    normalised = tensor_minibatch(SPACE, pixels, labels).images
+    expected = search(SPACE, BUDGET, 3, data=(normalised, labels))
+    for data in ((pixels.numpy(), labels.int()), DataLoader(TensorDataset(pixels, labels), batch_size=2)):
+        assert search(SPACE, BUDGET, 3, data=data, batch_size=8).candidates == expected.candidates
 
 
 def test_nan_images_give_no_finite_score():

@@ -313,6 +313,26 @@ def test_the_teacher_gets_images_in_its_own_normalisation():
         torch.testing.assert_close(task.teacher_outputs(images).maps, expected)
 
 
+# timm keeps a cfg of three channels for its own networks.
+@pytest.mark.parametrize(("student", "teacher"), [("blockswap_wrn16_1", "resnet18"), ("resnet18", "blockswap_wrn16_1")])
+def test_the_teacher_gets_grey_images_in_its_own_normalisation(student, teacher):
+    networks = [timm.create_model(name, in_chans=1, num_classes=10) for name in (student, teacher)]
+    task = AttentionTransferTask(*networks, stages=[1, 2], teacher_stages=[1, 2], verbose=False)
+    given = []
+    networks[1].conv1.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    images = torch.randn(2, 1, 32, 32)
+    task.teacher_outputs(images)
+    numbers = {"blockswap_wrn16_1": (0.4734, 0.2009), "resnet18": (0.449, 0.226)}
+    (mean, std), (their_mean, their_std) = numbers[student], numbers[teacher]
+    torch.testing.assert_close(given[0], (images * std + mean - their_mean) / their_std)
+
+
+def test_networks_of_different_channels_are_refused():
+    student, teacher = timm.create_model("blockswap_wrn16_1", in_chans=1), timm.create_model("blockswap_wrn16_1")
+    with pytest.raises(ValueError, match=r"^the student has in_chans=1 and the teacher in_chans=3; use the same for"):
+        AttentionTransferTask(student, teacher)
+
+
 def test_equal_normalisations_are_not_compared_at_each_minibatch(monkeypatch):
     task = AttentionTransferTask(timm.create_model("blockswap_wrn16_1"), timm.create_model("blockswap_wrn16_1"))
     monkeypatch.setattr(torch, "equal", None)

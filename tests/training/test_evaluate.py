@@ -6,6 +6,7 @@ import sys
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_dataset, create_loader
 from torch import nn
@@ -376,3 +377,21 @@ def test_evaluate_on_imagenet_images(capsys, data_dir):
     small = ["--images", 4, "--batch-size", 4, "--workers", 1, "--device", "cpu", "--json"]
     status, out, _ = run(capsys, "evaluate", "resnet18", "--no-pretrained", *images, *small)
     assert (status, json.loads(out)["images"], json.loads(out)["weights"]) == (0, 4, "random")
+
+
+# timm keeps a cfg of three channels for its own networks.
+@pytest.mark.parametrize("name", ["blockswap_wrn16_1", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_evaluate_on_images_of_other_channels(capsys, tmp_path, name, channels):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        Image.new("RGBA", (64, 64), (51, 51, 51, 255)).save(tmp_path / label / "0.png")
+    model = timm.create_model(name, in_chans=channels, num_classes=2)
+    ((images, _),) = evaluation_loader(model, str(tmp_path), workers=0)
+    mean, std = (0.4734, 0.2009) if "wrn" in name else (0.449, 0.226)
+    size = 32 if "wrn" in name else 224
+    expected = torch.tensor([0.2, 0.2, 0.2, 1.0][:channels]).view(-1, 1, 1).expand(2, channels, size, size)
+    torch.testing.assert_close(images, (expected - mean) / std)
+    options = ["--no-pretrained", "--num-classes", 2, "--in-chans", channels, "--workers", 0, "--device", "cpu"]
+    status, out, _ = run(capsys, "evaluate", name, "--data", tmp_path, *options, "--json")
+    assert (status, json.loads(out)["images"]) == (0, 2)

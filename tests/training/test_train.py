@@ -388,6 +388,17 @@ def test_folders_go_through_timms_loader(folder):
     assert torch.bincount(torch.cat([labels for _, labels in batches])).tolist() == [8, 8]
 
 
+# timm keeps a cfg of three channels for its own networks.
+@pytest.mark.parametrize("name", ["blockswap_wrn16_1", "mobilenetv3_small_050"])
+def test_images_of_one_channel_are_trained_on(folder, name):
+    model = timm.create_model(name, num_classes=2, in_chans=1).train()
+    images, labels = next(iter(training_loader(model, str(folder), None, TINY, workers=0)))
+    assert images.shape == (8, 1, *model.pretrained_cfg["input_size"][1:])
+    mean, std = (0.4734, 0.2009) if "wrn" in name else (0.449, 0.226)
+    assert -mean / std - 1e-5 <= images.min() < images.max() <= (1 - mean) / std + 1e-5
+    ClassificationTask(model)(images, labels)["loss"].backward()
+
+
 def test_data_that_does_not_fit_is_refused(folder):
     model = timm.create_model("blockswap_wrn16_1", num_classes=2)
     with pytest.raises(DataError, match=r"^a batch of 8 does not divide between 3 processes; write --batch-size 9$"):

@@ -19,9 +19,10 @@ import torchvision
 from timm.models import FeatureInfo, get_arch_pretrained_cfgs, group_parameters, save_for_hf
 from timm.optim import create_optimizer_v2
 from torch import nn
+from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from blockswap_models import Genome, GenomeError, Layout, save_pretrained
+from blockswap_models import Genome, GenomeError, Layout, count, fold_batchnorm, save_pretrained
 from blockswap_models.nets.networks import build, residual_blocks
 from blockswap_models.zoo.genomes import GENOMES, PAPER_ERRORS
 
@@ -132,6 +133,25 @@ def test_default_cfg(entry):
 
 
 @entries
+@pytest.mark.parametrize("features_only", [False, True])
+def test_the_cfg_of_a_model_has_its_channels(entry, features_only):
+    whole = timm.create_model(entry, device="meta", features_only=features_only)
+    for channels in (1, 4):
+        model = timm.create_model(entry, in_chans=channels, device="meta", features_only=features_only)
+        cfg = model.pretrained_cfg
+        assert cfg is model.default_cfg
+        assert cfg["input_size"] == (channels, *whole.pretrained_cfg["input_size"][1:])
+        for key in ("mean", "std"):
+            assert cfg[key] == pytest.approx((sum(whole.pretrained_cfg[key]) / 3,) * channels, abs=1e-4)
+        rest = cfg.keys() - {"input_size", "mean", "std"}
+        assert {key: cfg[key] for key in rest} == {key: whole.pretrained_cfg[key] for key in rest}
+    # Of the user's own numbers, those for the channels are kept.
+    overlay = {"input_size": (1, 28, 28), "mean": (0.2,), "std": (0.3,)}
+    own = timm.create_model(entry, pretrained_cfg_overlay=overlay, device="meta", features_only=features_only)
+    assert {key: own.pretrained_cfg[key] for key in overlay} == overlay
+
+
+@entries
 def test_no_cfg_promises_weights_that_are_not_there(entry):
     for cfg in get_arch_pretrained_cfgs(entry).values():
         assert not cfg.url
@@ -146,8 +166,11 @@ def test_no_cfg_promises_weights_that_are_not_there(entry):
 
 @pytest.mark.parametrize("entry", timm.list_pretrained("blockswap_*"))
 def test_pretrained_weights_load_and_adapt(entry):
-    timm.create_model(entry, pretrained=True)
-    timm.create_model(entry, pretrained=True, num_classes=5, in_chans=1)
+    model = timm.create_model(entry, pretrained=True)
+    grey = timm.create_model(entry, pretrained=True, num_classes=5, in_chans=1)
+    # As timm adapts weights to grey images: their sum over the channels, in the precision of the file.
+    summed = model.conv1.weight.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(grey.conv1.weight, summed, rtol=1e-3, atol=1e-2)
     timm.create_model(entry, pretrained=True, features_only=True)
 
 
@@ -428,6 +451,18 @@ def test_features_only(case, feature_cls):
         assert [torch.equal(map_, maps[index]) for map_, index in zip(found, taken, strict=True)] == [True] * len(taken)
 
 
+def test_feature_cfg_is_taken_as_timms_own_models_take_it():
+    for name in ("blockswap_wrn16_1", "blockswap_resnet18", "resnet18"):
+        extractor = timm.create_model(name, features_only=True, feature_cfg={"feature_cls": "fx"})
+        assert type(extractor).__name__ == "FeatureGraphNet"
+    # What it does not say stays as it is.
+    maps = make(WRN_SMALL, features_only=True, feature_cfg={"feature_cls": "fx"})(images(WRN_SMALL))
+    assert [each.shape[1] for each in maps] == [16, 16, 32, 64]
+    own = {"feature_cls": "dict", "out_indices": (1, 2)}
+    assert list(make(WRN_SMALL, features_only=True, feature_cfg=own)(images(WRN_SMALL))) == ["1", "2"]
+    assert own == {"feature_cls": "dict", "out_indices": (1, 2)}
+
+
 # Weights
 
 
@@ -657,6 +692,8 @@ def test_a_folder_gives_the_network_back(case, kwargs, save, tmp_path):
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert again.genome == model.genome
     assert (again.num_classes, again.in_chans) == (model.num_classes, model.in_chans)
+    for key in ("input_size", "mean", "std"):
+        assert tuple(again.pretrained_cfg[key]) == model.pretrained_cfg[key]
     assert torch.equal(again(x), model(x))
     # With its classifier changed, it is saved as it has become.
     again.reset_classifier(6, "avg")
@@ -689,6 +726,43 @@ def test_save_pretrained_takes_off_wrappers(tmp_path):
     model = make(WRN_SMALL)
     save_pretrained(nn.DataParallel(torch.compile(model, backend="eager")), tmp_path)
     assert_same_weights(timm.create_model(f"local-dir:{tmp_path}", pretrained=True), model)
+
+
+@two
+def test_save_pretrained_takes_any_memory_format(case, tmp_path):
+    model = make(case).to(memory_format=torch.channels_last)
+    save_pretrained(model, tmp_path)
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert_same_weights(timm.create_model(f"local-dir:{tmp_path}", pretrained=True), model)
+
+
+@two
+def test_a_pruned_network_is_saved_and_counted_with_its_zeros(case, tmp_path):
+    model, x = make(case), images(case)
+    cost = count(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            prune.l1_unstructured(module, "weight", 0.5)
+    prune.random_unstructured(model.fc, "bias", 2)
+    expected = model(x)
+    save_pretrained(model, tmp_path)
+    assert prune.is_pruned(model)
+    assert count(model) == cost
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.equal(again(x), expected)
+    assert again.conv1.weight.count_nonzero() == again.conv1.weight.numel() // 2
+
+
+def test_a_network_that_a_folder_would_not_give_back_is_not_saved(tmp_path):
+    changed = [fold_batchnorm(make(WRN_SMALL)), make(WRN_SMALL), make(WRN_SMALL)]
+    changed[1].fc = nn.Linear(64, 10, bias=False)
+    changed[2].prune_intermediate_layers([1])
+    for model in changed:
+        with pytest.raises(
+            ValueError, match=r"^this network was changed after it was made: \d+ tensors \(.+, …\) are not"
+        ):
+            save_pretrained(model, tmp_path)
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_network_made_without_timms_factory_keeps_its_genome(tmp_path):
