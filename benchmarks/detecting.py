@@ -26,9 +26,9 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from blockswap_models.cli.train import _surroundings
 from blockswap_models.data.coco import CocoObjects, average_precision, detections
 from blockswap_models.detection import mask_rcnn
+from blockswap_models.nets.devices import describe_machine
 from blockswap_models.training.distributed import barrier, rank_and_size
 from blockswap_models.training.loop import _set_epoch
 from blockswap_models.training.run_folder import RunFolder, TrainingError, write_whole
@@ -170,7 +170,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
     # All look at the folder before the first changes it.
     barrier()
-    header = {"recipe": asdict(recipe), **common, "images": len(dataset), **_surroundings(device)}
+    header = {"recipe": asdict(recipe), **common, "images": len(dataset), **describe_machine(device)}
     if rank == 0:
         run.begin(header, done)
     sampler = AspectBatches(dataset.aspect_ratios(), recipe.batch_size // world_size, seed, rank, world_size)

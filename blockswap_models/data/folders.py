@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.data import create_dataset
 
-from ..genome import _quote
+from ..messages import quote
 from .coco import CocoLabels
 
 __all__ = ["IMAGE_MODES", "DataError", "find_dataset", "open_dataset"]
@@ -27,10 +27,10 @@ def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
         name, root = "coco" if any(Path(name).glob("annotations/instances_*2017.json")) else "folder", name
     if root is None:
         raise DataError(
-            f"no folder {_quote(name)}; write a folder of images, or torch/cifar10 and its folder (--data-dir)"
+            f"no folder {quote(name)}; write a folder of images, or torch/cifar10 and its folder (--data-dir)"
         )
     if not Path(root).is_dir():
-        raise DataError(f"no data folder {_quote(str(root))}; write the folder that holds {name} (--data-dir)")
+        raise DataError(f"no data folder {quote(str(root))}; write the folder that holds {name} (--data-dir)")
     return name, str(root)
 
 
@@ -45,4 +45,4 @@ def open_dataset(name: str, root: str, split: str, **kwargs: Any) -> Any:
         return create_dataset("" if name == "folder" else name, root=root, split=split, download=False, **kwargs)
     except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(f"no dataset {name} in {_quote(root)}: {reason}") from None
+        raise DataError(f"no dataset {name} in {quote(root)}: {reason}") from None

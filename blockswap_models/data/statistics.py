@@ -38,7 +38,7 @@ def data_config(layout: Layout, channels: int = 3) -> dict[str, Any]:
     An entry of the user's has its own. Images that are not of three channels are normalised by the mean of the three.
     """
     config = CIFAR10 if layout.preact else IMAGENET
-    if is_model(layout.name) and Layout._found(layout.name) == layout:
+    if is_model(layout.name) and layout.is_known:
         config = get_pretrained_cfg(layout.name).to_dict()
     if len(config["mean"]) == channels:
         return config

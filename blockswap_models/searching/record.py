@@ -155,7 +155,8 @@ def build_text(header: dict[str, Any], genome: str) -> str:
     """Writes the line of Python that makes a network which was found, for a record's search."""
     name, first, more = header.get("space"), "", ""
     with suppress(ValueError, LookupError, TypeError):
-        if layout := Layout._standard(str(name)):
+        if "layout" not in header:
+            layout = Layout.named(str(name))
             first = "" if name in GENOMES else f"blockswap_models.register('{name}'); "
             own = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0]}
             wanted = {"num_classes": header["num_classes"], "in_chans": header["input_size"][0]}

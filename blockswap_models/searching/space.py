@@ -41,7 +41,7 @@ class SearchSpace:
         image_size: int | tuple[int, int] | None = None,
         latency: LatencyTable | None = None,
     ) -> None:
-        self.layout = Layout.named(layout) if isinstance(layout, str) else layout
+        self.layout = Layout.named(layout)
         self.types = tuple(each if isinstance(each, BlockType) else BlockType.parse(each) for each in types)
         if not self.types:
             raise GenomeError("a search space needs block types; write at least one, such as 'S'")

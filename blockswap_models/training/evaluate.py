@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, Subset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
-from ..genome import _quote
+from ..messages import quote
 
 __all__ = ["Evaluation", "check_fit", "evaluate", "evaluation_loader", "load_weights", "read_weights", "step_marker"]
 
@@ -127,7 +127,7 @@ def evaluation_loader(
     if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32) and config["crop_pct"] == 1:
         _check_classes(model, data, CIFAR_CLASSES[cifar])
         if split not in _TRAIN_SPLITS + _TEST_SPLITS:
-            raise DataError(f"{data} has no split {_quote(split)}; write train or test (--split)")
+            raise DataError(f"{data} has no split {quote(split)}; write train or test (--split)")
         pictures, labels = read_cifar(root, cifar, split in _TRAIN_SPLITS)
         chosen = _spaced(len(labels), images)
         return CifarLoader(
@@ -192,12 +192,12 @@ def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Reads the tensors of a checkpoint by name, as `load_weights` does; raises ValueError."""
     if not Path(path).is_file():
-        raise ValueError(f"no checkpoint {_quote(str(path))}; write a .safetensors file, or a checkpoint of torch")
+        raise ValueError(f"no checkpoint {quote(str(path))}; write a .safetensors file, or a checkpoint of torch")
     try:
         return load_state_dict(str(path), weights_only=True)
     except (AttributeError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError):
         raise ValueError(
-            f"cannot read the checkpoint {_quote(str(path))}: it is damaged, or holds more than tensors, which could "
+            f"cannot read the checkpoint {quote(str(path))}: it is damaged, or holds more than tensors, which could "
             "run code; write a .safetensors file"
         ) from None
 
@@ -216,7 +216,7 @@ def check_fit(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | P
     if any(faults.values()):
         told = [f"{len(names)} {fault} ({names[0]}, …)" for fault, names in faults.items() if names]
         raise ValueError(
-            f"the checkpoint {_quote(str(path))} is of another network than this {type(model).__name__}: "
+            f"the checkpoint {quote(str(path))} is of another network than this {type(model).__name__}: "
             f"tensors {', '.join(told)}"
         )
 

@@ -11,8 +11,8 @@ import pytest
 
 import blockswap_models
 from blockswap_models import Budget, Cost, Genome, SearchSpace
-from blockswap_models.cli.commands import STRATEGY_NAMES
 from blockswap_models.cli.main import main
+from blockswap_models.cli.search import STRATEGY_NAMES
 from blockswap_models.searching import strategies
 from blockswap_models.searching.candidates import Candidate
 from blockswap_models.searching.record import RecordError, read_record
@@ -287,7 +287,7 @@ class Calls:
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
 
-    def __call__(self, results, total, done):
+    def __call__(self, results, total, done, round_name):
         self.seen.append((total, done))
         return results
 

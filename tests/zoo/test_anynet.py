@@ -29,7 +29,7 @@ from blockswap_models import (
 )
 from blockswap_models.cli.main import main
 from blockswap_models.data.folders import DataError
-from blockswap_models.layout import _OWN
+from blockswap_models.layout import _registered
 from blockswap_models.nets.networks import build
 from blockswap_models.searching.probe_images import dataset_minibatch
 from blockswap_models.searching.record import RecordError
@@ -79,7 +79,7 @@ def forget():
 
 def forget_entry(name):
     _registry._clear_model_entries(name)
-    for names in (_registry._model_entrypoints, _OWN, _entries):
+    for names in (_registry._model_entrypoints, _registered, _entries):
         names.pop(name, None)
 
 
@@ -382,14 +382,14 @@ def test_the_command_says_how_to_build_any_wrn(capsys, tmp_path, forget):
 
 
 def test_the_command_knows_any_wrn(forget):
-    from blockswap_models.cli.evaluate import _known
+    from blockswap_models.zoo.find import find_model
 
     forget.append("blockswap_wrn10_2")
-    assert _known("wrn10_2") == "blockswap_wrn10_2"
+    assert find_model("wrn10_2") == "blockswap_wrn10_2"
     assert timm.create_model("blockswap_wrn10_2", genome="W1/G4/B2").num_features == 128
     # The name of a student, which is not there.
     with pytest.raises(ValueError, match="unknown model 'wrn10_2_5k'"):
-        _known("wrn10_2_5k")
+        find_model("wrn10_2_5k")
 
 
 def test_the_command_counts_at_a_size(capsys):

@@ -13,7 +13,7 @@ import torch
 
 from blockswap_models import count, save_pretrained
 from blockswap_models.cli.main import main
-from blockswap_models.cli.share import _command_of
+from blockswap_models.cli.share import training_command
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.searching.space import SearchSpace
 from blockswap_models.zoo.cards import WeightsError, check_weights, read_card, shipped
@@ -66,7 +66,7 @@ def packed(tmp_path_factory):
 def test_the_command_of_a_run(packed, changes, command):
     summary = json.loads((packed.parent / "run" / "summary.json").read_text()) | changes
     always = f" --data torch/cifar10 --data-dir DATA|--genome {GENOME} |--epochs 1 --batch-size 8 |--seed 3 ?"
-    found = re.sub(always, "", _command_of(summary))
+    found = re.sub(always, "", training_command(summary))
     plain = "" if command.startswith(("blockswap", "torchrun")) else "blockswap train wrn16_1 --out wrn16_1 "
     assert found.strip() == plain + command
 
