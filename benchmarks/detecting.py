@@ -30,7 +30,7 @@ from blockswap_models.data.coco import CocoObjects, average_precision, detection
 from blockswap_models.detection import mask_rcnn
 from blockswap_models.nets.devices import describe_machine
 from blockswap_models.training.distributed import barrier, rank_and_size
-from blockswap_models.training.loop import _set_epoch
+from blockswap_models.training.loop import set_epoch
 from blockswap_models.training.run_folder import RunFolder, TrainingError, write_whole
 
 __all__ = ["NORMS", "AspectBatches", "Recipe", "build", "evaluate", "learning_rate", "train"]
@@ -189,7 +189,7 @@ def train(
         for epoch in range(done, recipe.epochs):
             start = time.perf_counter()
             # The random numbers of an epoch depend on the seed and the epoch alone: none have to be kept.
-            _set_epoch(loader, seed, epoch, rank)
+            set_epoch(loader, seed, epoch, rank)
             sampler.set_epoch(epoch)
             losses = _train_epoch(wrapped, loader, optimizer, recipe, epoch, device, dtype, bar)
             spent += time.perf_counter() - start

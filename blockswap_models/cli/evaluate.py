@@ -55,7 +55,6 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
     device = find_device(options.device)
     if device.type == "cpu":
         keep_memory()
-    say_which(options.name, options.genome)
     model = make_model(
         options.name,
         pretrained=options.pretrained is not False,
@@ -75,6 +74,7 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
         options.workers,
     )
     result = measure(model, loader, getattr(torch, options.dtype))
+    say_which(options.name, options.genome)
     weights = options.checkpoint or ("random" if options.pretrained is False else "pretrained")
     if as_json:
         report = {

@@ -52,7 +52,6 @@ def export_(as_json: bool, **arguments: Any) -> None:
 
     # Before the network is made.
     format_of(options.out, options.file_format)
-    say_which(options.name, options.genome)
     pretrained = options.pretrained
     if pretrained is None:
         pretrained = options.checkpoint is None and has_weights(options.name, options.genome)
@@ -68,6 +67,7 @@ def export_(as_json: bool, **arguments: Any) -> None:
     if options.image_size is not None:
         size = (size[0], options.image_size, options.image_size)
     result = export_model(model, options.out, options.file_format, input_size=size, fold=options.fold)
+    say_which(options.name, options.genome)
     weights = options.checkpoint or ("pretrained" if pretrained else "random")
     if as_json:
         print_json({"model": options.name, "weights": weights, **asdict(result)})

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..searching.search import SearchResult
     from ..searching.space import SearchSpace
 
-__all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "search_", "space_", "space_of"]
+__all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "search_", "space_", "space_of", "tied_text"]
 
 # The keys of `rankings.SCORES`, which needs torch.
 SCORE_NAMES = (
@@ -216,7 +216,7 @@ def _print_result(result: SearchResult, record: str, number: int, as_json: bool)
     print(f"best of {len(result.candidates):,} genomes of {layout.name} within {result.budget}:\n\n  {best.genome}\n")
     print_ranking(result.candidates[:number])
     if result.rivals is not None:
-        print(f"\n{_tied(result.rivals)} statistically tied with the best ({len(best.draws)} draws)")
+        print(f"\n{tied_text(result.rivals, len(best.draws))}")
     if best.shares:
         shares = iter(f"{share:.0%}" for share in best.shares)
         print(
@@ -229,7 +229,7 @@ def _print_result(result: SearchResult, record: str, number: int, as_json: bool)
     print(f"record: {record}\n{build_text(described, best.genome)}")
 
 
-def _tied(number: int) -> str:
-    if number == 1:
-        return "1 other genome is"
-    return f"{number:,} other genomes are" if number else "no other genome is"
+def tied_text(number: int, draws: int) -> str:
+    """Says how many others are as good as the best, as far as its draws can tell."""
+    others = "1 other genome is" if number == 1 else f"{number:,} other genomes are" if number else "no other genome is"
+    return f"{others} statistically tied with the best ({draws} draws)"

@@ -46,7 +46,7 @@ def print_ranking(top: Sequence[Candidate]) -> None:
         for rank, each in enumerate(top, start=1)
     ]
     if len({len(each.draws) for each in top}) > 1:
-        print("ranked by draws, then by score: a score of fewer draws is less certain, and may be higher by chance\n")
+        print("genomes with more draws come first: a score of fewer draws can be high by chance\n")
     titles = ["rank", "score", "±", "draws", "params", "MACs", *(["latency"] if measured else []), "genome"]
     print_table(titles, rows, right=range(len(titles) - 1))
 

@@ -182,11 +182,6 @@ def _train(
     from ..training.loaders import training_loader
     from ..training.loop import train
 
-    if rank == 0:
-        for name in options.names:
-            say_which(name, options.genome)
-        if options.teacher is not None:
-            say_which(options.teacher)
     students = _students(options)
     of_students = {name: _facts(name, student) for name, student in students.items()}
     model = students[options.names[0]]
@@ -229,6 +224,11 @@ def _train(
     facts = {"params": told["params"], "macs": told["macs"], **describe_machine(device)}
     advise_when_interrupted("go on with the same command and --resume")
     writer = _writer(options) if rank == 0 else None
+    if rank == 0:
+        for name in options.names:
+            say_which(name, options.genome)
+        if options.teacher is not None:
+            say_which(options.teacher)
     try:
         return train(
             _task(options, recipe, students, device, world_size),

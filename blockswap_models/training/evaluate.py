@@ -20,12 +20,23 @@ from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
 from ..messages import quote
 
-__all__ = ["Evaluation", "check_fit", "evaluate", "evaluation_loader", "load_weights", "read_weights", "step_marker"]
+__all__ = [
+    "TEST_SPLITS",
+    "TRAIN_SPLITS",
+    "Evaluation",
+    "check_classes",
+    "check_fit",
+    "evaluate",
+    "evaluation_loader",
+    "load_weights",
+    "read_weights",
+    "step_marker",
+]
 
 Minibatches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
-_TRAIN_SPLITS = ("train", "training")
-_TEST_SPLITS = ("test", "validation", "val", "valid", "eval", "evaluation")
+TRAIN_SPLITS = ("train", "training")
+TEST_SPLITS = ("test", "validation", "val", "valid", "eval", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -123,12 +134,12 @@ def evaluation_loader(
     config = resolve_model_data_config(model)
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and class_map is not None:
-        raise DataError(f"a class map is for folders of images, not for {data}; leave it out (--class-map)")
+        raise DataError(f"a class map is for folders of images, not for {data}; leave it out (class_map=)")
     if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32) and config["crop_pct"] == 1:
-        _check_classes(model, data, CIFAR_CLASSES[cifar])
-        if split not in _TRAIN_SPLITS + _TEST_SPLITS:
-            raise DataError(f"{data} has no split {quote(split)}; write train or test (--split)")
-        pictures, labels = read_cifar(root, cifar, split in _TRAIN_SPLITS)
+        check_classes(model, data, CIFAR_CLASSES[cifar])
+        if split not in TRAIN_SPLITS + TEST_SPLITS:
+            raise DataError(f"{data} has no split {quote(split)}; use train or test (split=)")
+        pictures, labels = read_cifar(root, cifar, split in TRAIN_SPLITS)
         chosen = _spaced(len(labels), images)
         return CifarLoader(
             pictures[chosen],
@@ -150,12 +161,12 @@ def evaluation_loader(
     if index:
         classes, advice = max(index.values()) + 1, ", with weights for as many"
         if data == "folder" and classes < getattr(model, "num_classes", classes):
-            advice += ", or, for some of the network's classes, the file with the names of all (--class-map)"
-        _check_classes(model, data, classes, class_map is not None, advice)
+            advice += ", or, for some of the network's classes, the file with the names of all (class_map=)"
+        check_classes(model, data, classes, class_map is not None, advice)
     chosen = dataset
     if images is not None:
         if isinstance(dataset, IterableDataset):
-            raise DataError(f"{data} is a stream, of which only all images can be taken; leave --images out")
+            raise DataError(f"{data} is a stream, of which only all images can be taken; leave out images=")
         chosen = Subset(dataset, _spaced(len(dataset), images).tolist())
     loader = create_loader(
         chosen,
@@ -225,18 +236,19 @@ def _device(model: nn.Module) -> torch.device:
     return next((each.device for each in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
-def _check_classes(
+def check_classes(
     model: nn.Module, data: str, classes: int, mapped: bool = False, advice: str = ", with weights for as many"
 ) -> None:
+    """Sees that data and network have the same classes, or fewer where a class map names all; raises DataError."""
     own = getattr(model, "num_classes", classes)
     if classes == own or (mapped and classes < own):
         return
-    advice = f"write --num-classes {classes}{advice}"
+    advice = f"use num_classes={classes}{advice}"
     raise DataError(f"{data} has {classes} classes, but the network has {own}; {advice}")
 
 
 def _spaced(there: int, wanted: int | None) -> torch.Tensor:
     wanted = there if wanted is None else wanted
     if wanted > there:
-        raise DataError(f"there are {there:,} images, not {wanted:,}; write fewer (--images)")
+        raise DataError(f"there are {there:,} images, not {wanted:,}; use fewer (images=)")
     return torch.arange(wanted) * there // wanted

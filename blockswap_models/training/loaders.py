@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
-from .evaluate import _TEST_SPLITS, _TRAIN_SPLITS, Minibatches, _check_classes
+from .evaluate import TEST_SPLITS, TRAIN_SPLITS, Minibatches, check_classes
 from .recipes import Recipe
 
 __all__ = ["GrowingLoader", "training_loader"]
@@ -41,14 +41,14 @@ def training_loader(
     if recipe.batch_size % world_size:
         raise DataError(
             f"a batch of {recipe.batch_size} does not divide between {world_size} processes; "
-            f"write --batch-size {-(-recipe.batch_size // world_size) * world_size}"
+            f"use batch_size={-(-recipe.batch_size // world_size) * world_size}"
         )
     recipe = replace(recipe, batch_size=recipe.batch_size // world_size)
     data, root = find_dataset(data, root)
     config = resolve_model_data_config(model)
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32):
-        _check_classes(model, data, CIFAR_CLASSES[cifar], advice="")
+        check_classes(model, data, CIFAR_CLASSES[cifar], advice="")
         images, labels = read_cifar(root, cifar)
         images, labels = images.to(device), labels.to(device)
 
@@ -72,7 +72,7 @@ def training_loader(
             )
     else:
         if recipe.flip == "alternate":
-            raise DataError("every other epoch can flip only CIFAR at its own size; use --flip random")
+            raise DataError("every other epoch can flip only CIFAR at its own size; use flip=random")
 
         def load(size: int) -> Minibatches:
             scaled = {**config, "input_size": (config["input_size"][0], size, size)}
@@ -111,7 +111,7 @@ def _timm_loader(
     world_size: int,
     workers: int,
 ) -> Minibatches:
-    for splits in (_TRAIN_SPLITS, _TEST_SPLITS) if data == "folder" else ():
+    for splits in (TRAIN_SPLITS, TEST_SPLITS) if data == "folder" else ():
         # timm would take the whole folder for either.
         if not _any_folder(root, splits):
             raise DataError(f"no folder {splits[0]} in '{root}'; training wants folders train and val of images there")
@@ -129,7 +129,7 @@ def _timm_loader(
         _check_stream(dataset, data, world_size, workers)
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     if index:
-        _check_classes(model, data, max(index.values()) + 1, advice="")
+        check_classes(model, data, max(index.values()) + 1, advice="")
     loader = create_loader(
         dataset,
         input_size=config["input_size"],
@@ -161,7 +161,7 @@ def _check_stream(dataset: Any, data: str, world_size: int, workers: int) -> Non
     readers = max(1, workers) * world_size
     if 0 < shards < readers:
         raise DataError(
-            f"{data} has {shards} shards for {readers} processes that read them; write --workers "
+            f"{data} has {shards} shards for {readers} processes that read them; use workers="
             f"{shards // world_size or 1}" + (f" and {shards} processes or fewer" if shards < world_size else "")
         )
 

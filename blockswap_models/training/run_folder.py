@@ -56,9 +56,9 @@ class RunFolder:
         """Reads the checkpoint; None for a run that begins. Raises TrainingError for a folder that does not fit."""
         header, started = self._rows()[0], self.log.exists() or self.checkpoint.exists()
         if started and not resume:
-            raise TrainingError(f"there is a run in {quote(str(self.path))}; write --resume, or another --out")
+            raise TrainingError(f"there is a run in {quote(str(self.path))}; use resume=True, or another folder=")
         if resume and not started:
-            raise TrainingError(f"there is no run to go on with in {quote(str(self.path))}; leave out --resume")
+            raise TrainingError(f"there is no run to go on with in {quote(str(self.path))}; leave out resume=True")
         state = self._state() if self.checkpoint.exists() else None
         if state is not None:
             earlier = state["arguments"]
@@ -68,7 +68,7 @@ class RunFolder:
             if earlier.get(name) != value:
                 raise TrainingError(
                     f"the run in {quote(str(self.path))} has {name.replace('_', '-')} {_shown(earlier.get(name))}, "
-                    f"not {_shown(value)}; write what it has, or another --out"
+                    f"not {_shown(value)}; use what it has, or another folder="
                 )
         return state
 
@@ -80,7 +80,7 @@ class RunFolder:
         except (AttributeError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
             raise TrainingError(
                 f"cannot read {quote(str(self.checkpoint))}: it is damaged or no checkpoint of blockswap train; "
-                "write another --out"
+                "use another folder="
             ) from None
         return state
 

@@ -234,8 +234,8 @@ def cheap(model, images, labels) -> float:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> dict:
     """A search of four rounds, the last of them cut short."""
-    monkeypatch.setattr(strategies, "_START", 8)
-    monkeypatch.setattr(strategies, "_ROUND", 4)
+    monkeypatch.setattr(strategies, "START", 8)
+    monkeypatch.setattr(strategies, "ROUND", 4)
     return {"samples": 19, "batch_size": 2, "score": cheap, "strategy": "surrogate"}
 
 

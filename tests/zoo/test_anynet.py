@@ -344,7 +344,7 @@ def test_macs_of_many_different_numbers(monkeypatch):
         assert planned is None or planned in window
     with pytest.raises(BudgetError, match=r"none of .* genomes that come near its macs do"):
         ODD.sample(3, Budget(macs=(totals[7] + 1, totals[7] + 1)))
-    monkeypatch.setattr("blockswap_models.searching.space._LONGEST_OF_COUNT", 40)
+    monkeypatch.setattr("blockswap_models.searching.space.LONGEST_OF_COUNT", 40)
     with pytest.raises(BudgetError, match="macs of own_odd at 3x7x9 are too many different numbers to count genomes"):
         ODD.count(Budget(macs=(None, totals[60])))
 
@@ -396,7 +396,7 @@ def test_the_command_counts_at_a_size(capsys):
     _, out, _ = run(capsys, "count", "wrn16_1", "--image-size", 64, "--in-chans", 1, "--json")
     assert json.loads(out)["macs"] == count(build(Layout.named("wrn16_1"), in_chans=1), (1, 64, 64)).macs
     status, _, err = run(capsys, "space", "wrn16_1", "--image-size", 0)
-    assert (status, err) == (2, "blockswap space: image_size is at least 1, not 0\n")
+    assert (status, err) == (2, "blockswap space: --image-size is at least 1, not 0\n")
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_a_pushed_folder_gives_the_network_back(capsys, packed, tmp_path):
         load(folder)
     status, _, err = run(capsys, "push", packed, "--out", folder)
     assert (status, err.count("\n")) == (2, 1)
-    assert "is not empty; write a new folder (--out)" in err
+    assert "is not empty; use a new folder (--out)" in err
 
 
 def test_new_weights_in_a_folder_are_not_held_to_an_old_card(packed, tmp_path):
@@ -253,7 +253,7 @@ def test_mistakes_are_one_line(capsys, packed, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     run_folder = packed.parent / "run"
     for arguments, message in [
-        (["push", "wrn16_1.nothing", "--out", tmp_path / "x"], "no weights 'wrn16_1.nothing' in the zoo; write "),
+        (["push", "wrn16_1.nothing", "--out", tmp_path / "x"], "no weights 'wrn16_1.nothing' in the zoo; use "),
         (["push", tmp_path / "other.json", "--out", tmp_path / "x"], "is no card of weights; write one that"),
         (["push", tmp_path / "none.json", "--out", tmp_path / "x"], "cannot read the card"),
         (["push", packed, "--repo", "net"], "a repository is USER/NAME, not 'net' (--repo)"),
