@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import takewhile
 
 __all__ = ["did_you_mean", "listed", "quote"]
 
@@ -27,5 +28,11 @@ def listed(numbers: Iterable[object]) -> str:
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """Suggests the known name that is most like a mistyped one, or gives the advice for where there is none."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {quote(close[0])}?" if close else otherwise
+    close = difflib.get_close_matches(name, list(known), n=5)
+
+    def likeness(other: str) -> tuple[float, int]:
+        # Of names that are equally like it, the one that begins like it.
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(other, name, strict=False))
+        return difflib.SequenceMatcher(None, other, name).ratio(), sum(1 for _ in same)
+
+    return f"did you mean {quote(max(close, key=likeness))}?" if close else otherwise
