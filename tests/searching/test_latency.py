@@ -351,7 +351,7 @@ def test_without_a_table_there_is_no_budget_of_latency():
         lambda: search(PLAIN, budget, samples=1),
     ):
         with pytest.raises(
-            BudgetError, match=r"^a budget of latency needs a table .*'blockswap profile.*--latency-table"
+            BudgetError, match=r"^a budget of latency needs a table .*blockswap_models.profile, and use SearchSpace\("
         ):
             call()
 
@@ -380,7 +380,7 @@ def test_a_search_keeps_latencies_and_its_table(tmp_path):
     before = path.read_bytes()
     for table in (made_up(threads=2), None):
         other = SearchSpace("wrn16_1", TYPES, latency=table)
-        with pytest.raises((RecordError, BudgetError), match="latency_table" if table else "blockswap profile"):
+        with pytest.raises((RecordError, BudgetError), match="latency_table" if table else "blockswap_models.profile"):
             search(other, budget, resume=True, **arguments)
     assert path.read_bytes() == before
 
