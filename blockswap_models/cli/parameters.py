@@ -117,11 +117,11 @@ def together(*decorators: Decorator) -> Decorator:
 
 
 def exclusive(*names: str) -> None:
-    """Refuses options of the running command that exclude each other; raises UsageError."""
+    """Refuses options of the running command that exclude each other; raises ValueError."""
     ctx = click.get_current_context()
     given = [each.opts[0] for each in ctx.command.params if each.name in names and ctx.params[each.name]]
     if len(given) > 1:
-        raise click.UsageError(f"{given[0]} and {given[1]} exclude each other; leave one of them out", ctx)
+        raise ValueError(f"{given[0]} and {given[1]} exclude each other; leave one of them out")
 
 
 def default_readers() -> int:

@@ -52,11 +52,6 @@ def test_a_record_is_named_by_out() -> None:
         ("search", "blockswap search", "blockswap search: Missing argument 'NETWORK'."),
         ("evaluate resnet18", "blockswap evaluate", "blockswap evaluate: Missing option '--data'."),
         ("push a", "blockswap push", "blockswap push: Missing option '--repo' or '--out'."),
-        (
-            "push a --repo a/b --out c",
-            "blockswap push",
-            "blockswap push: --repo and --out exclude each other; leave one",
-        ),
     ],
 )
 def test_a_mistyped_command_prints_its_usage(arguments: str, usage: str, message: str) -> None:
@@ -72,6 +67,19 @@ def test_a_wrong_value_is_one_line(arguments: str) -> None:
     status, _, err = run(*arguments.split())
     option = arguments.split()[-2]
     assert (status, err) == (2, f"blockswap {arguments.split()[0]}: 'x' is not a valid integer ({option})\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ("push a --repo a/b --out c", "--repo and --out"),
+        ("evaluate resnet18 --data a --checkpoint b --pretrained", "--checkpoint and --pretrained"),
+        ("train resnet18 --data a --out b --pretrained --init c", "--pretrained and --init"),
+    ],
+)
+def test_options_that_exclude_each_other(arguments: str, options: str) -> None:
+    said = f"blockswap {arguments.split()[0]}: {options} exclude each other; leave one of them out\n"
+    assert run(*arguments.split()) == (2, "", said)
 
 
 def test_amounts_are_read_as_they_are_printed() -> None:

@@ -320,7 +320,7 @@ def test_the_command_trains_several_as_it_trains_one(capsys, tmp_path, monkeypat
     ("names", "arguments", "message"),
     [
         (["wrn16_1", "wrn40_1"], [], "several models are trained together to share a teacher; use --teacher, or one"),
-        (["wrn16_1", "blockswap_wrn16_1"], ["--teacher", "wrn40_2"], "blockswap_wrn16_1 is named twice; write each"),
+        (["wrn16_1", "blockswap_wrn16_1"], ["--teacher", "wrn40_2"], "blockswap_wrn16_1 is named twice; use each"),
         (["wrn16_1", "wrn40_1"], ["--teacher", "x", "--genome", "S/S/S"], "a genome is for one model; leave out --gen"),
         (["wrn16_1", "resnet18"], ["--teacher", "wrn40_2"], "resnet18 has other images or classes than wrn16_1; train"),
         (["wrn16_1", "wrn17_2"], ["--teacher", "wrn40_2"], "unknown model 'wrn17_2'; did you mean"),
