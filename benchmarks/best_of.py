@@ -74,7 +74,7 @@ def found(options: argparse.Namespace) -> dict[int, Student]:
             workers=options.workers,
             record=record,
             resume=record.exists() and record.stat().st_size > 0,
-            progress=lambda rows, total, done: tqdm(rows, "scoring", total, initial=done, disable=None),
+            progress=lambda rows, total, done, name: tqdm(rows, name, total, initial=done, disable=None),
         ).best
         chosen[number] = Student(f"best-{short(BUDGET)}-{digest(best.genome)}", best.genome, BUDGET)
     return chosen

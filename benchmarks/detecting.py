@@ -26,12 +26,12 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from blockswap_models.cli.train import _surroundings
 from blockswap_models.data.coco import CocoObjects, average_precision, detections
 from blockswap_models.data.loader import plain_errors
 from blockswap_models.detection import mask_rcnn
+from blockswap_models.nets.devices import describe_machine
 from blockswap_models.training.distributed import barrier, rank_and_size
-from blockswap_models.training.loop import _set_epoch
+from blockswap_models.training.loop import set_epoch
 from blockswap_models.training.run_folder import RunFolder, TrainingError, write_whole
 
 __all__ = ["NORMS", "AspectBatches", "Recipe", "build", "evaluate", "learning_rate", "train"]
@@ -171,7 +171,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
     # All look at the folder before the first changes it.
     barrier()
-    header = {"recipe": asdict(recipe), **common, "images": len(dataset), **_surroundings(device)}
+    header = {"recipe": asdict(recipe), **common, "images": len(dataset), **describe_machine(device)}
     if rank == 0:
         run.begin(header, done)
     sampler = AspectBatches(dataset.aspect_ratios(), recipe.batch_size // world_size, seed, rank, world_size)
@@ -190,7 +190,7 @@ def train(
         for epoch in range(done, recipe.epochs):
             start = time.perf_counter()
             # The random numbers of an epoch depend on the seed and the epoch alone: none have to be kept.
-            _set_epoch(loader, seed, epoch, rank)
+            set_epoch(loader, seed, epoch, rank)
             sampler.set_epoch(epoch)
             losses = _train_epoch(wrapped, loader, optimizer, recipe, epoch, device, dtype, bar)
             spent += time.perf_counter() - start

@@ -30,9 +30,8 @@ from roofline import Clock, Limits, Work, measure_limits
 from timm.task import ClassificationTask, TrainingTask
 from train_speed import learn, typical
 
-from blockswap_models.cli.evaluate import _device
 from blockswap_models.data.folders import DataError
-from blockswap_models.searching.profile import _about
+from blockswap_models.nets.devices import describe_device, find_device
 from blockswap_models.searching.workers import keep_memory
 from blockswap_models.training.attention_transfer import AttentionTransferTask
 from blockswap_models.training.loaders import training_loader
@@ -120,11 +119,11 @@ def run(options: argparse.Namespace) -> None:
         options.batch_size, options.steps, options.threads, options.amp = 2, 1, 1, "float32"
     elif options.data is None:
         raise DataError("write the folder of ImageNet, with train and val (--data)")
-    device = _device(options.device)
+    device = find_device(options.device)
     if device.type == "cpu":
         keep_memory()
     torch.set_num_threads(options.threads)
-    about, epochs = _about(device), RECIPES["imagenet"].epochs
+    about, epochs = describe_device(device), RECIPES["imagenet"].epochs
     limits = measure_limits(device, getattr(torch, options.amp), options.smoke)
     other = Limits(options.rates[0] * 1e9, options.rates[1] * 1e12)
     print(

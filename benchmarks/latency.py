@@ -31,7 +31,8 @@ from torch import nn
 
 from blockswap_models.export import export_model, fold_batchnorm
 from blockswap_models.nets.cost import count
-from blockswap_models.searching.profile import Stopwatch, _about, threads_set
+from blockswap_models.nets.devices import describe_device
+from blockswap_models.searching.profile import Stopwatch, threads_set
 
 REFERENCE = "torchvision/resnet18"
 OURS = ("blockswap_resnet34", "blockswap_resnet34_8m", "blockswap_resnet34_3m")
@@ -167,7 +168,7 @@ def main() -> None:
     if options.smoke:
         options.networks, options.ways = ["blockswap_wrn16_1", "blockswap_wrn40_1"], ["eager", "folded", "onnxruntime"]
         options.threads, options.batch_sizes, options.rounds, options.image_size = [1], [1, 2], 1, 16
-    about, start = _about(torch.device("cpu")), time.perf_counter()
+    about, start = describe_device(torch.device("cpu")), time.perf_counter()
     versions = f"torch {about['torch']}, torchvision {torchvision.__version__}, timm {about['timm']}"
     if "onnxruntime" in options.ways:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockswap_models.searching.plot import _STYLE
+from blockswap_models.searching.plot import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ def picture(out: str | Path, size: tuple[float, float], draw: Callable[[Figure],
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError('a picture needs matplotlib; pip install "blockswap_models[plot]"') from None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         draw(figure)
         try:

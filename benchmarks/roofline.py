@@ -26,8 +26,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from blockswap_models.cli.evaluate import _device
-from blockswap_models.searching.profile import _about
+from blockswap_models.nets.devices import describe_device, find_device
 
 
 class Limits(NamedTuple):
@@ -154,9 +153,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--smoke", action="store_true", help="tiny tensors")
     options = parser.parse_args()
-    device = _device(options.device)
+    device = find_device(options.device)
     torch.set_num_threads(1 if options.smoke else options.threads)
-    about = _about(device)
+    about = describe_device(device)
     print(f"torch {about['torch']}, {device}, {about['processor']}, {torch.get_num_threads()} threads")
     for dtype in (torch.bfloat16, torch.float32):
         print(f"{str(dtype).removeprefix('torch.'):8s}  {measure_limits(device, dtype, options.smoke)}")

@@ -24,7 +24,16 @@ from torch import nn
 from blockswap_models import Budget, Genome, SearchSpace, fisher_potential, search
 from blockswap_models.searching.candidates import Candidate
 from blockswap_models.searching.probe_images import noise_minibatch
-from blockswap_models.searching.strategies import _ROUND, _START, STRATEGIES, _new, _picks, _values, surrogate, uniform
+from blockswap_models.searching.strategies import (
+    ROUND,
+    START,
+    STRATEGIES,
+    log_scores,
+    new_genomes,
+    option_numbers,
+    surrogate,
+    uniform,
+)
 
 PARAMS = [200_000, 400_000]
 LEADERS, REFINING, JUDGING = 6, range(6), range(100, 116)
@@ -38,14 +47,14 @@ def evolution(space: SearchSpace, budget: Budget, seed: int, scored: Sequence[Ca
     A child has one or two blocks of another type, or two blocks of its parent exchanged.
     """
     if not scored:
-        return space.sample(min(number, _START), budget, seed)
+        return space.sample(min(number, START), budget, seed)
     random = np.random.default_rng([seed, 2, len(scored)])
     population = scored[-POPULATION:]
-    values = _values(population)
-    picks = [_picks(space, each.genome) for each in population]
+    values = log_scores(population)
+    picks = [option_numbers(space, each.genome) for each in population]
 
     def children() -> Iterator[Genome | None]:
-        for _ in range(100 * _ROUND):
+        for _ in range(100 * ROUND):
             rivals = random.integers(len(population), size=TOURNAMENT)
             child = picks[rivals[np.argmax(values[rivals])]].copy()
             one, other = random.choice(len(child), size=2, replace=False)
@@ -61,7 +70,7 @@ def evolution(space: SearchSpace, budget: Budget, seed: int, scored: Sequence[Ca
             genome, cost = space._decode(child)
             yield genome if budget.fits(cost) else None
 
-    return _new(space, budget, seed, scored, children())[:number]
+    return new_genomes(space, budget, seed, scored, children())[:number]
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -105,7 +114,7 @@ def found(space: SearchSpace, budget: Budget, seed: int, options: argparse.Names
         leaders = [each.genome for each in ranked[:LEADERS]]
         refined = max(leaders, key=lambda each: again(space, each, options.refining, options.batch_size, 500 + seed))
         judged = {each: again(space, each, options.judging, options.batch_size, 900) for each in {leaders[0], refined}}
-        last = geometric_mean(known[genome] for genome in order[-_ROUND:])
+        last = geometric_mean(known[genome] for genome in order[-ROUND:])
         results[name] = dict(zip(COLUMNS, (judged[leaders[0]], judged[refined], last), strict=True))
         figures = "".join(f"{value:12.4f}" for value in results[name].values())
         print(f"{budget.params:8,} {seed:5}  {name:10s}{figures}{time.perf_counter() - start:8.0f}", flush=True)

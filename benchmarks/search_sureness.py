@@ -65,11 +65,11 @@ class Times:
                 continue
             self.seconds[genome, draw] = seconds
 
-    def __call__(self, results: Iterable[Any], total: int, done: int) -> Iterator[Any]:
+    def __call__(self, results: Iterable[Any], total: int, done: int, round_name: str) -> Iterator[Any]:
         """Measures the scores of a search as they come: its `progress`."""
         with open(self.path, "a") as file:
             before = time.perf_counter()
-            for row in tqdm(results, self.label, total, initial=done, mininterval=10, unit="score"):
+            for row in tqdm(results, f"{self.label}, {round_name}", total, initial=done, mininterval=10, unit="score"):
                 now = time.perf_counter()
                 seconds = (now - before) * self.workers
                 before = now

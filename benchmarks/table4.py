@@ -25,8 +25,8 @@ from noise_coco import write_noise
 from table3 import single
 
 from blockswap_models import count
-from blockswap_models.cli.evaluate import _device
 from blockswap_models.data.coco import AP_NAMES, CocoObjects
+from blockswap_models.nets.devices import find_device
 from blockswap_models.searching.workers import keep_memory
 from blockswap_models.training.distributed import process_group, rank_and_size
 from blockswap_models.training.evaluate import load_weights
@@ -124,7 +124,7 @@ def _run(options: argparse.Namespace) -> None:
 def _recipe(options: argparse.Namespace) -> Recipe:
     """Reads the recipe; on a GPU the learning rate goes with the batch size where it is not given."""
     given = {name: value for each in fields(Recipe) if (value := getattr(options, name := each.name)) is not None}
-    if _device(options.device).type == "cpu":
+    if find_device(options.device).type == "cpu":
         return replace(Recipe(), **{**REDUCED, **given})
     return replace(
         Recipe(), **{"lr": Recipe.lr * given.get("batch_size", Recipe.batch_size) / Recipe.batch_size, **given}
@@ -133,7 +133,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 def _train(options: argparse.Namespace, recipe: Recipe) -> bool:
     """Trains a row, or goes on with it, and prints its figures; says whether this is the first process."""
-    row, device = ROWS[options.train], _device(options.device)
+    row, device = ROWS[options.train], find_device(options.device)
     if device.type == "cpu":
         keep_memory()
     with process_group(device) as device:

@@ -30,9 +30,8 @@ from roofline import Clock, Work, measure_limits
 from timm.task import ClassificationTask, TrainingTask
 from tqdm import tqdm
 
-from blockswap_models.cli.evaluate import _device
 from blockswap_models.data.cifar import CIFAR_CLASSES, CifarLoader
-from blockswap_models.searching.profile import _about
+from blockswap_models.nets.devices import describe_device, find_device
 from blockswap_models.searching.scorer import fast_dtype
 from blockswap_models.searching.workers import keep_memory
 from blockswap_models.training.attention_transfer import AttentionTransferTask, TeacherOutputs
@@ -190,7 +189,7 @@ def main() -> None:
     if options.smoke:
         options.names, options.teacher = ["blockswap_wrn16_1"] * 2, "blockswap_wrn16_2"
         options.batch_size, options.steps, options.threads, options.together = 8, 2, 1, True
-    device = _device(options.device)
+    device = find_device(options.device)
     if device.type == "cpu":
         # As `blockswap train` does.
         keep_memory()
@@ -201,7 +200,7 @@ def main() -> None:
         gpu = device.type == "cuda"
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else fast_dtype() == torch.bfloat16
         options.amp = "bfloat16" if fast else "float32"
-    about = _about(device)
+    about = describe_device(device)
     print(
         f"torch {about['torch']}, timm {about['timm']}, {device}, {about['processor']}, {options.threads} threads\n"
         f"{options.amp}, channels_last {options.channels_last}, compile {options.compile or 'no'}, "

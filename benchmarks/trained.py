@@ -22,15 +22,15 @@ from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 
 from blockswap_models import AttentionTransferTask, count
-from blockswap_models.cli.evaluate import _device
-from blockswap_models.cli.train import _digest, _surroundings
 from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.data.folders import DataError
+from blockswap_models.nets.devices import describe_machine, find_device
 from blockswap_models.searching.workers import keep_memory
 from blockswap_models.training.evaluate import load_weights
 from blockswap_models.training.loop import train
 from blockswap_models.training.recipes import RECIPES, Recipe
 from blockswap_models.training.run_folder import TrainingError, write_whole
+from blockswap_models.zoo.cards import file_digest
 
 TEACHER = "wrn40_2"
 # The reduced form, for a machine without a GPU.
@@ -86,7 +86,7 @@ class Trainer:
             return cls(noise_images(2 * _SMOKE_BATCH), options.out, recipe, source="white noise")
         if options.data_dir is None:
             raise DataError("to train, write the folder of CIFAR-10 (--data-dir)")
-        device = _device(options.device)
+        device = find_device(options.device)
         epochs, images = options.epochs, options.images
         if device.type == "cpu":
             keep_memory()
@@ -121,7 +121,7 @@ class Trainer:
 
     def digest(self, name: str, seed: int) -> str:
         """Says which weights a finished run has."""
-        return f"{name}, {_digest(str(self.weights(name, seed)))}"
+        return f"{name}, {file_digest(str(self.weights(name, seed)))}"
 
     def minibatch(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the first minibatch of a training of this seed: images, normalised, and labels."""
@@ -206,7 +206,7 @@ class Trainer:
             folder,
             seed=seed,
             arguments=arguments,
-            facts=_surroundings(self.device),
+            facts=describe_machine(self.device),
             of_students=of_students,
             resume=(folder / "log.jsonl").exists() or (folder / "checkpoint.pth").exists(),
             dtype=getattr(torch, self.amp or "float32"),
@@ -251,7 +251,7 @@ class Trainer:
         """Says which weights the teacher of a seed has; trains it first where there are none yet."""
         if self.teacher_checkpoint is None:
             self.fit_teacher(seed)
-        return f"{TEACHER}, {_digest(str(self._teacher_weights(seed)))}"
+        return f"{TEACHER}, {file_digest(str(self._teacher_weights(seed)))}"
 
     def _teacher_weights(self, seed: int) -> Path:
         if self.teacher_checkpoint is None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-from .genome import _quote
+from .messages import quote
 
 __all__ = ["Budget", "BudgetError", "Cost", "amount_text", "parse_amount", "parse_latency"]
 
@@ -48,8 +48,8 @@ class Cost:
 
 
 UNMEASURED = (
-    "a budget of latency needs a table of measured latencies; write one with 'blockswap profile NETWORK --out "
-    "table.json' and name it: --latency-table table.json, or SearchSpace(..., latency=LatencyTable.load('table.json'))"
+    "a budget of latency needs a table of measured latencies; measure one with blockswap_models.profile, and use "
+    "SearchSpace(…, latency=table)"
 )
 
 
@@ -78,7 +78,7 @@ class Budget:
             amount = getattr(self, name)
             parts = amount if isinstance(amount, tuple) and len(amount) == 2 else (amount,)
             if not all(part is None or isinstance(part, (int, float)) for part in parts):
-                raise BudgetError(f"a budget of {name} is a number or a pair of them, not {_quote(amount)}")
+                raise BudgetError(f"a budget of {name} is a number or a pair of them, not {quote(amount)}")
         if not 0 <= self.tolerance < 1:
             raise BudgetError(f"a tolerance is a fraction such as 0.025, not {self.tolerance}")
         if not self.windows:
@@ -140,7 +140,7 @@ def amount_text(name: str, amount: float) -> str:
 
 
 def parse_amount(text: str) -> Amount:
-    """Reads an amount: `400k`, `1.2g`, `60_000_000`, a ceiling `..400k`, a floor `300k..` or a window `300k..400k`."""
+    """Reads an amount: `400k`, `1.2g`, `400,000`, a ceiling `..400k`, a floor `300k..` or a window `300k..400k`."""
     return _parse(text, _parse_count)
 
 
@@ -156,20 +156,24 @@ def _parse(text: str, parse_one: Callable[[str, str], float]) -> Amount:
     return parse_one(text, text)
 
 
+# Digits with or without separators: 400000, 400,000 and 400_000.
+_NUMBER = r"([0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9][0-9_]*(?:\.[0-9]+)?)"
+
+
 def _parse_seconds(part: str, text: str) -> float:
-    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)(s|ms|us|µs)", part.strip())
+    match = re.fullmatch(rf"{_NUMBER}\s?(s|ms|us|µs)", part.strip())
     if not match or len(part) > _MAX_LENGTH:
-        raise BudgetError(f"{_quote(text)} is no latency; write 4ms, 800us, ..4ms or 3ms..4ms")
+        raise BudgetError(f"{quote(text)} is no latency; use 4ms, 800us, ..4ms or 3ms..4ms")
     # As text, so that 4.1ms is the float nearest to 0.0041.
-    return float(f"{match[1]}e{ {'s': 0, 'ms': -3, 'us': -6, 'µs': -6}[match[2]] }")
+    return float(f"{match[1].replace(',', '')}e{ {'s': 0, 'ms': -3, 'us': -6, 'µs': -6}[match[2]] }")
 
 
 def _parse_count(part: str, text: str) -> int:
-    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)([kmgKMG]?)", part.strip())
+    match = re.fullmatch(rf"{_NUMBER}\s?([kmgKMG]?)", part.strip())
     if not match or len(part) > _MAX_LENGTH:
-        raise BudgetError(f"{_quote(text)} is no amount; write 400k, 3m, 1.2g, ..400k or 300k..400k")
+        raise BudgetError(f"{quote(text)} is no amount; use 400k, 3m, 1.2g, ..400k or 300k..400k")
     scale = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2].lower()]
     # In whole numbers, so that 1.6m is exactly 1,600,000.
-    whole, _, fraction = match[1].replace("_", "").partition(".")
+    whole, _, fraction = re.sub("[_,]", "", match[1]).partition(".")
     digits = fraction.rstrip("0")
     return int(whole + digits) * scale // 10 ** len(digits)

@@ -21,6 +21,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from .data.statistics import model_data_config
 from .genome import Genome
 from .nets.copies import plain_copy
+from .zoo.find import has_genome, require_model
 
 __all__ = ["FPNBackbone", "fpn_backbone", "mask_rcnn"]
 
@@ -165,9 +166,10 @@ def mask_rcnn(
 def _of_name(
     name: str, genome: Genome | str | None, pretrained: bool, wanted: Sequence[int] | None, kwargs: dict[str, Any]
 ) -> tuple[nn.Module, FeatureInfo]:
+    require_model(name)
     if genome is not None:
-        if timm.is_model(name) and not timm.model_entrypoint(name).__module__.startswith(__package__):
-            raise ValueError(f"{name} has no genome; leave out genome, or write a model of 'blockswap list'")
+        if ":" not in name and not has_genome(name):
+            raise ValueError(f"{name} has no genome; leave out genome=, or use a model of 'blockswap list'")
         kwargs = {**kwargs, "genome": genome}
     with torch.device("meta"):
         info = timm.create_model(name, features_only=True, **kwargs).feature_info.info

@@ -24,7 +24,7 @@ from torch.fx import Node, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .data.statistics import model_data_config
-from .genome import _quote
+from .messages import quote
 from .nets.copies import plain_copy
 from .training.run_folder import write_whole
 
@@ -187,13 +187,13 @@ def format_of(path: str | Path, format: str | None = None) -> str:
     if format is None:
         if meant is None:
             endings = ", ".join(f"{each[0]} ({name})" for name, each in FORMATS.items())
-            raise ExportError(f"the format of {_quote(path)} is not clear from its ending; write one of {endings}")
+            raise ExportError(f"the format of {quote(path)} is not clear from its ending; write one of {endings}")
         return meant
     if format not in FORMATS:
-        raise ExportError(f"unknown format {_quote(format)}; write one of {', '.join(FORMATS)}")
+        raise ExportError(f"unknown format {quote(format)}; write one of {', '.join(FORMATS)}")
     if meant not in (None, format):
         instead = Path(path).with_suffix(FORMATS[format][0])
-        raise ExportError(f"{_quote(path)} is the name of a file of {meant}, not {format}; write {instead}")
+        raise ExportError(f"{quote(path)} is the name of a file of {meant}, not {format}; write {instead}")
     return format
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from .messages import listed, quote
+
 __all__ = ["SEARCH_TYPES", "BlockType", "Conv", "Genome", "GenomeError"]
 
 _TYPE = re.compile(r"S|D|[GWM][0-9]+|B[0-9]+(?:[GW][0-9]+)?")
@@ -154,7 +156,7 @@ class Genome(str):
     def from_blocks(cls, blocks: Sequence[BlockType | str], depths: Sequence[int]) -> Genome:
         """Makes a genome of a flat list of block types and the number of blocks in each stage."""
         if len(blocks) != sum(depths):
-            raise GenomeError(f"{len(blocks)} block types do not fill stages of {_listed(depths)} blocks")
+            raise GenomeError(f"{len(blocks)} block types do not fill stages of {listed(depths)} blocks")
         ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
         return cls.from_stages(blocks[end - depth : end] for end, depth in zip(ends, depths, strict=True))
 
@@ -166,7 +168,7 @@ class Genome(str):
             block = _from_reference(name)
             if block is None:
                 raise GenomeError(
-                    f"block {place}: the reference code has no block {_quote(name)}; "
+                    f"block {place}: the reference code has no block {quote(name)}; "
                     "its names look like 'Conv', 'DConvA4', 'DConvG4', 'ConvB2', 'A4B2' and 'G4B2'"
                 )
             blocks.append(block)
@@ -186,13 +188,13 @@ class Genome(str):
 def _sizes(text: str) -> tuple[str, int, int | None, int | None]:
     """Reads family, factor, groups and width of a block type."""
     if not _TYPE.fullmatch(text):
-        raise GenomeError(f"unknown block type {_quote(text)}{_advice(text)}")
+        raise GenomeError(f"unknown block type {quote(text)}{_advice(text)}")
     letters = re.findall(r"[A-Z]", text)
     numbers = [_number(digits, text) for digits in re.findall(r"[0-9]+", text)]
     sizes = dict(zip(letters, numbers, strict=False))
     for letter, size in sizes.items():
         if size < (1 if letter == "W" else 2):
-            raise GenomeError(f"block type {_quote(text)}: {_TOO_SMALL[letter]}")
+            raise GenomeError(f"block type {quote(text)}: {_TOO_SMALL[letter]}")
     family = "G" if letters[0] == "W" else letters[0]
     return family, sizes[family] if family in "BM" else 1, sizes.get("G"), sizes.get("W")
 
@@ -220,7 +222,7 @@ def _parse_stages(text: str) -> list[list[BlockType]]:
                 if total > _MAX_BLOCKS:
                     raise GenomeError(f"more than {_MAX_BLOCKS} blocks; write fewer")
             except GenomeError as error:
-                raise GenomeError(f"{error} (stage {stage_no}, block {len(stage) + 1} of {_quote(text)})") from None
+                raise GenomeError(f"{error} (stage {stage_no}, block {len(stage) + 1} of {quote(text)})") from None
             stage += [block] * count
         stages.append(stage)
     return stages
@@ -233,13 +235,13 @@ def _parse_run(text: str) -> tuple[int, BlockType]:
         count_first, block_last, block_first, count_last = other.groups()
         run, block = count_first or count_last, (block_last or block_first or "").strip()
         if _reads(_number, run, text) and _reads(BlockType.parse, block):
-            raise GenomeError(f"unknown run {_quote(text)}; did you mean '{run}x{block}'?")
+            raise GenomeError(f"unknown run {quote(text)}; did you mean '{run}x{block}'?")
     digits, block_text = _RUN.fullmatch(text).groups()  # type: ignore[union-attr]  # it matches any text
     count = 1 if digits is None else _number(digits, text)
     if count < 1:
-        raise GenomeError(f"{_quote(text)} repeats a block 0 times; drop it")
+        raise GenomeError(f"{quote(text)} repeats a block 0 times; drop it")
     if not block_text:
-        raise GenomeError(f"{_quote(text)} repeats nothing; write a block type after the 'x'")
+        raise GenomeError(f"{quote(text)} repeats nothing; write a block type after the 'x'")
     return count, BlockType.parse(block_text)
 
 
@@ -254,9 +256,9 @@ def _reads(read: Callable[..., object], *texts: str) -> bool:
 
 def _number(digits: str, text: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise GenomeError(f"{_quote(text)}: a number of {len(digits)} digits is too large; write at most {_MAX_BLOCKS}")
+        raise GenomeError(f"{quote(text)}: a number of {len(digits)} digits is too large; write at most {_MAX_BLOCKS}")
     if digits.startswith("0") and digits != "0":
-        raise GenomeError(f"{_quote(text)}: numbers have one spelling; write {int(digits)} for {digits}")
+        raise GenomeError(f"{quote(text)}: numbers have one spelling; write {int(digits)} for {digits}")
     return int(digits)
 
 
@@ -300,18 +302,6 @@ def _advice(text: str) -> str:
     known = [str(block) for block in SEARCH_TYPES] + ["M6", "D"]
     close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else "; write S, G4, W4, B2, B2G4, B2W4, M6 or D, with any numbers"
-
-
-def _quote(text: object, limit: int = 200) -> str:
-    """Quotes text on one line, shortened where it is very long."""
-    shown = repr(text)
-    return shown if len(shown) <= limit else f"{shown[: limit - 2]}…{shown[-1]}"
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    """Joins numbers as a person writes them: 3, 4, 6 and 3."""
-    texts = [str(number) for number in numbers] or ["0"]
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 # The 23 block types from which the paper's networks were chosen (section 4).

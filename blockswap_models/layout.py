@@ -10,17 +10,23 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .genome import BlockType, Conv, Genome, GenomeError, _listed, _quote
+from .genome import BlockType, Conv, Genome, GenomeError
+from .messages import did_you_mean, listed, quote
 
-__all__ = ["Layout", "Position"]
+__all__ = ["Layout", "Position", "add_layout"]
 
 _NAME = re.compile(r"(?:blockswap_)?(?:wrn([0-9]{1,3})_([0-9]{1,2})|resnet([0-9]{1,3}))(?:_[0-9]+[km])?")
 Structure = tuple[str, tuple[Conv, ...]]
 _RESNET_DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 # The forward of timm's ResNet names four stages, and its stem has 64 channels; that of WideResNet names six.
 _RESNET_STAGES, _RESNET_STEM, _MOST_STAGES = 4, 64, 6
+# Suggested for names that are like them.
+_STANDARD_NAMES = (
+    *(f"wrn{depth}_{widen}" for depth in (16, 22, 28, 40) for widen in (1, 2, 4, 8, 10)),
+    *(f"resnet{depth}" for depth in _RESNET_DEPTHS),
+)
 # The layouts of the user's own entries, by name.
-_OWN: dict[str, Layout] = {}
+_registered: dict[str, Layout] = {}
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_]+", str(self.name)):
-            raise ValueError(f"a network's name is letters, digits and '_', such as 'my_net', not {_quote(self.name)}")
+            raise ValueError(f"a network's name is letters, digits and '_', such as 'my_net', not {quote(self.name)}")
         for name in ("depths", "channels", "input_size"):
             object.__setattr__(self, name, self._whole(name, getattr(self, name)))
         for name in ("stem_chs", "num_classes"):
@@ -95,7 +101,7 @@ class Layout:
             whole = ()
         if not whole or min(whole) < 1:
             given = numbers[0] if name in ("stem_chs", "num_classes") else numbers
-            raise ValueError(f"the {name} of {self.name}: whole numbers from 1 up, not {_quote(given)}")
+            raise ValueError(f"the {name} of {self.name}: whole numbers from 1 up, not {quote(given)}")
         return whole
 
     @classmethod
@@ -150,27 +156,35 @@ class Layout:
         )
 
     @classmethod
-    def named(cls, name: str) -> Layout:
-        """Finds the layout of a name such as `wrn40_2`, `resnet34_3m` or that of an own entry; raises ValueError."""
+    def named(cls, name: Layout | str) -> Layout:
+        """Finds the layout of a name such as `wrn40_2`, `resnet34_3m` or that of an own entry; raises ValueError.
+
+        A layout stands for itself.
+        """
+        if isinstance(name, Layout):
+            return name
         if match := _NAME.fullmatch(name):
             depth, widen, resnet_depth = match.groups()
             return cls.resnet(int(resnet_depth)) if resnet_depth else cls.wide_resnet(int(depth), int(widen))
-        if name in _OWN:
-            return _OWN[name]
-        raise ValueError(f"unknown network {_quote(name)}; write wrn40_2, resnet34 or another name of 'blockswap list'")
+        if name in _registered:
+            return _registered[name]
+        advice = did_you_mean(
+            name, [*_STANDARD_NAMES, *_registered], "use wrn40_2, resnet34 or another name of 'blockswap list'"
+        )
+        raise ValueError(f"unknown network {quote(name)}; {advice}")
 
-    @classmethod
-    def _found(cls, name: str) -> Layout | None:
-        """The layout that is known by a name."""
+    @property
+    def is_known(self) -> bool:
+        """Whether its name stands for this very layout here, as that of a WRN, of a ResNet or of an own entry."""
         try:
-            return cls.named(name)
+            return Layout.named(self.name) == self
         except ValueError:
-            return None
+            return False
 
-    @classmethod
-    def _standard(cls, name: str) -> Layout | None:
-        """The layout that a name says by itself, without having been registered."""
-        return None if name in _OWN and not _NAME.fullmatch(name) else cls._found(name)
+    @property
+    def is_standard(self) -> bool:
+        """Whether its name stands for this very layout everywhere, registered or not."""
+        return self.is_known and _NAME.fullmatch(self.name) is not None
 
     @property
     def original(self) -> Genome:
@@ -194,7 +208,7 @@ class Layout:
         genome = Genome(genome)
         if genome.depths != self.depths:
             raise GenomeError(
-                f"{self.name} has stages of {_listed(self.depths)} blocks; this genome has {_listed(genome.depths)}"
+                f"{self.name} has stages of {listed(self.depths)} blocks; this genome has {listed(genome.depths)}"
             )
         for place, block in zip(self.positions, genome.blocks, strict=True):
             try:
@@ -202,3 +216,8 @@ class Layout:
             except GenomeError as error:
                 raise GenomeError(f"stage {place.stage}, block {place.block} '{block}': {error}") from None
         return genome
+
+
+def add_layout(layout: Layout) -> None:
+    """Makes the name of a layout known to `Layout.named`."""
+    _registered[layout.name] = layout

@@ -327,7 +327,7 @@ def test_command(capsys, onnxruntime, tmp_path):
     # A file that is there stays.
     before = out.read_bytes()
     status, _, err = run(capsys, "wrn16_1", "--out", out)
-    assert (status, err) == (2, f"blockswap export: there is '{out}' already; write another --out, or delete it\n")
+    assert (status, err) == (2, f"blockswap export: there is '{out}' already; use another name, or delete it (--out)\n")
     assert out.read_bytes() == before
 
 
@@ -355,7 +355,7 @@ def test_command_says_when_weights_are_random(capsys, tmp_path):
     # One network without weights, one with, and the latter with another genome.
     for number, (arguments, weights) in enumerate(
         {
-            ("wrn16_1",): "random: this network has learned nothing; write --checkpoint FILE for weights",
+            ("wrn16_1",): "random: this network has learned nothing; use --checkpoint FILE for weights",
             ("wrn40_2_404k",): "pretrained",
             ("wrn40_2_404k", "--genome", "6xB4W2/6xB4W2/6xB4W2"): "random: this network has learned nothing;",
         }.items()
@@ -374,12 +374,15 @@ def test_command_says_when_weights_are_random(capsys, tmp_path):
         (["wrn17_2", "--out", "net.ts"], "unknown model 'wrn17_2'; did you mean"),
         (["wrn16_1", "--genome", "2xS/2xZ/2xS", "--out", "net.ts"], "unknown block type 'Z'"),
         (["wrn16_1", "--genome", "S/S/S", "--out", "net.ts"], "has stages of 2, 2 and 2 blocks"),
-        (["wrn16_1", "--image-size", "0", "--out", "net.ts"], "images have at least 1 pixel, not 0 (--image-size)"),
-        (["wrn16_1", "--pretrained", "--out", "net.ts"], "blockswap_wrn16_1 has no pretrained weights; write"),
-        (["wrn16_1", "--pretrained", "--checkpoint", "a", "--out", "net.ts"], "leave out --checkpoint or --pretrained"),
+        (["wrn16_1", "--image-size", "0", "--out", "net.ts"], "--image-size is at least 1 pixel, not 0"),
+        (["wrn16_1", "--pretrained", "--out", "net.ts"], "blockswap_wrn16_1 has no pretrained weights; use"),
+        (
+            ["wrn16_1", "--pretrained", "--checkpoint", "a", "--out", "net.ts"],
+            "exclude each other; leave one of them out",
+        ),
         (["wrn16_1", "--checkpoint", "none", "--out", "net.ts"], "no checkpoint 'none'"),
-        (["resnet18", "--genome", "S", "--out", "net.ts"], "resnet18 has no genome"),
-        (["wrn16_1", "--out", "absent/net.ts"], "no folder 'absent'; write --out with a file in a folder that exists"),
+        (["resnet50", "--genome", "S", "--out", "net.ts"], "resnet50 has no genome"),
+        (["wrn16_1", "--out", "absent/net.ts"], "no folder 'absent'; use a file in a folder that exists (--out)"),
     ],
 )
 def test_mistakes(capsys, monkeypatch, tmp_path, arguments, message):

@@ -1,6 +1,7 @@
 """The order of the rooms of the package: each imports only from those that it may."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 import blockswap_models
 
 PACKAGE = Path(blockswap_models.__file__).parent
-# What each room may import. A folder is a room, and so are these modules at the top: three make up the core.
-CORE = ("genome", "layout", "budget")
+# What each room may import. A folder is a room, and so are these modules at the top: four make up the core.
+CORE = ("genome", "layout", "budget", "messages")
 MAY_IMPORT = {
     "core": set(),
     "nets": {"core"},
@@ -24,11 +25,11 @@ MAY_IMPORT = {
     "cli": {"core", "nets", "data", "zoo", "searching", "training", "detection", "export"},
     "__main__": {"cli"},
 }
-# These need the standard library only, so that help, mistakes and records are answered at once.
+# These need the standard library and click only, so that help, mistakes and records are answered at once.
 LIGHT = (
     *CORE,
     *("zoo.genomes", "zoo.cards", "searching.latency", "searching.candidates", "searching.record", "training.recipes"),
-    *("cli.main", "cli.options"),
+    *("cli.main", "cli.search", "cli.records", "cli.latency", "cli.train", "cli.evaluate", "cli.share", "cli.export"),
 )
 # `__init__` says which module has each public name, and loads those that need torch when they are asked for.
 FILES = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
@@ -87,3 +88,49 @@ def test_text_and_records_need_no_torch(module: str) -> None:
     script = f"import sys, blockswap_models.{module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+BENCHMARKS = sorted((Path(__file__).parent.parent / "benchmarks").rglob("*.py"))
+OURS = {"blockswap_models", *(path.stem for path in BENCHMARKS)}
+
+
+def private_imports(source: str) -> list[str]:
+    """The underscored names that a module imports from another one of ours."""
+    return [
+        alias.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").partition(".")[0] in OURS)
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
+
+
+def test_private_imports_are_seen() -> None:
+    source = "from .a import _b\nfrom blockswap_models.c import d, _e\nfrom torch import _f\nfrom . import __version__"
+    assert private_imports(source) == ["_b", "_e"]
+
+
+@pytest.mark.parametrize("path", [*(PACKAGE / each for each in FILES), *BENCHMARKS], ids=lambda path: path.stem)
+def test_no_module_imports_private_names_of_another(path: Path) -> None:
+    assert private_imports(path.read_text(encoding="utf-8")) == []
+
+
+def options_named(source: str) -> list[str]:
+    """The texts of a module, but for its docstrings, that name an option of the command line."""
+    tree = ast.parse(source)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr)
+    }
+    texts = [each for each in ast.walk(tree) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+    return [each.value for each in texts if id(each) not in docstrings and re.search(r"(?<![\w-])--[a-z]", each.value)]
+
+
+def test_options_are_seen() -> None:
+    assert options_named('"""--doc"""\nf"{a}; use --resume {b}"\n"a -- b"\n"use resume=True"') == ["; use --resume "]
+
+
+@pytest.mark.parametrize("path", [each for each in FILES if each.parts[0] != "cli"], ids=str)
+def test_messages_of_python_speak_of_its_arguments(path: Path) -> None:
+    assert options_named((PACKAGE / path).read_text(encoding="utf-8")) == []

@@ -1,91 +1,78 @@
-"""The subcommand `blockswap export`: its options, and what it prints."""
+"""`blockswap export`: a network as a file that other programs run."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import asdict
-from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..genome import Genome, _quote
-from .commands import _print_table
-from .evaluate import _add_model_options, _known, _model
+import click
+
+from .evaluate import say_which
+from .parameters import exclusive, model_argument, model_options, out_file, subcommand
+from .tables import print_json, print_table
 
 if TYPE_CHECKING:
     from ..export import Exported
 
-__all__ = ["FORMAT_NAMES", "add_export", "run_export"]
+__all__ = ["FORMAT_NAMES", "export_"]
 
 # The keys of `export.FORMATS`, which needs torch.
 FORMAT_NAMES = ("onnx", "torch.export", "torchscript")
-_RANDOM = "random: this network has learned nothing; write --checkpoint FILE for weights"
+_RANDOM = "random: this network has learned nothing; use --checkpoint FILE for weights"
 
 
-def add_export(subcommands: Any) -> argparse.ArgumentParser:
-    """Adds the subcommand to those of `blockswap`."""
-    command = subcommands.add_parser("export", help="a network as a file of ONNX, torch.export or TorchScript")
-    command.add_argument("name", metavar="MODEL", help="a model of timm or the zoo, local-dir:FOLDER or hf-hub:NAME")
-    command.add_argument("--out", required=True, metavar="FILE", help="a new .onnx, .pt2 (torch.export) or .ts file")
-    command.add_argument("--format", choices=FORMAT_NAMES, help="what to write (told by the ending of the file)")
-    _add_model_options(command, "its own, where it has any")
-    command.add_argument("--image-size", type=int, help="height and width of the images (the model's own)")
-    command.add_argument(
-        "--fold",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="fold BN into the convolution before it, where there is one, as ONNX's exporter always does (%(default)s)",
-    )
-    command.set_defaults(run=run_export)
-    return command
-
-
-def run_export(options: argparse.Namespace) -> None:
+@subcommand("export", "a network as a file of ONNX, torch.export or TorchScript")
+@model_argument
+@out_file("a new .onnx, .pt2 (torch.export) or .ts file")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(FORMAT_NAMES),
+    help="what to write [default: told by the ending of the file]",
+)
+@model_options("its own, where it has any")
+@click.option("--image-size", type=int, help="height and width of the images [default: the model's own]")
+@click.option(
+    "--fold/--no-fold",
+    default=True,
+    help="fold BN into the convolution before it, where there is one, as ONNX's exporter always does",
+)
+def export_(as_json: bool, **arguments: Any) -> None:
     """Writes a network as a file, and prints what is in it."""
-    out = Path(options.out)
-    if out.exists():
-        raise ValueError(f"there is {_quote(options.out)} already; write another --out, or delete it")
-    if not out.resolve().parent.is_dir():
-        raise ValueError(f"no folder {_quote(str(out.parent))}; write --out with a file in a folder that exists")
+    options = SimpleNamespace(**arguments)
     if options.image_size is not None and options.image_size < 1:
-        raise ValueError(f"images have at least 1 pixel, not {options.image_size} (--image-size)")
-    if options.checkpoint is not None and options.pretrained:
-        raise ValueError("weights are a checkpoint's or pretrained; leave out --checkpoint or --pretrained")
+        raise ValueError(f"image_size is at least 1 pixel, not {options.image_size}")
+    exclusive("checkpoint", "pretrained")
 
     from timm.data import resolve_model_data_config
 
     from ..export import export_model, format_of
-    from ..training.evaluate import load_weights
+    from ..training.models import has_weights, make_model
 
     # Before the network is made.
-    format_of(out, options.format)
-    if options.pretrained is None and options.checkpoint is None:
-        options.pretrained = _has_weights(options)
-    model = _model(options)
-    if options.checkpoint is not None:
-        load_weights(model, options.checkpoint)
+    format_of(options.out, options.file_format)
+    pretrained = options.pretrained
+    if pretrained is None:
+        pretrained = options.checkpoint is None and has_weights(options.name, options.genome)
+    model = make_model(
+        options.name,
+        pretrained=pretrained,
+        checkpoint=options.checkpoint,
+        genome=options.genome,
+        num_classes=options.num_classes,
+        in_chans=options.in_chans,
+    )
     size = resolve_model_data_config(model)["input_size"]
     if options.image_size is not None:
         size = (size[0], options.image_size, options.image_size)
-    result = export_model(model, out, options.format, input_size=size, fold=options.fold)
-    weights = options.checkpoint or ("random" if options.pretrained is False else "pretrained")
-    if options.json:
-        print(json.dumps({"model": options.name, "weights": weights, **asdict(result)}, indent=1))
+    result = export_model(model, options.out, options.file_format, input_size=size, fold=options.fold)
+    say_which(options.name, options.genome)
+    weights = options.checkpoint or ("pretrained" if pretrained else "random")
+    if as_json:
+        print_json({"model": options.name, "weights": weights, **asdict(result)})
         return
     _print(result, _RANDOM if weights == "random" else weights)
-
-
-def _has_weights(options: argparse.Namespace) -> bool:
-    """Says whether there are weights of this very network, genome and all."""
-    import timm
-
-    from ..zoo.genomes import GENOMES
-
-    name = _known(options.name)
-    if ":" in name:
-        return True
-    own = GENOMES.get(name.partition(".")[0])
-    return timm.is_model_pretrained(name) and (options.genome is None or own is None or Genome(options.genome) == own)
 
 
 def _print(result: Exported, weights: str) -> None:
@@ -104,4 +91,4 @@ def _print(result: Exported, weights: str) -> None:
         ("BN", folded if result.folded else f"{result.batchnorms}, none folded"),
         ("difference", f"{result.difference:.1e} at most from PyTorch, in batches of 1 and 3"),
     ]
-    _print_table(("file", result.file), rows)
+    print_table(("file", result.file), rows)

@@ -2,154 +2,129 @@
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+import click
 
 from .. import __version__
-from . import commands, reports
-from .evaluate import add_evaluate
-from .export import add_export
-from .share import add_pack, add_push
-from .train import add_train
+from .errors import as_options, interruption_advice
 
-__all__ = ["main"]
+__all__ = ["blockswap", "main"]
+
+# The module and the function of each subcommand, which is loaded when it is used.
+_SUBCOMMANDS = {
+    "list": "networks:list_",
+    "count": "networks:count_",
+    "space": "search:space_",
+    "search": "search:search_",
+    "show": "records:show",
+    "plot": "records:plot",
+    "profile": "latency:profile_",
+    "train": "train:train_",
+    "evaluate": "evaluate:evaluate_",
+    "pack": "share:pack",
+    "push": "share:push",
+    "export": "export:export_",
+}
+
+
+class _Blockswap(click.Group):
+    """Loads its subcommands lazily, and answers a mistake in one line with exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _SUBCOMMANDS:
+            return None
+        module, _, function = _SUBCOMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(f".{module}", __package__), function)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _SUBCOMMANDS and not args[0].startswith("-"):
+            raise click.NoSuchCommand(args[0], possibilities=_SUBCOMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            _print_usage_error(error)
+        ctx.exit(2)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            _print_usage_error(error)
+            ctx.exit(2)
+        except BrokenPipeError:
+            # A reader that went away, as in `blockswap list | head`, is no error.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except (ValueError, OSError, RuntimeError) as error:
+            message, code = (str(error).splitlines() or [type(error).__name__])[0], 2
+        except KeyboardInterrupt:
+            message, code = f"interrupted{interruption_advice(ctx)}", 130
+        # With the exception go the frames that it held, and only then do the progress bars in them end their line.
+        command = ctx.invoked_subcommand
+        assert command is not None
+        _print_error(f"{ctx.command_path} {command}", as_options(message, self.get_command(ctx, command)))
+        ctx.exit(code)
+
+
+def _print_usage_error(error: click.UsageError) -> None:
+    """Prints what is wrong with the words of a command, after its usage unless it is one value."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return
+    message = error.format_message()
+    if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter):
+        option = isinstance(error.param, click.Option)
+        message = f"{error.message.rstrip('.')} ({error.param.opts[0]})" if option else error.message
+    elif error.ctx is not None:
+        click.echo(error.ctx.get_usage(), err=True)
+    _print_error(error.ctx.command_path if error.ctx is not None else "blockswap", message)
+
+
+def _print_error(command: str, message: str) -> None:
+    click.echo(f"{command}: {message}", err=True)
+
+
+@click.group(
+    cls=_Blockswap,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120},
+    epilog="Amounts: 400k, 3m, 1.2g, 400,000, a ceiling ..400k, a window 300k..400k; latencies: 4ms, 800us, ..4ms. A "
+    "bare amount means ± the tolerance.",
+)
+@click.version_option(__version__, message="blockswap %(version)s")
+def blockswap() -> None:
+    """Residual networks with mixed block types for a given budget."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, or 2 for a mistake in the input, 130 when interrupted."""
-    options = _parser().parse_args(arguments)
-    try:
-        options.run(options)
-        return 0
-    except (ValueError, OSError, RuntimeError) as error:
-        # A reader that went away, as in `blockswap list | head`, is no error.
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        message, code = (str(error).splitlines() or [type(error).__name__])[0], 2
-    except KeyboardInterrupt:
-        message, code = f"interrupted{getattr(options, 'advice', '')}", 130
-    # With the exception go the frames that it held, and only then do the progress bars in them end their line.
-    print(f"blockswap {options.command}: {message}", file=sys.stderr)
-    return code
+    """Runs the command.
 
+    Args:
+        arguments: Its words, by default those of the process.
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="blockswap",
-        description="Residual networks with mixed block types for a given budget.",
-        epilog="Amounts: 400k, 3m, 1.2g, a ceiling ..400k, a window 300k..400k; latencies: 4ms, 800us, ..4ms. "
-        "A bare amount means ± the tolerance.",
-    )
-    parser.add_argument("--version", action="version", version=f"blockswap {__version__}")
-    subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    listing = subcommands.add_parser("list", help="the zoo: cost, the paper's error, weights, genome")
-    listing.set_defaults(run=commands.run_list)
-
-    counting = subcommands.add_parser("count", help="what a genome costs, block by block")
-    counting.add_argument("name", help="a network, such as wrn40_2 or resnet34_3m")
-    counting.add_argument("genome", nargs="?", help="its block types, such as 6xS/6xG4/6xB2; its own where left out")
-    counting.add_argument("--num-classes", type=int, help="classes (the network's own)")
-    counting.add_argument("--in-chans", type=int, help="input channels (the network's own)")
-    counting.add_argument("--image-size", type=int, help="height and width of the images (the network's own)")
-    counting.set_defaults(run=commands.run_count)
-
-    spacing = subcommands.add_parser("space", help="how many genomes fit a budget, and what can be met")
-    _add_space(spacing)
-    spacing.set_defaults(run=commands.run_space)
-
-    searching = subcommands.add_parser(
-        "search", help="the best genome for a budget, by Fisher potential or another score"
-    )
-    _add_space(searching)
-    searching.add_argument("--samples", type=int, default=1000, help="genomes to score (%(default)s)")
-    searching.add_argument("--seed", type=int, default=0, help="seed of genomes, weights and images (%(default)s)")
-    searching.add_argument("--data", help="torch/cifar10 or a timm dataset, coco, or a folder of images (1/f noise)")
-    searching.add_argument("--data-dir", help="the folder of the dataset")
-    searching.add_argument("--split", default="train", help="the split of the dataset (%(default)s)")
-    searching.add_argument("--batch-size", type=int, default=32, help="images in a minibatch (%(default)s)")
-    searching.add_argument(
-        "--score", choices=commands.SCORE_NAMES, default=commands.SCORE_NAMES[0], help="what to rank by (%(default)s)"
-    )
-    searching.add_argument(
-        "--minibatches", type=int, default=1, help="score the last of so many, after training on the rest (%(default)s)"
-    )
-    searching.add_argument(
-        "--strategy",
-        choices=commands.STRATEGY_NAMES,
-        default=commands.STRATEGY_NAMES[0],
-        help="how genomes are chosen: at random, or by what the scores so far predict (%(default)s)",
-    )
-    searching.add_argument("--draws", type=int, default=1, help="draws of the weights for each genome (%(default)s)")
-    searching.add_argument(
-        "--refine", type=int, default=3, help="rounds that give the best quarter four times the draws (%(default)s)"
-    )
-    searching.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s, one a core)"
-    )
-    searching.add_argument("--device", default="cpu", help="where to score (%(default)s)")
-    searching.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="precision (%(default)s: the fastest)"
-    )
-    searching.add_argument("--out", help="the record, one JSON line a score (named after the search)")
-    searching.add_argument(
-        "--resume", nargs="?", const="", metavar="RECORD", help="go on with a record, after an interruption"
-    )
-    searching.add_argument("--top", type=int, default=5, help="genomes to print (%(default)s)")
-    searching.set_defaults(run=commands.run_search)
-
-    showing = subcommands.add_parser("show", help="what a search found, from its record")
-    showing.add_argument("record", metavar="RECORD", help="the record of a search, finished or not")
-    showing.add_argument("--top", type=int, default=5, help="genomes to print (%(default)s)")
-    showing.set_defaults(run=reports.run_show)
-
-    plotting = subcommands.add_parser("plot", help="a picture of a search, from its record")
-    plotting.add_argument("record", metavar="RECORD", help="the record of a search, finished or not")
-    plotting.add_argument("--out", metavar="FILE", help="a .png or .svg file (the record's name with .png)")
-    plotting.set_defaults(run=reports.run_plot)
-
-    profiling = subcommands.add_parser("profile", help="measure the latency of every block type, for latency budgets")
-    _add_network(profiling)
-    profiling.add_argument("--out", required=True, metavar="FILE", help="the latency table, a JSON file")
-    profiling.add_argument("--device", default="cpu", help="where to measure: cpu or cuda (%(default)s)")
-    profiling.add_argument("--batch-size", type=int, default=1, help="images at a time (%(default)s)")
-    profiling.add_argument("--threads", type=int, help="threads of torch (torch's own number)")
-    profiling.add_argument("--rounds", type=int, default=15, help="rounds over all block types (%(default)s)")
-    profiling.set_defaults(run=reports.run_profile)
-
-    training = add_train(subcommands)
-    evaluating = add_evaluate(subcommands)
-    packing, pushing = add_pack(subcommands), add_push(subcommands)
-    exporting = add_export(subcommands)
-
-    for command in (
-        *(listing, counting, spacing, searching, showing, plotting, profiling, training, evaluating, packing, pushing),
-        exporting,
-    ):
-        command.add_argument("--json", action="store_true", help="print JSON")
-    return parser
-
-
-def _add_space(command: argparse.ArgumentParser) -> None:
-    _add_network(command)
-    command.add_argument("--params", metavar="AMOUNT", help="a budget of parameters, such as 400k")
-    command.add_argument("--macs", metavar="AMOUNT", help="a budget of multiply-accumulates, such as 60m")
-    command.add_argument("--latency", metavar="TIME", help="a budget of measured time, such as 4ms or ..800us")
-    command.add_argument("--latency-table", metavar="FILE", help="the table that 'blockswap profile' wrote")
-    command.add_argument("--tolerance", type=float, default=0.025, help="how far from a bare amount (%(default)s)")
-
-
-def _add_network(command: argparse.ArgumentParser) -> None:
-    command.add_argument("name", help="a network, such as wrn40_2 or resnet34")
-    command.add_argument(
-        "--types", metavar="TYPES", help="block types to choose from, such as S,G4,W1 (the paper's 23)"
-    )
-    command.add_argument("--num-classes", type=int, help="classes (the network's own)")
-    command.add_argument("--in-chans", type=int, help="input channels (the network's own)")
-    command.add_argument("--image-size", type=int, help="height and width of the images (the network's own)")
+    Returns:
+        0, 2 for a mistake in the input, or 130 when interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # An encoding without `±` shows `?` in its place.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    return blockswap.main(arguments, prog_name="blockswap", standalone_mode=False) or 0
 
 
 if __name__ == "__main__":

@@ -1,81 +1,76 @@
-"""The subcommands that share weights: `blockswap pack` makes them, with a card, and `blockswap push` a folder."""
+"""`blockswap pack` and `blockswap push`: weights of a training run with their card, and their way to others."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..genome import _quote
+import click
+
+from ..messages import quote
 from ..training.recipes import RECIPES
 from ..zoo.cards import WeightsError, check_weights, make_card, read_card, shipped
 from ..zoo.genomes import GENOMES
-from .commands import _print_table
-from .evaluate import _device, _known, _measure
+from .evaluate import measure
+from .parameters import device_option, exclusive, reader_option, subcommand
+from .tables import print_json, print_table
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["add_pack", "add_push", "run_pack", "run_push"]
+__all__ = ["pack", "push", "training_command"]
 
 _DTYPE = "float16"
 
 
-def add_pack(subcommands: Any) -> argparse.ArgumentParser:
-    """Adds the subcommand to those of `blockswap`."""
-    command = subcommands.add_parser("pack", help="make weights in half precision, with a card, from a training run")
-    command.add_argument("run_folder", metavar="RUN", help="the folder of a finished run of 'blockswap train'")
-    command.add_argument("--tag", required=True, help="the tag of the weights, such as at_cifar10")
-    command.add_argument("--data-dir", help="the folder of the dataset, on which their error is measured")
-    command.add_argument("--out", required=True, metavar="FOLDER", help="where MODEL.TAG.safetensors and .json go")
-    command.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read images")
-    command.add_argument("--device", help="where to evaluate (cuda where there is a GPU, else cpu)")
-    command.set_defaults(run=run_pack)
-    return command
-
-
-def add_push(subcommands: Any) -> argparse.ArgumentParser:
-    """Adds the subcommand to those of `blockswap`."""
-    command = subcommands.add_parser(
-        "push", help="put weights into a folder that timm reads, or on the Hugging Face Hub"
-    )
-    command.add_argument("name", metavar="WEIGHTS", help="MODEL.TAG of the zoo, or the .json card that 'pack' made")
-    place = command.add_mutually_exclusive_group(required=True)
-    place.add_argument("--repo", metavar="USER/NAME", help="the repository on the Hub; made where there is none")
-    place.add_argument("--out", metavar="FOLDER", help="a new folder, and nothing goes to the Hub")
-    command.add_argument("--private", action="store_true", help="make the repository private")
-    command.set_defaults(run=run_push)
-    return command
-
-
-def run_pack(options: argparse.Namespace) -> None:
+@subcommand("pack", "make weights in half precision, with a card, from a training run")
+@click.argument(
+    "run_folder",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="the folder of a finished run of 'blockswap train'",
+)
+@click.option("--tag", required=True, help="the tag of the weights, such as at_cifar10")
+@click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset, on which their error is measured")
+@click.option("--out", required=True, metavar="FOLDER", help="where MODEL.TAG.safetensors and .json go")
+@reader_option
+@device_option
+def pack(as_json: bool, **arguments: Any) -> None:
     """Writes the parameters of a run in half precision, and their card with the errors of both precisions."""
-    folder = Path(options.run_folder)
+    options = SimpleNamespace(**arguments)
+    folder: Path = options.run_folder
     summary = _summary(folder)
-    name = f"{_known(summary['model']).partition('.')[0]}.{options.tag}"
     if not options.tag or {".", "/", os.sep} & set(options.tag):
-        raise ValueError(f"a tag has neither dots nor slashes; {_quote(options.tag)} has, or is empty (--tag)")
+        raise ValueError(f"a tag has neither dots nor slashes; {quote(options.tag)} has, or is empty (--tag)")
+
+    from ..zoo.find import find_model
+
+    name = f"{find_model(summary['model']).partition('.')[0]}.{options.tag}"
     weights, card = (Path(options.out) / f"{name}.{suffix}" for suffix in ("safetensors", "json"))
     for path in (weights, card):
         if path.exists():
-            raise WeightsError(f"there is {_quote(str(path))} already; write another --tag or --out, or delete it")
+            raise WeightsError(f"there is {quote(str(path))} already; use another --tag or --out, or delete it")
 
     import safetensors.torch
     import timm
     import torch
 
+    from ..nets.devices import find_device
     from ..searching.workers import keep_memory
     from ..training.evaluate import evaluation_loader, load_weights
     from ..training.run_folder import write_whole
 
-    device = _device(options.device)
+    device = find_device(options.device)
     if device.type == "cpu":
         keep_memory()
-    model = timm.create_model(_known(summary["model"]), num_classes=summary["num_classes"], genome=summary["genome"])
+    model = timm.create_model(
+        find_model(summary["model"]), num_classes=summary["num_classes"], genome=summary["genome"]
+    )
     load_weights(model, folder / "model.safetensors")
     _halve(model)
     content = safetensors.torch.save(
@@ -85,16 +80,16 @@ def run_pack(options: argparse.Namespace) -> None:
     # What is tested are the numbers in the file.
     model.float().to(device)
     if not all(each.isfinite().all() for each in model.parameters()):
-        raise WeightsError(f"the weights of {_quote(str(folder))} are too large for {_DTYPE}, or not finite")
+        raise WeightsError(f"the weights of {quote(str(folder))} are too large for {_DTYPE}, or not finite")
     loader = evaluation_loader(model, summary["data"], options.data_dir, workers=options.workers)
-    tested = _measure(model, loader, torch.float32)
+    tested = measure(model, loader, torch.float32)
     errors = {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
-    made = make_card(name, summary, content, _DTYPE, errors, _command_of(summary))
+    made = make_card(name, summary, content, _DTYPE, errors, training_command(summary))
     weights.parent.mkdir(parents=True, exist_ok=True)
     write_whole(weights, content)
     write_whole(card, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode())
-    if options.json:
-        print(json.dumps(made, indent=1, ensure_ascii=False))
+    if as_json:
+        print_json(made)
         return
     rows = [
         ("card", card),
@@ -102,17 +97,26 @@ def run_pack(options: argparse.Namespace) -> None:
         ("top-1 error", f"{tested.top1_error:.2f} %, {summary['top1_error']:.2f} % in float32"),
         ("top-5 error", f"{tested.top5_error:.2f} %, {summary['top5_error']:.2f} % in float32"),
     ]
-    _print_table(("weights", str(weights)), rows)
+    print_table(("weights", str(weights)), rows)
 
 
-def run_push(options: argparse.Namespace) -> None:
+@subcommand("push", "put weights into a folder that timm reads, or on the Hugging Face Hub")
+@click.argument("name", metavar="WEIGHTS", help="MODEL.TAG of the zoo, or the .json card that 'pack' made")
+@click.option("--repo", metavar="USER/NAME", help="the repository on the Hub; made where there is none")
+@click.option("--out", metavar="FOLDER", help="a new folder, and nothing goes to the Hub")
+@click.option("--private", is_flag=True, help="make the repository private")
+def push(as_json: bool, **arguments: Any) -> None:
     """Writes the folder of a network with weights, and puts it on the Hub where it is asked for."""
+    options = SimpleNamespace(**arguments)
+    exclusive("repo", "out")
+    if options.repo is None and options.out is None:
+        raise click.UsageError("Missing option '--repo' or '--out'.", click.get_current_context())
     if options.out is not None and Path(options.out).exists() and any(Path(options.out).iterdir()):
-        raise ValueError(f"{_quote(options.out)} is not empty; write a new folder (--out)")
+        raise ValueError(f"{quote(options.out)} is not empty; use a new folder (--out)")
     if options.private and options.repo is None:
-        raise ValueError("--private is for a repository on the Hub; write --repo USER/NAME")
+        raise ValueError("--private is for a repository on the Hub; use --repo USER/NAME")
     if options.repo is not None and options.repo.count("/") != 1:
-        raise ValueError(f"a repository is USER/NAME, not {_quote(options.repo)} (--repo)")
+        raise ValueError(f"a repository is USER/NAME, not {quote(options.repo)} (--repo)")
     weights = _packed(options.name)
     card = read_card(weights.with_suffix(".json"))
     check_weights(weights)
@@ -137,10 +141,10 @@ def _summary(folder: Path) -> dict[str, Any]:
         summary["model"], summary["data"]
     except FileNotFoundError:
         raise WeightsError(
-            f"no finished run in {_quote(str(folder))}; write the folder that 'blockswap train' was given as --out"
+            f"no finished run in {quote(str(folder))}; use the folder that 'blockswap train' was given as --out"
         ) from None
     except (KeyError, TypeError, ValueError):
-        raise WeightsError(f"{_quote(str(folder / 'summary.json'))} is no summary of blockswap train") from None
+        raise WeightsError(f"{quote(str(folder / 'summary.json'))} is no summary of blockswap train") from None
     return summary
 
 
@@ -153,7 +157,7 @@ def _packed(name: str) -> Path:
         if candidate in there:
             return there[candidate]
     listed = f"one of {', '.join(there)}" if there else "the card of weights that 'blockswap pack' made"
-    raise WeightsError(f"no weights {_quote(name)} in the zoo; write {listed}")
+    raise WeightsError(f"no weights {quote(name)} in the zoo; use {listed}")
 
 
 def _halve(model: nn.Module) -> None:
@@ -166,8 +170,9 @@ def _model_of(card: dict[str, Any], weights: Path) -> nn.Module:
     import timm
 
     from ..training.evaluate import load_weights
+    from ..zoo.find import find_model
 
-    name = _known(card["name"].partition(".")[0])
+    name = find_model(card["name"].partition(".")[0])
     model = timm.create_model(name, num_classes=card["num_classes"], genome=card["genome"])
     load_weights(model, weights)
     return model
@@ -185,7 +190,7 @@ def _upload(folder: str, repository: str, private: bool) -> None:
         raise WeightsError(f"the Hub did not take {repository}: {str(error).splitlines()[0]}") from error
 
 
-def _command_of(summary: dict[str, Any]) -> str:
+def training_command(summary: dict[str, Any]) -> str:
     """Writes the command of a run from what its summary says; DATA stands for the folder of the dataset."""
     model = summary["model"].removeprefix("blockswap_")
     recipe = RECIPES["cifar10" if summary["data"].lower().startswith("torch/cifar") else "imagenet"]

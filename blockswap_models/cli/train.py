@@ -1,104 +1,128 @@
-"""The subcommand `blockswap train`: its options, and the task that they describe."""
+"""`blockswap train`: its options, and the task that they describe."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..genome import _quote
+import click
+
+from ..messages import quote
 from ..training.recipes import RECIPES, Recipe
-from .commands import _print_table
-from .evaluate import _device, _known
+from ..zoo.cards import file_digest
+from .errors import advise_when_interrupted
+from .evaluate import say_which
+from .parameters import GENOME, dataset_options, device_option, exclusive, reader_option, subcommand, together
+from .tables import print_json, print_table
 
 if TYPE_CHECKING:
     import torch
     from timm.task import TrainingTask
     from torch import nn
 
-__all__ = ["add_train", "run_train"]
+__all__ = ["make_teacher", "train_"]
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
-def add_train(subcommands: Any) -> argparse.ArgumentParser:
-    """Adds the subcommand to those of `blockswap`."""
-    command = subcommands.add_parser("train", help="train any timm model, from a teacher or without one")
-    command.add_argument("names", nargs="+", metavar="MODEL", help="a model of timm or the zoo; several of one teacher")
-    command.add_argument("--data", required=True, help="torch/cifar10 or another timm dataset, or a folder of images")
-    command.add_argument("--data-dir", help="the folder of the dataset")
-    command.add_argument("--out", required=True, metavar="FOLDER", help="where checkpoint, log and weights go")
-    command.add_argument("--resume", action="store_true", help="go on with the run in that folder")
-    command.add_argument("--genome", help="block types, for a model of the zoo (its own)")
-    command.add_argument("--num-classes", type=int, help="classes (the model's own)")
-    command.add_argument("--in-chans", type=int, help="channels of the images (the model's own)")
-    command.add_argument("--image-size", type=int, help="side of the images in pixels (the model's own)")
-    start = command.add_mutually_exclusive_group()
-    start.add_argument("--pretrained", action="store_true", help="start from the model's own weights (random ones)")
-    start.add_argument(
-        "--init",
-        metavar="FILE",
-        help="start from these weights; 'teacher': stem, head and blocks of the same type are the teacher's",
-    )
-    command.add_argument("--teacher", metavar="MODEL", help="learn from this model (no teacher)")
-    command.add_argument("--teacher-checkpoint", metavar="FILE", help="the teacher's weights (its pretrained ones)")
-    command.add_argument("--recipe", choices=tuple(RECIPES), help="hyperparameters (by data: cifar10, else imagenet)")
-    recipe = command.add_argument_group("in place of the recipe's")
-    recipe.add_argument("--epochs", type=int, help="epochs")
-    recipe.add_argument("--batch-size", type=int, help="images a step, of all processes together")
-    recipe.add_argument("--lr", type=float, help="highest learning rate")
-    recipe.add_argument("--momentum", type=float, help="momentum of SGD")
-    recipe.add_argument("--nesterov", action=argparse.BooleanOptionalAction, help="Nesterov's momentum")
-    recipe.add_argument("--weight-decay", type=float, help="weight decay")
-    recipe.add_argument("--decay-norm", action=argparse.BooleanOptionalAction, help="of biases and BN too")
-    recipe.add_argument("--schedule", choices=("cosine", "step", "one-cycle"), help="how the learning rate goes")
-    recipe.add_argument("--step-epochs", type=int, help="epochs between steps")
-    recipe.add_argument("--step-factor", type=float, help="what a step multiplies the learning rate by")
-    recipe.add_argument("--warmup", type=float, metavar="SHARE", help="share of one cycle in which the rate rises")
-    recipe.add_argument("--label-smoothing", type=float, help="share of a hard label that goes to all classes")
-    recipe.add_argument("--flip", choices=("random", "alternate"), help="by chance, or in every other epoch (CIFAR)")
-    recipe.add_argument("--padding", type=int, help="border that is added for the crop of CIFAR")
-    recipe.add_argument("--cutout", type=int, help="side of the square that is hidden, for CIFAR (0: none)")
-    recipe.add_argument("--crop-scale", type=float, help="least share of the area that a crop keeps (but of CIFAR)")
-    recipe.add_argument("--small-size", type=int, help="side of the images of the first epochs (0: as the others)")
-    recipe.add_argument("--small-share", type=float, metavar="SHARE", help="share of the epochs with small images")
-    recipe.add_argument("--average-epochs", type=int, help="average the weights after so many last epochs")
-    recipe.add_argument("--beta", type=float, help="weight of attention transfer")
-    recipe.add_argument("--mode", choices=("code", "paper"), help="loss of the authors' code, or equation 1")
-    recipe.add_argument(
-        "--soft-labels", type=float, metavar="WEIGHT", help="weight of the teacher's soft labels, 0 to 1"
-    )
-    recipe.add_argument("--temperature", type=float, help="temperature of soft labels")
-    command.add_argument("--ema", type=float, metavar="DECAY", help="average the weights, such as 0.999 (no average)")
-    command.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (%(default)s)")
-    command.add_argument("--device", help="where to train (cuda where there is a GPU, else cpu)")
-    command.add_argument("--amp", choices=("bfloat16",), help="precision of autocast (float32 throughout)")
-    command.add_argument("--channels-last", action="store_true", help="memory format NHWC")
-    command.add_argument(
-        "--compile", nargs="?", const="default", default=False, choices=COMPILE_MODES, help="torch.compile, in a mode"
-    )
-    command.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read images")
-    command.add_argument("--log-every", type=int, default=50, help="steps between looks at the loss (%(default)s)")
-    command.add_argument("--test-every", type=int, default=1, help="epochs between looks at the test set (%(default)s)")
-    command.add_argument(
-        "--checkpoint-minutes", type=float, default=5, metavar="M", help="minutes between checkpoints in an epoch (5)"
-    )
-    command.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard too")
-    command.set_defaults(run=run_train)
-    return command
+class _Train(click.Command):
+    """Lists the options that take the place of the recipe's by themselves."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        of_recipe = {each.name for each in fields(Recipe)}
+        shown: dict[str, list[tuple[str, str]]] = {"Options": [], "In place of the recipe's": []}
+        for each in self.get_params(ctx):
+            if isinstance(each, click.Option) and (record := each.get_help_record(ctx)) is not None:
+                shown["In place of the recipe's" if each.name in of_recipe else "Options"].append(record)
+        for title, records in shown.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
-def run_train(options: argparse.Namespace) -> None:
+# Each is named after its field of `Recipe`; what is not given is the recipe's.
+_recipe_options = together(
+    click.option("--epochs", type=int, help="epochs"),
+    click.option("--batch-size", type=int, help="images a step, of all processes together"),
+    click.option("--lr", type=float, help="highest learning rate"),
+    click.option("--momentum", type=float, help="momentum of SGD"),
+    click.option("--nesterov/--no-nesterov", default=None, help="Nesterov's momentum"),
+    click.option("--weight-decay", type=float, help="weight decay"),
+    click.option("--decay-norm/--no-decay-norm", default=None, help="of biases and BN too"),
+    click.option("--schedule", type=click.Choice(("cosine", "step", "one-cycle")), help="how the learning rate goes"),
+    click.option("--step-epochs", type=int, help="epochs between steps"),
+    click.option("--step-factor", type=float, help="what a step multiplies the learning rate by"),
+    click.option("--warmup", type=float, metavar="SHARE", help="share of one cycle in which the rate rises"),
+    click.option("--label-smoothing", type=float, help="share of a hard label that goes to all classes"),
+    click.option(
+        "--flip", type=click.Choice(("random", "alternate")), help="by chance or in every other epoch (CIFAR)"
+    ),
+    click.option("--padding", type=int, help="border that is added for the crop of CIFAR"),
+    click.option("--cutout", type=int, help="side of the square that is hidden, for CIFAR (0: none)"),
+    click.option("--crop-scale", type=float, help="least share of the area that a crop keeps (but of CIFAR)"),
+    click.option("--small-size", type=int, help="side of the images of the first epochs (0: as the others)"),
+    click.option("--small-share", type=float, metavar="SHARE", help="share of the epochs with small images"),
+    click.option("--average-epochs", type=int, help="average the weights after so many last epochs"),
+    click.option("--beta", type=float, help="weight of attention transfer"),
+    click.option("--mode", type=click.Choice(("code", "paper")), help="loss of the authors' code, or equation 1"),
+    click.option("--soft-labels", type=float, metavar="WEIGHT", help="weight of the teacher's soft labels, 0 to 1"),
+    click.option("--temperature", type=float, help="temperature of soft labels"),
+)
+
+
+@subcommand("train", "train any timm model, from a teacher or without one", cls=_Train)
+@click.argument(
+    "names", nargs=-1, required=True, metavar="MODEL...", help="a model of timm or the zoo; several of one teacher"
+)
+@dataset_options
+@click.option("--out", required=True, metavar="FOLDER", help="where checkpoint, log and weights go")
+@click.option("--resume", is_flag=True, help="go on with the run in that folder")
+@click.option("--genome", type=GENOME, help="block types, for a model of the zoo [default: its own]")
+@click.option("--num-classes", type=int, help="classes [default: the model's own]")
+@click.option("--in-chans", type=int, help="channels of the images [default: the model's own]")
+@click.option("--image-size", type=int, help="side of the images in pixels [default: the model's own]")
+@click.option("--pretrained", is_flag=True, help="start from the model's own weights [default: random ones]")
+@click.option(
+    "--init",
+    metavar="FILE",
+    help="start from these weights; 'teacher': stem, head and blocks of the same type are the teacher's",
+)
+@click.option("--teacher", metavar="MODEL", help="learn from this model [default: no teacher]")
+@click.option("--teacher-checkpoint", metavar="FILE", help="the teacher's weights [default: its pretrained ones]")
+@click.option(
+    "--recipe",
+    type=click.Choice(tuple(RECIPES)),
+    help="hyperparameters [default: by data, cifar10 or imagenet]",
+)
+@_recipe_options
+@click.option("--ema", type=float, metavar="DECAY", help="average the weights, such as 0.999 [default: no average]")
+@click.option("--seed", type=int, default=0, help="seed of weights, order and augmentation")
+@device_option
+@click.option("--amp", type=click.Choice(("bfloat16",)), help="precision of autocast [default: float32 throughout]")
+@click.option("--channels-last", is_flag=True, help="memory format NHWC")
+@click.option(
+    "--compile", is_flag=False, flag_value="default", type=click.Choice(COMPILE_MODES), help="torch.compile, in a mode"
+)
+@reader_option
+@click.option("--log-every", type=int, default=50, help="steps between looks at the loss")
+@click.option("--test-every", type=int, default=1, help="epochs between looks at the test set")
+@click.option(
+    "--checkpoint-minutes", type=float, default=5.0, metavar="M", help="minutes between checkpoints in an epoch"
+)
+@click.option("--tensorboard", is_flag=True, help="write events for TensorBoard too")
+def train_(as_json: bool, **arguments: Any) -> None:
     """Trains a model, or several of one teacher, and prints the errors."""
+    options = SimpleNamespace(**arguments)
+    exclusive("pretrained", "init")
+    # As the log of a run has it.
+    options.compile = options.compile or False
     recipe = _recipe(options)
     if len(options.names) > 1:
         if options.teacher is None:
-            raise ValueError("several models are trained together to share a teacher; write --teacher, or one model")
+            raise ValueError("several models are trained together to share a teacher; use --teacher, or one model")
         if options.genome is not None:
-            raise ValueError("a genome is for one model; leave out --genome, or write one model")
+            raise ValueError("a genome is for one model; leave out --genome, or use one model")
     if options.teacher is None:
         for name in ("teacher_checkpoint", "beta", "mode", "soft_labels", "temperature"):
             if getattr(options, name) is not None:
@@ -108,14 +132,15 @@ def run_train(options: argparse.Namespace) -> None:
     if options.ema is not None and not 0 < options.ema < 1:
         raise ValueError(f"the decay of an average is between 0 and 1, not {options.ema} (--ema)")
     if options.init not in (None, "teacher") and not Path(options.init).is_file():
-        raise ValueError(f"no weights {_quote(options.init)}; use a file, or 'teacher' (--init)")
+        raise ValueError(f"no weights {quote(options.init)}; use a file, or 'teacher' (--init)")
     if options.teacher_checkpoint is not None and not Path(options.teacher_checkpoint).is_file():
-        raise ValueError(f"no checkpoint {_quote(options.teacher_checkpoint)} (--teacher-checkpoint)")
+        raise ValueError(f"no checkpoint {quote(options.teacher_checkpoint)} (--teacher-checkpoint)")
 
+    from ..nets.devices import find_device
     from ..searching.workers import keep_memory
     from ..training.distributed import process_group, rank_and_size
 
-    device = _device(options.device)
+    device = find_device(options.device)
     if device.type == "cpu":
         # Students, whose operations are small, spend much time on getting memory anew.
         keep_memory()
@@ -124,8 +149,8 @@ def run_train(options: argparse.Namespace) -> None:
         summary = _train(options, recipe, device, rank, world_size)
     if rank:
         return
-    if options.json:
-        print(json.dumps(summary, indent=1))
+    if as_json:
+        print_json(summary)
         return
     together = len(options.names) > 1
     for name in options.names:
@@ -138,20 +163,21 @@ def run_train(options: argparse.Namespace) -> None:
             ("top-5 error", f"{each['top5_error']:.2f} %"),
             ("time", f"{each['seconds']:,.1f} s, {recipe.epochs} epochs, {device}"),
         ]
-        _print_table(("model", name), rows)
+        print_table(("model", name), rows)
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
+def _recipe(options: SimpleNamespace) -> Recipe:
     name = options.recipe or ("cifar10" if options.data.lower().startswith("torch/cifar") else "imagenet")
     given = {each.name: getattr(options, each.name) for each in fields(Recipe)}
     return replace(RECIPES[name], **{key: value for key, value in given.items() if value is not None})
 
 
 def _train(
-    options: argparse.Namespace, recipe: Recipe, device: torch.device, rank: int, world_size: int
+    options: SimpleNamespace, recipe: Recipe, device: torch.device, rank: int, world_size: int
 ) -> dict[str, Any]:
     import torch
 
+    from ..nets.devices import describe_machine
     from ..training.evaluate import evaluation_loader
     from ..training.loaders import training_loader
     from ..training.loop import train
@@ -184,20 +210,25 @@ def _train(
         "genome": told["genome"],
         "num_classes": model.num_classes,
         "teacher": teacher,
-        "teacher_weights": _digest(teacher_file),
+        "teacher_weights": None if teacher_file is None else file_digest(teacher_file),
         "in_chans": options.in_chans,
         "image_size": options.image_size,
         "init": "pretrained" if options.pretrained else options.init,
-        "init_weights": None if options.init in (None, "teacher") else _digest(options.init),
+        "init_weights": None if options.init in (None, "teacher") else file_digest(options.init),
         "data": options.data,
         "amp": options.amp,
         "channels_last": options.channels_last,
         "compile": options.compile,
         "device": device.type,
     }
-    facts = {"params": told["params"], "macs": told["macs"], **_surroundings(device)}
-    options.advice = "; go on with the same command and --resume"
+    facts = {"params": told["params"], "macs": told["macs"], **describe_machine(device)}
+    advise_when_interrupted("go on with the same command and --resume")
     writer = _writer(options) if rank == 0 else None
+    if rank == 0:
+        for name in options.names:
+            say_which(name, options.genome)
+        if options.teacher is not None:
+            say_which(options.teacher)
     try:
         return train(
             _task(options, recipe, students, device, world_size),
@@ -221,20 +252,19 @@ def _train(
             writer.close()
 
 
-def _students(options: argparse.Namespace) -> dict[str, nn.Module]:
+def _students(options: SimpleNamespace) -> dict[str, nn.Module]:
     """Makes each student with the weights of the seed, which it has in a run of its own too."""
     import timm
     import torch
     from timm.data import resolve_model_data_config
 
     from ..training.initial_weights import load_initial
+    from ..zoo.find import find_model
 
-    full = [_known(name) for name in options.names]
+    full = [find_model(name, options.genome) for name in options.names]
     for name in full:
-        if options.genome is not None and not name.startswith("blockswap_"):
-            raise ValueError(f"{name} has no genome; leave out --genome, or write a model of 'blockswap list'")
         if full.count(name) > 1:
-            raise ValueError(f"{name} is named twice; write each model once")
+            raise ValueError(f"{name} is named twice; use each model once")
     students, own = {}, {"num_classes": options.num_classes, "genome": options.genome, "in_chans": options.in_chans}
     if options.image_size is not None:
         size = (options.in_chans or 3, options.image_size, options.image_size)
@@ -262,7 +292,7 @@ def _facts(name: str, student: nn.Module) -> dict[str, Any]:
 
 
 def _task(
-    options: argparse.Namespace, recipe: Recipe, students: dict[str, nn.Module], device: torch.device, world_size: int
+    options: SimpleNamespace, recipe: Recipe, students: dict[str, nn.Module], device: torch.device, world_size: int
 ) -> TrainingTask:
     import torch
     from timm.task import ClassificationTask
@@ -278,7 +308,7 @@ def _task(
         (student,) = students.values()
         task = ClassificationTask(student, criterion, device=device, verbose=False)
     else:
-        teacher = _teacher(options).to(device)
+        teacher = make_teacher(options).to(device)
         if options.init == "teacher":
             for student in students.values():
                 copy_from_teacher(student, teacher)
@@ -299,26 +329,30 @@ def _task(
     return task
 
 
-def _teacher_weights(options: argparse.Namespace) -> tuple[str | None, str | None]:
+def _teacher_weights(options: SimpleNamespace) -> tuple[str | None, str | None]:
     """Says which weights the teacher has: its name, with their tag where they are pretrained, and their file."""
     import timm
 
+    from ..zoo.find import find_model
+
     if options.teacher is None or options.teacher_checkpoint is not None or ":" in options.teacher:
         return options.teacher, options.teacher_checkpoint
-    name = _known(options.teacher)
+    name = find_model(options.teacher)
     cfg = timm.get_pretrained_cfg(name)
     tagged = f"{name}.{cfg.tag}" if cfg is not None and cfg.tag and "." not in name else name
     return tagged, None if cfg is None else cfg.file
 
 
-def _teacher(options: argparse.Namespace) -> nn.Module:
+def make_teacher(options: SimpleNamespace) -> nn.Module:
+    """Makes the teacher of a command's options, with its weights."""
     import timm
 
     from ..training.evaluate import load_weights
+    from ..zoo.find import find_model
 
-    name, checkpoint = _known(options.teacher), options.teacher_checkpoint
+    name, checkpoint = find_model(options.teacher), options.teacher_checkpoint
     if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
-        raise ValueError(f"the teacher {name} has no pretrained weights; write --teacher-checkpoint FILE")
+        raise ValueError(f"the teacher {name} has no pretrained weights; use --teacher-checkpoint FILE")
     arguments = {"num_classes": options.num_classes, "in_chans": options.in_chans}
     teacher = timm.create_model(name, pretrained=checkpoint is None, **arguments)
     if checkpoint is not None:
@@ -327,29 +361,11 @@ def _teacher(options: argparse.Namespace) -> nn.Module:
     return teacher
 
 
-def _digest(path: str | None) -> str | None:
-    import hashlib
-
-    return None if path is None else f"sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
-
-
-def _surroundings(device: torch.device) -> dict[str, Any]:
-    import platform
-
-    import torch
-
-    from ..searching.profile import _about
-
-    about = _about(device)
-    hardware = {"processor": about.pop("processor"), "threads": torch.get_num_threads()}
-    return {"versions": {"python": platform.python_version(), **about}, "hardware": hardware}
-
-
-def _writer(options: argparse.Namespace) -> Any:
+def _writer(options: SimpleNamespace) -> Any:
     if not options.tensorboard:
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("--tensorboard wants the package tensorboard; write pip install tensorboard") from None
+        raise ValueError("--tensorboard needs the package tensorboard; use pip install tensorboard") from None
     return SummaryWriter(options.out)

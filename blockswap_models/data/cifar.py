@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from ..genome import _quote
 from ..layout import Layout
+from ..messages import quote
 from .errors import DataError
 from .statistics import data_config
 
@@ -26,13 +26,13 @@ _MEAN, _STD = (data_config(Layout.named("wrn40_2"))[key] for key in ("mean", "st
 def read_cifar(root: str | Path, name: str = "cifar10", train: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Reads the images, uint8 (N, 3, 32, 32), and labels (N,) of `cifar10` or `cifar100`; raises DataError."""
     if name not in _DATASETS:
-        raise DataError(f"no CIFAR data set {_quote(name)}; write {' or '.join(_DATASETS)}")
+        raise DataError(f"no CIFAR data set {quote(name)}; write {' or '.join(_DATASETS)}")
     dataset_class = _DATASETS[name]
     try:
         dataset = dataset_class(str(root), train=train, download=False)
     except (RuntimeError, OSError):
         raise DataError(
-            f"no whole {dataset_class.__name__} in {_quote(str(root))}; "
+            f"no whole {dataset_class.__name__} in {quote(str(root))}; "
             f"write the folder that holds {dataset_class.base_folder}, as torchvision unpacks it"
         ) from None
     return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)

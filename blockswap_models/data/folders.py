@@ -12,7 +12,7 @@ from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
-from ..genome import _quote
+from ..messages import quote
 from .coco import CocoLabels
 from .errors import DataError
 from .images import ImageFiles, InMode, image_extensions
@@ -41,11 +41,9 @@ def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
         # One folder a class is not how COCO lies.
         name, root = "coco" if any(Path(name).glob("annotations/instances_*2017.json")) else "folder", name
     if root is None:
-        raise DataError(
-            f"no folder {_quote(name)}; write a folder of images, or torch/cifar10 and its folder (--data-dir)"
-        )
+        raise DataError(f"no folder {quote(name)}; write a folder of images, or torch/cifar10 and its folder (root=)")
     if not Path(root).is_dir():
-        raise DataError(f"no data folder {_quote(str(root))}; write the folder that holds {name} (--data-dir)")
+        raise DataError(f"no data folder {quote(str(root))}; write the folder that holds {name} (root=)")
     # torchvision's reader of folders has other rules than this one.
     return "folder" if name.lower() in ("folder", "torch/folder", "torch/image_folder") else name, str(root)
 
@@ -72,7 +70,7 @@ def classes_of(name: str, root: str | Path | None = None, split: str | None = "t
     folder = find_split(root, split)
     classes = tuple(_classes(root, folder)[0])
     if not classes:
-        raise DataError(f"no folders of classes in {_quote(str(folder))}; use a folder of one folder a class (--data)")
+        raise DataError(f"no folders of classes in {quote(str(folder))}; use a folder of one folder a class (data=)")
     return classes
 
 
@@ -108,13 +106,13 @@ def open_dataset(
         if source == "torch" and known_split(split):
             split = {"val": "validation"}.get(known_split(split), known_split(split))
         elif source == "torch" and inner in _TRAIN_AND_TEST:
-            raise DataError(f"{name} has no split {_quote(split)}; use train or test (--split)")
+            raise DataError(f"{name} has no split {quote(split)}; use train or test (split=)")
         dataset = create_dataset(name, root=root, split=split, download=False, input_img_mode=input_img_mode, **kwargs)
     except DataError:
         raise
     except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(f"no dataset {name} in {_quote(root)}: {reason}") from None
+        raise DataError(f"no dataset {name} in {quote(root)}: {reason}") from None
     if type(dataset) is ImageDataset:
         return ImageFiles(root, dataset.reader, input_img_mode, replace)
     return InMode(dataset, input_img_mode) if source == "torch" else dataset
@@ -129,12 +127,12 @@ def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImag
     except RuntimeError:
         paths = []
     if not paths:
-        raise DataError(f"no images in {_quote(str(folder))}; use a folder of one folder a class (--data)")
+        raise DataError(f"no images in {quote(str(folder))}; use a folder of one folder a class (data=)")
     outside = [path for path in paths if Path(path).parent == folder]
     if outside:
         raise DataError(
             f"{len(outside):,} of {len(paths):,} images lie outside of the folders of classes, such as "
-            f"{_quote(outside[0])}; use a folder of one folder a class (--data)"
+            f"{quote(outside[0])}; use a folder of one folder a class (data=)"
         )
     if class_map is None:
         names, numbering = _classes(root, folder)
@@ -146,8 +144,8 @@ def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImag
     if strange:
         more = f", nor {len(strange) - 1:,} more" if len(strange) > 1 else ""
         raise DataError(
-            f"the class {_quote(strange[0])} of {_quote(str(folder))} is none of the {len(numbers):,} of "
-            f"{_quote(str(numbering))}{more}"
+            f"the class {quote(strange[0])} of {quote(str(folder))} is none of the {len(numbers):,} of "
+            f"{quote(str(numbering))}{more}"
         )
     # By name too, for names that differ in case only: their order would be that of the file system.
     reader.samples = sorted(

@@ -14,7 +14,7 @@ from timm.data.readers.reader import Reader
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..genome import _quote
+from ..messages import quote
 from .errors import DataError
 
 __all__ = ["ImageError", "ImageFiles", "InMode", "image_extensions", "image_mode", "read_image"]
@@ -140,9 +140,9 @@ class ImageFiles(ImageDataset):
             try:
                 return image if self.transform is None else self.transform(image), label
             except Exception as error:
-                raise DataError(f"{_quote(self._name(place))}: {error}") from error
+                raise DataError(f"{quote(self._name(place))}: {error}") from error
         raise DataError(
-            f"{_MOST_IN_A_ROW} images in a row cannot be read, from {_quote(self._name(index))} on: {reason}"
+            f"{_MOST_IN_A_ROW} images in a row cannot be read, from {quote(self._name(index))} on: {reason}"
         )
 
     def damage(self) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ class ImageFiles(ImageDataset):
         indices, names = self.damaged.nonzero().flatten().tolist(), self.damage()
         if not names:
             return
-        told = [_quote(name) for name in names[:3]] + ["…"] * (len(names) > 3)
+        told = [quote(name) for name in names[:3]] + ["…"] * (len(names) > 3)
         try:
             self._load(indices[0])
         except ImageError as error:

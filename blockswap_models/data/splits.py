@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from ..genome import _quote
+from ..messages import quote
 from .errors import DataError
 
 __all__ = ["find_split", "folders_in", "known_split", "splits_in"]
@@ -69,8 +69,8 @@ def splits_in(root: str | Path) -> list[Path]:
         flat = [folder.name for folder in folders if folder not in named and _has_files(folder)]
         if flat:
             raise DataError(
-                f"{_quote(named[0].name)} in {_quote(str(root))} may be a split or a class, for {_quote(flat[0])} "
-                f"beside it has files too; rename it, or use the folder {_quote(str(named[0]))} itself"
+                f"{quote(named[0].name)} in {quote(str(root))} may be a split or a class, for {quote(flat[0])} "
+                f"beside it has files too; rename it, or use the folder {quote(str(named[0]))} itself"
             )
     return named
 
@@ -96,8 +96,8 @@ def find_split(root: str | Path, split: str | None) -> Path:
     if not there:
         if known_split(split) is None:
             raise DataError(
-                f"no split {_quote(split)} in {_quote(str(root))}, which has no folders of splits; use train, "
-                "validation or test (--split)"
+                f"no split {quote(split)} in {quote(str(root))}, which has no folders of splits; use train, "
+                "validation or test (split=)"
             )
         return Path(root)
     # A split of a name of its own, such as `holdout`, beside those with known names.
@@ -109,11 +109,11 @@ def find_split(root: str | Path, split: str | None) -> Path:
     ):
         if len(found) > 1:
             names = " and ".join(folder.name for folder in found)
-            raise DataError(f"{names} in {_quote(str(root))} are both the split {_quote(split)}; use one (--split)")
+            raise DataError(f"{names} in {quote(str(root))} are both the split {quote(split)}; use one (split=)")
         if found:
             return found[0]
     names = " or ".join(folder.name for folder in there)
-    raise DataError(f"no split {_quote(split)} in {_quote(str(root))}; use {names} (--split)")
+    raise DataError(f"no split {quote(split)} in {quote(str(root))}; use {names} (split=)")
 
 
 def _has_files(folder: Path) -> bool:

@@ -13,7 +13,7 @@ __all__ = ["Table"]
 # Counts beyond 64 bits are kept in limbs of 40, so that hundreds of them can be added before a carry.
 _LIMB = 40
 # Longer tables take seconds and gigabytes. Draws keep one of them for each block, a count one in all.
-_LONGEST, _LONGEST_OF_COUNT = 2_500_000, 16_000_000
+_LONGEST, LONGEST_OF_COUNT = 2_500_000, 16_000_000
 # Enough that hardly a draw of a rounded table is outside the window.
 _ROUNDED = 500_000
 # Counts are added up in parts that stay in the cache: many times faster.

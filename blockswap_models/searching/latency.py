@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +109,7 @@ class LatencyTable:
         if structure is None or structure not in self._known[index]:  # type: ignore[attr-defined]
             raise GenomeError(
                 f"stage {place.stage}, block {place.block} '{block}': not in the latency table, which has "
-                f"{', '.join(map(str, self.types))}; measure it with 'blockswap profile' and --types"
+                f"{', '.join(map(str, self.types))}; measure one with more types="
             )
         return self._known[index][structure]  # type: ignore[attr-defined]
 
@@ -119,18 +119,17 @@ class LatencyTable:
         parts = [self.of_block(index, block) for index, block in enumerate(blocks)]
         return round(self.stem + self.head + sum(parts), 9)
 
-    def require(self, layout: Layout, input_size: tuple[int, int, int], num_classes: int) -> None:
-        """Raises LatencyError unless the table is of such networks."""
+    def require(self, layout: Layout, input_size: tuple[int, int, int]) -> None:
+        """Raises LatencyError unless the table is of such networks; the number of classes may be another."""
 
-        def text(layout: Layout, size: tuple[int, int, int], classes: int) -> str:
-            return f"{layout.name} at {'x'.join(map(str, size))} with {classes:,} classes"
+        def text(layout: Layout, size: tuple[int, int, int]) -> str:
+            return f"{layout.name} at {'x'.join(map(str, size))}"
 
-        there = text(self.layout, self.input_size, self.num_classes)
-        here = text(layout, input_size, num_classes)
-        if there == here and self.layout != layout:
+        there, here = text(self.layout, self.input_size), text(layout, input_size)
+        if there == here and replace(self.layout, num_classes=layout.num_classes) != layout:
             here = f"another {layout.name}"
         if there != here:
-            raise LatencyError(f"the latency table is of {there}, not of {here}; measure it with 'blockswap profile'")
+            raise LatencyError(f"the latency table is of {there}, not of {here}; measure one of these networks")
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -180,7 +179,7 @@ class LatencyTable:
             raise LatencyError(f"{path}: {error}") from None
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
             raise LatencyError(
-                f"{path} is not a latency table; write one with 'blockswap profile NETWORK --out {path}'"
+                f"{path} is not a latency table; use one that LatencyTable.save or 'blockswap profile' wrote"
             ) from None
 
     @classmethod

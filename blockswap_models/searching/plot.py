@@ -37,7 +37,7 @@ _INK, _FAINT, _POINTS, _BEST = "#222222", "#8c8c8c", "#7f9fb5", "#D55E00"
 _HEADING = {"color": _FAINT, "ha": "center", "va": "bottom"}
 _STRIPS = 5
 _STAGE_GAP = 0.35
-_STYLE = {
+STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.color": _INK,
@@ -69,13 +69,13 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
     if out.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"unknown suffix {out.suffix!r} of {out}; write .png or .svg")
     if out.exists() and os.path.samefile(path, out):
-        raise ValueError(f"{out} is the record itself; write another name (--out)")
+        raise ValueError(f"{out} is the record itself; use another file (out=)")
     try:
         import matplotlib
     except ImportError:
         raise RuntimeError('a picture needs matplotlib; pip install "blockswap_models[plot]"') from None
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = _figure(header, ranking)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)

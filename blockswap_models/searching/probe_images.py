@@ -307,7 +307,7 @@ def _draw(dataset: Any, name: str, batch_size: int, parts: int, seed: int) -> tu
         there = len(items)
         del items[there // batch_size * batch_size :]
     if not items:
-        raise DataError(f"{name} has {there} images; write a batch size of at most {there} (--batch-size)")
+        raise DataError(f"{name} has {there} images; use a batch_size= of at most {there}")
     return torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
 
 
@@ -320,7 +320,7 @@ def _checked(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, sou
     if low < 0 or high >= space.num_classes:
         raise DataError(
             f"labels run from {low} to {high}, but the network has {space.num_classes} classes; "
-            f"write --num-classes {high + 1} or more"
+            f"use num_classes={high + 1} or more"
         )
     digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes() + labels.cpu().contiguous().numpy().tobytes())
     return Minibatch(images, labels, f"{source}, sha256 {digest.hexdigest()[:16]}", parts)

@@ -10,22 +10,20 @@ blocks ever reaches.
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from torch import nn
 
 from ..genome import BlockType, Genome
+from ..nets.devices import describe_device
 from ..nets.networks import residual_blocks
 from .latency import LatencyTable, Shape
 from .space import SearchSpace
@@ -83,7 +81,7 @@ def profile(
             batch_size,
             device.type,
             torch.get_num_threads(),
-            _about(device),
+            describe_device(device),
             scale * typical([each[0] for found in parts for each in found]),
             scale * typical([each[-1] for found in parts for each in found]),
             shapes,
@@ -139,22 +137,6 @@ def _shapes(network: nn.Module, x: torch.Tensor) -> tuple[Shape, ...]:
     )
 
 
-def _about(device: torch.device) -> dict[str, str]:
-    from .. import __version__
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"processor": name, "torch": torch.__version__, "timm": timm.__version__, "blockswap_models": __version__}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 @contextmanager
 def threads_set(threads: int | None) -> Iterator[None]:
     """Runs torch with so many threads, and then with as many as before."""
@@ -173,7 +155,7 @@ class Stopwatch:
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"latencies are measured on cpu or cuda, not on '{device.type}'")
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("there is no CUDA device here; write --device cpu")
+            raise ValueError("there is no CUDA device here; use device=cpu")
         self._device = device
         # Until a process has freed a large block, glibc hands memory back after each pass and faults it in again: at 8
         # images WRN-40-2 took 2,800 page faults a pass in a fresh process, and none in one that had run for a while.

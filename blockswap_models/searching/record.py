@@ -58,7 +58,7 @@ class Record:
                     _check_same(self.path, found, header)
                 self.scores = {(row["genome"], row["draw"]): row for row in rows}
             elif resume:
-                raise RecordError(f"no record {self.path} to go on with; leave --resume out to start one")
+                raise RecordError(f"no record {self.path} to go on with; leave out resume=True to start one")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = open(self.path, "r+b" if whole else "wb")  # noqa: SIM115  # closed by close()
         except OSError as error:
@@ -95,7 +95,7 @@ class Record:
 def require_new(path: str | Path) -> None:
     """Raises RecordError if there is such a file with something in it."""
     if Path(path).exists() and Path(path).stat().st_size:
-        raise RecordError(f"{path} exists; go on with it (--resume), or write another name (--out)")
+        raise RecordError(f"{path} exists; go on with it with resume=True, or use another record=")
 
 
 def read_record(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -155,7 +155,8 @@ def build_text(header: dict[str, Any], genome: str) -> str:
     """Writes the line of Python that makes a network which was found, for a record's search."""
     name, first, more = header.get("space"), "", ""
     with suppress(ValueError, LookupError, TypeError):
-        if layout := Layout._standard(str(name)):
+        if "layout" not in header:
+            layout = Layout.named(str(name))
             first = "" if name in GENOMES else f"blockswap_models.register('{name}'); "
             own = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0]}
             wanted = {"num_classes": header["num_classes"], "in_chans": header["input_size"][0]}

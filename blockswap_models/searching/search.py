@@ -76,7 +76,7 @@ def search(
     dtype: torch.dtype | None = None,
     record: str | Path | None = None,
     resume: bool = False,
-    progress: Callable[[Iterable[Any], int, int], Iterable[Any]] | None = None,
+    progress: Callable[[Iterable[Any], int, int, str], Iterable[Any]] | None = None,
 ) -> SearchResult:
     """Chooses genomes within a budget, scores each on a minibatch, gives the best more draws, and ranks them.
 
@@ -88,8 +88,8 @@ def search(
     gives the best quarter four times the draws. A score depends on the seed, the genome and the draw, never on order or
     worker. It is computed in `dtype`, the fastest for this score where none is given. `workers` are processes on this
     machine, of one thread each; any `executor` takes their place. With a `record` each score is written as it comes,
-    and `resume` goes on with it. `progress` wraps the iterable of scores, given how many there are and are done; it is
-    called for each round.
+    and `resume` goes on with it. `progress` is called for each round: it wraps the iterable of the round's scores. It
+    is also given how many scores the whole search has, how many of them are done, and the name of the round.
 
     Raises BudgetError where no genome fits or a given one does not, GenomeError for one that is not of this space,
     RecordError for a record of another search, SearchError where no score is finite, WorkerError where workers died.
@@ -125,29 +125,37 @@ def search(
             executor = stack.enter_context(local_workers(min(workers, len(chosen)), shared))
         rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
 
-        def evaluate(genomes: Sequence[Genome], number: int, before: int, planned: int) -> list[Candidate]:
-            """Scores genomes by so many draws; of the genomes planned, so many were scored before."""
+        # All random genomes are one round, which is shorter than asked for where fewer fit.
+        planned = len(chosen) if strategy == "random" else samples
+        # Genomes and draws of each round of refinement; a quarter of the draws are those of the round before.
+        rounds = [(max(1, planned // HALVING**each), draws * HALVING**each) for each in range(1, refine + 1)]
+        total = planned * draws + sum(leaders * (number - number // HALVING) for leaders, number in rounds)
+        finished = 0
+
+        def evaluate(genomes: Sequence[Genome], number: int, new: int, round_name: str) -> list[Candidate]:
+            """Scores genomes by so many draws, of which so many are new in this round."""
+            nonlocal finished
             tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in rows]
             results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor)
+            finished += len(genomes) * new
             if progress and tasks:
-                results = progress(results, planned * number, (before + len(genomes)) * number - len(tasks))
+                results = progress(results, total, max(0, finished - len(tasks)), round_name)
             for row in results:
                 kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})
             return [Candidate.of_rows([rows[genome, draw] for draw in range(number)]) for genome in genomes]
 
         ranked: list[Candidate] = []
-        # All random genomes are one round, which is shorter than asked for where fewer fit.
-        planned = len(chosen) if strategy == "random" else samples
         while chosen:
-            ranked += evaluate(chosen, draws, len(ranked), planned)
+            ranked += evaluate(chosen, draws, draws, "scoring")
             left = samples - len(ranked)
             chosen = propose(space, budget, seed, ranked, left) if left else []
         ranked.sort(key=_best_first)
         for each_round in range(1, refine + 1):
             leaders = [each.genome for each in ranked[: max(1, len(ranked) // HALVING**each_round)]]
-            ranked[: len(leaders)] = sorted(
-                evaluate(leaders, draws * HALVING**each_round, 0, len(leaders)), key=_best_first
-            )
+            number = draws * HALVING**each_round
+            round_name = f"refining, round {each_round} of {refine}"
+            scored = evaluate(leaders, number, number - number // HALVING, round_name)
+            ranked[: len(leaders)] = sorted(scored, key=_best_first)
     if not math.isfinite(ranked[0].score):
         raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
     return SearchResult(space, budget, tuple(ranked))
@@ -185,7 +193,7 @@ def _describe(job: Job, budget: Budget, strategy: str) -> dict[str, Any]:
     return {
         "space": space.layout.name,
         # Of the user's own, the name alone does not say it.
-        **({} if space.layout == Layout._standard(space.layout.name) else {"layout": _as_json(space.layout)}),
+        **({} if space.layout.is_standard else {"layout": _as_json(space.layout)}),
         "types": " ".join(map(str, space.types)),
         "input_size": list(space.input_size),
         "num_classes": space.num_classes,

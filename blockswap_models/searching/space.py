@@ -15,7 +15,7 @@ from ..genome import SEARCH_TYPES, BlockType, Genome, GenomeError
 from ..layout import Layout, Position
 from ..nets.cost import count_parts
 from ..nets.networks import build, residual_blocks
-from .cost_table import _LONGEST_OF_COUNT, Table
+from .cost_table import LONGEST_OF_COUNT, Table
 from .latency import LatencyTable
 
 __all__ = ["SearchSpace"]
@@ -41,7 +41,7 @@ class SearchSpace:
         image_size: int | tuple[int, int] | None = None,
         latency: LatencyTable | None = None,
     ) -> None:
-        self.layout = Layout.named(layout) if isinstance(layout, str) else layout
+        self.layout = Layout.named(layout)
         self.types = tuple(each if isinstance(each, BlockType) else BlockType.parse(each) for each in types)
         if not self.types:
             raise GenomeError("a search space needs block types; write at least one, such as 'S'")
@@ -64,7 +64,7 @@ class SearchSpace:
                 )
         self.latency = latency
         if latency is not None:
-            latency.require(self.layout, self.input_size, self.num_classes)
+            latency.require(self.layout, self.input_size)
             for index, options in enumerate(self._options):
                 for block, _ in options:
                     latency.of_block(index, block)
@@ -165,7 +165,7 @@ class SearchSpace:
             raise BudgetError(
                 "genomes are counted exactly for one cost; write a budget of params, of macs or of latency"
             )
-        table = self._table(name, window, _LONGEST_OF_COUNT)
+        table = self._table(name, window, LONGEST_OF_COUNT)
         if not table.exact:
             raise BudgetError(
                 f"{name} of {self.layout.name} at {'x'.join(map(str, self.input_size))} are too many different numbers "

@@ -16,11 +16,22 @@ from ..genome import Genome
 from .candidates import Candidate
 from .space import SearchSpace
 
-__all__ = ["STRATEGIES", "Planner", "Strategy", "surrogate", "uniform"]
+__all__ = [
+    "ROUND",
+    "START",
+    "STRATEGIES",
+    "Planner",
+    "Strategy",
+    "log_scores",
+    "new_genomes",
+    "option_numbers",
+    "surrogate",
+    "uniform",
+]
 
 # Genomes drawn uniformly before a strategy has scores to go by, and genomes in each round after that.
-_START = 100
-_ROUND = 50
+START = 100
+ROUND = 50
 
 # The next genomes to score, `number` at most: (space, budget, seed, scored, number) -> genomes. None of them is among
 # the scored, which are in the order in which they were proposed, and none where no others fit the budget.
@@ -45,12 +56,12 @@ def surrogate(space: SearchSpace, budget: Budget, seed: int, scored: Sequence[Ca
     of the coefficients, from their posterior distribution: certain blocks recur, uncertain ones vary.
     """
     if not scored:
-        return space.sample(min(number, _START), budget, seed)
+        return space.sample(min(number, START), budget, seed)
     random = np.random.default_rng([seed, 2, len(scored)])
     planner = Planner(space, budget)
     draws = _coefficients(space, scored, random)
     # Some draws lead to genomes that are known already.
-    return _new(space, budget, seed, scored, (planner.best(next(draws)) for _ in range(3 * _ROUND)))[:number]
+    return new_genomes(space, budget, seed, scored, (planner.best(next(draws)) for _ in range(3 * ROUND)))[:number]
 
 
 def _coefficients(space: SearchSpace, scored: Sequence[Candidate], random: np.random.Generator) -> Iterator[np.ndarray]:
@@ -59,11 +70,11 @@ def _coefficients(space: SearchSpace, scored: Sequence[Candidate], random: np.ra
     ends = np.cumsum([0, *map(len, space._options)])
     onehot = np.zeros((len(scored), ends[-1]))
     for row, each in zip(onehot, scored, strict=True):
-        row[ends[:-1] + _picks(space, each.genome)] = 1
-    features, values = onehot @ groups, _values(scored)
+        row[ends[:-1] + option_numbers(space, each.genome)] = 1
+    features, values = onehot @ groups, log_scores(scored)
     # The prior is that of random genomes: those that were chosen since are alike.
-    start = features[:_START]
-    variance = values[:_START].var() or 1.0
+    start = features[:START]
+    variance = values[:START].var() or 1.0
     ridge = _NOISE * ((start - start.mean(0)) ** 2).sum(1).mean() or 1.0
     # The last column is the level of all scores; it is so large that its coefficient is hardly penalised.
     features = np.hstack([features, np.full((len(scored), 1), 1e3)])
@@ -193,7 +204,7 @@ class Planner:
 # -- what strategies share -------------------------------------------------------------------------------------------
 
 
-def _picks(space: SearchSpace, genome: Genome) -> np.ndarray:
+def option_numbers(space: SearchSpace, genome: Genome) -> np.ndarray:
     """The number of each block among the options of its position."""
     return np.array(
         [
@@ -203,7 +214,7 @@ def _picks(space: SearchSpace, genome: Genome) -> np.ndarray:
     )
 
 
-def _values(scored: Sequence[Candidate]) -> np.ndarray:
+def log_scores(scored: Sequence[Candidate]) -> np.ndarray:
     """Logarithms of scores, or scores where some are not positive; those that are not finite count as the worst."""
     scores = np.array([each.score for each in scored])
     finite = np.isfinite(scores)
@@ -211,7 +222,7 @@ def _values(scored: Sequence[Candidate]) -> np.ndarray:
     return np.log(scores) if scores.min() > 0 else scores
 
 
-def _new(
+def new_genomes(
     space: SearchSpace, budget: Budget, seed: int, scored: Sequence[Candidate], proposed: Iterator[Genome | None]
 ) -> list[Genome]:
     """Takes a round of genomes which are not scored yet from those proposed, and fills it with random ones."""
@@ -220,10 +231,10 @@ def _new(
     for genome in proposed:
         if genome is not None and genome not in seen:
             found[genome] = None
-            if len(found) == _ROUND:
+            if len(found) == ROUND:
                 return list(found)
-    for genome in space.sample(len(seen) + _ROUND, budget, seed):
-        if len(found) < _ROUND and genome not in seen:
+    for genome in space.sample(len(seen) + ROUND, budget, seed):
+        if len(found) < ROUND and genome not in seen:
             found[genome] = None
     return list(found)
 

@@ -90,7 +90,7 @@ def map_in_order(shared: Shared, tasks: Sequence[Task], executor: Executor | Non
         # The pool itself is about to fail all the others: to cancel one now would be an error there.
         running.clear()
         raise WorkerError(
-            "a worker died, perhaps for want of memory; go on (--resume) with fewer (--workers)"
+            "a worker died, perhaps for want of memory; go on with resume=True and fewer workers="
         ) from None
     finally:
         for _, future in running:

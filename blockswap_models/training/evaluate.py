@@ -23,7 +23,7 @@ from ..data.images import ImageFiles, image_mode
 from ..data.loader import ImageLoader, collate_good
 from ..data.splits import known_split
 from ..data.statistics import model_data_config
-from ..genome import _quote
+from ..messages import quote
 
 __all__ = [
     "Evaluation",
@@ -163,12 +163,12 @@ def evaluation_loader(
     config = model_data_config(model)
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and class_map is not None:
-        raise DataError(f"a class map is for folders of images, not for {data}; leave it out (--class-map)")
+        raise DataError(f"a class map is for folders of images, not for {data}; leave it out (class_map=)")
     if source == "torch" and cifar in CIFAR_CLASSES and config["input_size"] == (3, 32, 32) and config["crop_pct"] == 1:
         check_classes(model, data, CIFAR_CLASSES[cifar])
         known = known_split(split or "test")
         if known is None:
-            raise DataError(f"{data} has no split {_quote(split)}; write train or test (--split)")
+            raise DataError(f"{data} has no split {quote(split)}; write train or test (split=)")
         pictures, labels = read_cifar(root, cifar, known == "train")
         chosen = _spaced(len(labels), images)
         return CifarLoader(
@@ -191,12 +191,12 @@ def evaluation_loader(
     if index:
         classes, advice = max(index.values()) + 1, ", with weights for as many"
         if data == "folder" and classes < getattr(model, "num_classes", classes):
-            advice += ", or, for some of the network's classes, the file with the names of all (--class-map)"
+            advice += ", or, for some of the network's classes, the file with the names of all (class_map=)"
         check_classes(model, data, classes, class_map is not None, advice)
     chosen = dataset
     if images is not None:
         if isinstance(dataset, IterableDataset):
-            raise DataError(f"{data} is a stream, of which only all images can be taken; leave --images out")
+            raise DataError(f"{data} is a stream, of which only all images can be taken; leave out images=")
         chosen = Subset(dataset, _spaced(len(dataset), images).tolist())
     loader = create_loader(
         chosen,
@@ -234,12 +234,12 @@ def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Reads the tensors of a checkpoint by name, as `load_weights` does; raises ValueError."""
     if not Path(path).is_file():
-        raise ValueError(f"no checkpoint {_quote(str(path))}; write a .safetensors file, or a checkpoint of torch")
+        raise ValueError(f"no checkpoint {quote(str(path))}; write a .safetensors file, or a checkpoint of torch")
     try:
         return load_state_dict(str(path), weights_only=True)
     except (AttributeError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError):
         raise ValueError(
-            f"cannot read the checkpoint {_quote(str(path))}: it is damaged, or holds more than tensors, which could "
+            f"cannot read the checkpoint {quote(str(path))}: it is damaged, or holds more than tensors, which could "
             "run code; write a .safetensors file"
         ) from None
 
@@ -258,7 +258,7 @@ def check_fit(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | P
     if any(faults.values()):
         told = [f"{len(names)} {fault} ({names[0]}, …)" for fault, names in faults.items() if names]
         raise ValueError(
-            f"the checkpoint {_quote(str(path))} is of another network than this {type(model).__name__}: "
+            f"the checkpoint {quote(str(path))} is of another network than this {type(model).__name__}: "
             f"tensors {', '.join(told)}"
         )
 
@@ -285,12 +285,12 @@ def check_classes(
     own = getattr(model, "num_classes", classes)
     if classes == own or (mapped and classes < own):
         return
-    advice = f"write --num-classes {classes}{advice}"
+    advice = f"use num_classes={classes}{advice}"
     raise DataError(f"{data} has {classes} classes, but the network has {own}; {advice}")
 
 
 def _spaced(there: int, wanted: int | None) -> torch.Tensor:
     wanted = there if wanted is None else wanted
     if wanted > there:
-        raise DataError(f"there are {there:,} images, not {wanted:,}; write fewer (--images)")
+        raise DataError(f"there are {there:,} images, not {wanted:,}; use fewer (images=)")
     return torch.arange(wanted) * there // wanted

@@ -67,7 +67,7 @@ def copy_from_teacher(student: nn.Module, teacher: nn.Module) -> list[str]:
     if not state:
         raise ValueError(
             f"the student, {type(student).__name__}, has no tensor in common with the teacher, "
-            f"{type(teacher).__name__}; leave out --init teacher"
+            f"{type(teacher).__name__}; leave out init=teacher"
         )
     student.load_state_dict({name: theirs[name] for name in state}, strict=False)
     return list(state)

@@ -18,7 +18,7 @@ from ..data.images import image_mode
 from ..data.loader import ImageLoader
 from ..data.splits import known_split, splits_in
 from ..data.statistics import model_data_config
-from ..genome import _quote
+from ..messages import quote
 from .evaluate import Minibatches, check_classes
 from .recipes import Recipe
 
@@ -46,7 +46,7 @@ def training_loader(
     if recipe.batch_size % world_size:
         raise DataError(
             f"a batch of {recipe.batch_size} does not divide between {world_size} processes; "
-            f"write --batch-size {-(-recipe.batch_size // world_size) * world_size}"
+            f"use batch_size={-(-recipe.batch_size // world_size) * world_size}"
         )
     recipe = replace(recipe, batch_size=recipe.batch_size // world_size)
     data, root = find_dataset(data, root)
@@ -77,7 +77,7 @@ def training_loader(
             )
     else:
         if recipe.flip == "alternate":
-            raise DataError("every other epoch can flip only CIFAR at its own size; use --flip random")
+            raise DataError("every other epoch can flip only CIFAR at its own size; use flip=random")
 
         # Loaders of small and of whole images warn once together.
         told: set[str] = set()
@@ -138,7 +138,7 @@ def _timm_loader(
         for name, kinds in {"train": {"train"}, "val or test": {"val", "test"}}.items():
             if not there & kinds:
                 raise DataError(
-                    f"no folder {name} in {_quote(root)}; training wants folders train and val or test of images"
+                    f"no folder {name} in {quote(root)}; training wants folders train and val or test of images"
                 )
     dataset = open_dataset(
         data,
@@ -177,7 +177,7 @@ def _timm_loader(
         most = len(dataset) // world_size * world_size
         each = f" for each of {world_size} processes" if world_size > 1 else ""
         raise DataError(
-            f"{len(dataset):,} images make no minibatch of {recipe.batch_size:,}{each}; use --batch-size {most} or less"
+            f"{len(dataset):,} images make no minibatch of {recipe.batch_size:,}{each}; use batch_size={most} or less"
         )
     return ImageLoader(loader, dataset, told, training=True)
 
@@ -191,6 +191,6 @@ def _check_stream(dataset: Any, data: str, world_size: int, workers: int) -> Non
     readers = max(1, workers) * world_size
     if 0 < shards < readers:
         raise DataError(
-            f"{data} has {shards} shards for {readers} processes that read them; write --workers "
+            f"{data} has {shards} shards for {readers} processes that read them; use workers="
             f"{shards // world_size or 1}" + (f" and {shards} processes or fewer" if shards < world_size else "")
         )

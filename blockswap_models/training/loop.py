@@ -34,7 +34,7 @@ from .recipes import Recipe, learning_rate
 from .run_folder import RunFolder, TrainingError, write_whole
 from .shared_teacher import SharedTeacherTask
 
-__all__ = ["make_optimizer", "train", "train_epoch"]
+__all__ = ["make_optimizer", "set_epoch", "train", "train_epoch"]
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.SGD:
@@ -193,7 +193,7 @@ def train(
         model = _network(each)
         if averages:
             model = averages[name].module
-            _set_epoch(loader, seed, recipe.epochs - 1, rank)
+            set_epoch(loader, seed, recipe.epochs - 1, rank)
             # What a network of averaged weights computes has statistics of its own.
             update_bn(((images, None) for images, _ in islice(loader, BN_MINIBATCHES)), model, task.device)
         summaries[name] = _finish(model, test_loader, run.path / name, own)
@@ -250,7 +250,7 @@ def train_epoch(
     sums = torch.zeros((), device=task.device) if progressed.sums is None else progressed.sums.to(task.device)
     names, counted = list(progressed.names), progressed.step if progressed.sums is not None else 0
     begin_step = step_marker(task)
-    _set_epoch(loader, seed, epoch, rank)
+    set_epoch(loader, seed, epoch, rank)
     minibatches, steps = iter(loader), len(loader)
     for step in count(1):
         # Each step for itself, so that a run can go on at any of them.
@@ -272,9 +272,7 @@ def train_epoch(
                 result = task(images, labels)
         except IndexError as error:
             # A stream does not say beforehand which labels it has.
-            raise TrainingError(
-                f"a label is none of the network's classes; write more (--num-classes): {error}"
-            ) from None
+            raise TrainingError(f"a label is none of the network's classes; use more (num_classes=): {error}") from None
         result["loss"].backward()
         optimizer.step()
         task.update_ema()
@@ -304,7 +302,7 @@ def _means(sums: torch.Tensor, names: list[str], steps: int) -> dict[str, float]
     if broken:
         raise TrainingError(
             f"the loss{_whose(name.rpartition('/')[0] for name in broken)} is no longer finite; the last checkpoint is "
-            "kept, a smaller learning rate may help (--lr)"
+            "kept, a smaller learning rate may help (lr=)"
         )
     return means
 
@@ -319,7 +317,7 @@ def _check_weights(students: Mapping[str, TrainingTask], epoch: int) -> None:
     if broken:
         raise TrainingError(
             f"the weights{_whose(broken)} are not finite after epoch {epoch + 1}; the last checkpoint is kept, a "
-            "smaller learning rate may help (--lr)"
+            "smaller learning rate may help (lr=)"
         )
 
 
@@ -366,7 +364,7 @@ def _restore(
         average.load_state_dict(state["averages"][name])
 
 
-def _set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
+def set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
     """Seeds what an epoch of a loader draws: its order, and augmentation in its processes."""
     _seed(seed, epoch, rank, 0)
     if hasattr(loader, "set_epoch"):

@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..genome import _quote
+from ..messages import quote
 
 __all__ = ["RECIPES", "Recipe", "learning_rate"]
 
@@ -99,7 +99,7 @@ class Recipe:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 choices = ", ".join(known[:-1]) + f" or {known[-1]}"
-                raise ValueError(f"{name} is {choices}, not {_quote(str(getattr(self, name)))}")
+                raise ValueError(f"{name} is {choices}, not {quote(str(getattr(self, name)))}")
 
     @property
     def small_epochs(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..genome import _quote
+from ..messages import quote
 
 __all__ = ["RunFolder", "TrainingError", "write_whole"]
 
@@ -36,7 +36,7 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise TrainingError(f"cannot write {_quote(str(path))}: {error.strerror or error}") from None
+            raise TrainingError(f"cannot write {quote(str(path))}: {error.strerror or error}") from None
         raise
 
 
@@ -56,9 +56,9 @@ class RunFolder:
         """Reads the checkpoint; None for a run that begins. Raises TrainingError for a folder that does not fit."""
         header, started = self._rows()[0], self.log.exists() or self.checkpoint.exists()
         if started and not resume:
-            raise TrainingError(f"there is a run in {_quote(str(self.path))}; write --resume, or another --out")
+            raise TrainingError(f"there is a run in {quote(str(self.path))}; use resume=True, or another folder=")
         if resume and not started:
-            raise TrainingError(f"there is no run to go on with in {_quote(str(self.path))}; leave out --resume")
+            raise TrainingError(f"there is no run to go on with in {quote(str(self.path))}; leave out resume=True")
         state = self._state() if self.checkpoint.exists() else None
         if state is not None:
             earlier = state["arguments"]
@@ -67,8 +67,8 @@ class RunFolder:
         for name, value in self.arguments.items():
             if earlier.get(name) != value:
                 raise TrainingError(
-                    f"the run in {_quote(str(self.path))} has {name.replace('_', '-')} {_shown(earlier.get(name))}, "
-                    f"not {_shown(value)}; write what it has, or another --out"
+                    f"the run in {quote(str(self.path))} has {name.replace('_', '-')} {_shown(earlier.get(name))}, "
+                    f"not {_shown(value)}; use what it has, or another folder="
                 )
         return state
 
@@ -79,8 +79,8 @@ class RunFolder:
                 raise ValueError
         except (AttributeError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
             raise TrainingError(
-                f"cannot read {_quote(str(self.checkpoint))}: it is damaged or no checkpoint of blockswap train; "
-                "write another --out"
+                f"cannot read {quote(str(self.checkpoint))}: it is damaged or no checkpoint of blockswap train; "
+                "use another folder="
             ) from None
         return state
 
@@ -102,7 +102,7 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise TrainingError(f"cannot write {_quote(str(self.log))}: {error.strerror or error}") from None
+            raise TrainingError(f"cannot write {quote(str(self.log))}: {error.strerror or error}") from None
         self.save_state(state)
 
     def save_state(self, state: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..genome import _quote
+from ..messages import quote
 from .genomes import GENOMES
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "WeightsError",
     "check_weights",
     "describe",
+    "file_digest",
     "make_card",
     "model_card",
     "read_card",
@@ -57,6 +58,11 @@ class MissingWeightsError(WeightsError, RuntimeError):
         )
 
 
+def file_digest(path: str | Path) -> str:
+    """Names a file by its content."""
+    return f"sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+
+
 def shipped() -> dict[str, Path]:
     """Lists the weights that come with the package, by name and tag; the card has the same name, and ends in .json."""
     return {each.stem: each for each in sorted(_SHIPPED.glob("*.safetensors")) if each.with_suffix(".json").is_file()}
@@ -69,9 +75,9 @@ def read_card(path: str | Path) -> Card:
         if not {"name", "file", "test", *_OF_THE_RUN} <= card.keys():
             raise ValueError
     except OSError as error:
-        raise WeightsError(f"cannot read the card {_quote(str(path))}: {error.strerror}") from None
+        raise WeightsError(f"cannot read the card {quote(str(path))}: {error.strerror}") from None
     except (AttributeError, ValueError):
-        raise WeightsError(f"{_quote(str(path))} is no card of weights; write one that 'blockswap pack' made") from None
+        raise WeightsError(f"{quote(str(path))} is no card of weights; write one that 'blockswap pack' made") from None
     return card
 
 
@@ -117,12 +123,12 @@ def check_weights(weights: str | Path, card: str | Path | None = None) -> None:
         return
     said = read_card(card)["file"]
     if not weights.is_file():
-        raise WeightsError(f"no weights {_quote(str(weights))}, though there is their card; get them again")
+        raise WeightsError(f"no weights {quote(str(weights))}, though there is their card; get them again")
     size, found = weights.stat().st_size, hashlib.sha256(weights.read_bytes()).hexdigest()
     if found != said["sha256"]:
         what = f"{size:,} of {said['bytes']:,} bytes are there" if size < said["bytes"] else "it was altered"
         raise WeightsError(
-            f"the weights {_quote(str(weights))} are not those of their card: {what} (SHA-256 {found[:12]}…, not "
+            f"the weights {quote(str(weights))} are not those of their card: {what} (SHA-256 {found[:12]}…, not "
             f"{said['sha256'][:12]}…); get them again"
         )
 

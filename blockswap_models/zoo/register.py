@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -9,8 +10,9 @@ from timm.models import PretrainedCfg, generate_default_cfgs, is_model, register
 from torch import nn
 
 from ..data.statistics import data_config
-from ..genome import Genome, _quote
-from ..layout import _OWN, Layout
+from ..genome import Genome
+from ..layout import Layout, add_layout
+from ..messages import quote
 from .blockswap import COMMON, create
 from .genomes import GENOMES
 
@@ -32,12 +34,13 @@ def register(layout: Layout | str, genome: Genome | str | None = None, **cfg: An
     `std` and `crop_pct`, or `file`, for weights of this genome. What `save_pretrained` wrote is read by a program that
     has registered the same network. Raises ValueError for a name that is taken; the same entry may come again.
     """
-    layout = Layout.named(layout) if isinstance(layout, str) else layout
+    layout = Layout.named(layout)
     name, genome = layout.name, layout.fit(layout.original if genome is None else genome)
-    if (layout, genome, cfg) == _entries.get(name, (Layout._found(name), GENOMES.get(name), {})):
+    known = _known_layout(name)
+    if (layout, genome, cfg) == _entries.get(name, (known, GENOMES.get(name), {})):
         return
-    if is_model(name) or Layout._found(name) not in (None, layout):
-        raise ValueError(f"the name {_quote(name)} is taken by another network; give the layout another one")
+    if is_model(name) or known not in (None, layout):
+        raise ValueError(f"the name {quote(name)} is taken by another network; give the layout another one")
     default_cfgs.update(generate_default_cfgs({name: _full(layout, cfg)}))
 
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -45,11 +48,18 @@ def register(layout: Layout | str, genome: Genome | str | None = None, **cfg: An
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = f"{layout}, with the blocks {genome} where no others are given."
-    _OWN[name] = layout
+    add_layout(layout)
     _entries[name] = layout, genome, cfg
     register_model(entry)
     # timm adds the name of an entry, but nothing in this module goes by it.
     __all__.remove(name)
+
+
+def _known_layout(name: str) -> Layout | None:
+    """The layout that a name stands for already."""
+    with suppress(ValueError):
+        return Layout.named(name)
+    return None
 
 
 def _full(layout: Layout, cfg: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +74,7 @@ def _full(layout: Layout, cfg: dict[str, Any]) -> dict[str, Any]:
     usual = data_config(layout, channels)
     for key in ("mean", "std"):
         if len(cfg.get(key, usual[key])) != channels:
-            raise ValueError(f"images of {channels} channels have as many numbers in {key}, not {_quote(cfg[key])}")
+            raise ValueError(f"images of {channels} channels have as many numbers in {key}, not {quote(cfg[key])}")
     reduction = 2 ** (len(layout.depths) - 1) * (1 if layout.preact else 4)
     return {
         **{key: usual[key] for key in ("mean", "std", "crop_pct", "interpolation")},

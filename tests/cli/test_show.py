@@ -6,17 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from command_line import run
 
 from blockswap_models import Budget, Cost, Genome, search
-from blockswap_models.cli.main import main
 from blockswap_models.searching.candidates import Candidate, median_shares
 from blockswap_models.searching.record import Record, RecordError, budget_text, read_ranking
-
-
-def run(capsys, *arguments):
-    status = main([str(each) for each in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +49,9 @@ def test_the_ranking_is_that_of_the_search(found):
         assert each.shares == pytest.approx(candidate.shares)
 
 
-def test_show(capsys, found):
+def test_show(found):
     result, path = found
-    status, out, err = run(capsys, "show", path, "--top", 3)
+    status, out, err = run("show", path, "--top", 3)
     best = result.best
     assert (status, err) == (0, "")
     lines = out.splitlines()
@@ -78,9 +72,9 @@ def test_show(capsys, found):
     assert lines[-1] == f"build it: timm.create_model('blockswap_wrn16_1', genome='{best.genome}')"
 
 
-def test_show_as_json(capsys, found):
+def test_show_as_json(found):
     result, path = found
-    status, out, _ = run(capsys, "show", path, "--json", "--top", 2)
+    status, out, _ = run("show", path, "--json", "--top", 2)
     report = json.loads(out)
     assert status == 0
     assert (report["network"], report["genomes"], report["finite"]) == ("blockswap_wrn16_1", 9, 9)
@@ -94,13 +88,13 @@ def test_show_as_json(capsys, found):
     assert len(report["median_shares"]) == 6
 
 
-def test_a_record_that_is_being_written_can_be_shown(capsys, found, tmp_path):
+def test_a_record_that_is_being_written_can_be_shown(found, tmp_path):
     whole = found[1].read_bytes()
     ends = [place for place, byte in enumerate(whole) if byte == ord("\n")]
     path = tmp_path / "record.jsonl"
     for cut in (ends[1], ends[4], ends[4] + 1, ends[4] + 30, ends[5] - 1):
         path.write_bytes(whole[:cut])
-        status, out, err = run(capsys, "show", path, "--json")
+        status, out, err = run("show", path, "--json")
         complete = whole[:cut].count(b"\n") - 1
         if complete:
             assert (status, json.loads(out)["genomes"]) == (0, complete)
@@ -172,29 +166,29 @@ ROW = '{"genome": "S", "params": 1, "macs": 1, "draw": 0, "score": 1.0}\n'
         (HEADER + ROW + ROW.replace('"S"', '"S/S"'), "{} mixes genomes of several networks"),
     ],
 )
-def test_errors_are_one_line(capsys, tmp_path, content, message):
+def test_errors_are_one_line(tmp_path, content, message):
     path = tmp_path / "a.jsonl"
     if content is not None:
         path.write_text(content)
-    assert run(capsys, "show", path) == (2, "", f"blockswap show: {message.format(path)}\n")
+    assert run("show", path) == (2, "", f"blockswap show: {message.format(path)}\n")
     with pytest.raises(RecordError):
         read_ranking(path)
 
 
-def test_a_score_without_parts_and_a_header_without_words(capsys, tmp_path):
+def test_a_score_without_parts_and_a_header_without_words(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(HEADER + ROW + ROW.replace('"S"', '"G2"').replace("1.0", "null"))
-    status, out, _ = run(capsys, "show", path)
+    status, out, _ = run("show", path)
     assert status == 0
     assert "share of the score" not in out
     assert "genomes  2, 1 of them without a finite score" in out
-    status, out, _ = run(capsys, "show", path, "--json")
+    status, out, _ = run("show", path, "--json")
     assert [each["score"] for each in json.loads(out)["top"]] == [1.0, None]
 
 
-def test_a_table_has_at_least_one_genome(capsys, found):
-    status, _, err = run(capsys, "show", found[1], "--top", 0)
-    assert (status, err) == (2, "blockswap show: there is no table of 0 genomes; write --top 1 or more\n")
+def test_a_table_has_at_least_one_genome(found):
+    status, _, err = run("show", found[1], "--top", 0)
+    assert (status, err) == (2, "blockswap show: there is no table of 0 genomes; use --top 1 or more\n")
 
 
 def test_needs_no_torch(found):

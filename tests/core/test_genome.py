@@ -347,8 +347,12 @@ def test_positions_of_a_layout() -> None:
             "there is no ResNet-50 of basic blocks; write resnet10, resnet18 or resnet34, or Layout.custom in Python",
         ),
         *(
-            (name, f"unknown network {name!r}; write wrn40_2, resnet34 or another name of 'blockswap list'")
-            for name in ("vgg16", "", "wrn40", "resnet34\n", "wrn40_2_404", "WRN40_2")
+            (name, f"unknown network {name!r}; use wrn40_2, resnet34 or another name of 'blockswap list'")
+            for name in ("vgg16", "", "WRN40_2")
+        ),
+        *(
+            (name, f"unknown network {name!r}; did you mean {meant!r}?")
+            for name, meant in {"resnet34\n": "resnet34", "wrn40_2_404": "wrn40_2", "resent18": "resnet18"}.items()
         ),
     ],
 )

@@ -15,7 +15,7 @@ from blockswap_models.data.folders import DataError
 from blockswap_models.searching.probe_images import dataset_minibatch
 from blockswap_models.training.evaluate import evaluate, evaluation_loader
 from blockswap_models.training.loaders import training_loader
-from blockswap_models.training.loop import _set_epoch
+from blockswap_models.training.loop import set_epoch
 from blockswap_models.training.recipes import Recipe
 
 pytest.importorskip("webdataset", reason="webdataset is not installed")
@@ -53,7 +53,7 @@ def model():
 
 
 def labels_of(loader, epoch, seed=0):
-    _set_epoch(loader, seed, epoch, 0)
+    set_epoch(loader, seed, epoch, 0)
     return torch.cat([labels for _, labels in loader]).tolist()
 
 

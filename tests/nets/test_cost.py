@@ -163,6 +163,9 @@ def test_costs_are_added_and_printed() -> None:
         ("..400k", (None, 400_000)),
         ("300k..", (300_000, None)),
         ("0.3m .. 400k", (300_000, 400_000)),
+        ("400,000", 400_000),
+        ("..1,234,567", (None, 1_234_567)),
+        ("1,389.4 M", 1_389_400_000),
     ],
 )
 def test_amounts(text: str, amount: int | tuple[int | None, int | None]) -> None:
@@ -171,17 +174,36 @@ def test_amounts(text: str, amount: int | tuple[int | None, int | None]) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["", "..", "k", "-3", "400kk", "400 k", "1e6", "1,000", "1.k", "٣", "nan", "1k..2k..3k", "..1k..", "a..1k", "9\n9"],
+    [
+        "",
+        "..",
+        "k",
+        "-3",
+        "400kk",
+        "400  k",
+        "1e6",
+        "1,00",
+        "1,0000",
+        ",100",
+        "1,000_000",
+        "1.k",
+        "٣",
+        "nan",
+        "1k..2k..3k",
+        "..1k..",
+        "a..1k",
+        "9\n9",
+    ],
 )
 def test_messages_for_amounts(text: str) -> None:
     with pytest.raises(BudgetError) as caught:
         parse_amount(text)
-    assert str(caught.value) == f"{text!r} is no amount; write 400k, 3m, 1.2g, ..400k or 300k..400k"
+    assert str(caught.value) == f"{text!r} is no amount; use 400k, 3m, 1.2g, ..400k or 300k..400k"
 
 
 def test_a_very_long_amount_is_refused_in_few_words() -> None:
     for text in ("9" * 10**5, "0." + "1" * 10**5, "1k.." + "9" * 10**5):
-        with pytest.raises(BudgetError, match=r"^'.{197}…' is no amount; write 400k") as caught:
+        with pytest.raises(BudgetError, match=r"^'.{197}…' is no amount; use 400k") as caught:
             parse_amount(text)
         assert len(str(caught.value)) < 300
 

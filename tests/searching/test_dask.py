@@ -12,7 +12,7 @@ def test_a_cluster_gives_the_same_answer_though_a_worker_is_killed():
     space, budget = SearchSpace("wrn16_1"), Budget(params=70_000)
     expected = search(space, budget, samples=24, batch_size=8, refine=1)
 
-    def kill_one(rows, total, done):
+    def kill_one(rows, *_):
         for number, row in enumerate(rows):
             if number == 5:
                 os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)

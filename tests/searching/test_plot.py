@@ -171,7 +171,7 @@ def test_a_record_is_not_drawn_over(capsys, tmp_path):
     path = write(tmp_path / "record.png", [1.0, 2.0])
     before = path.read_bytes()
     assert main(["plot", str(path)]) == 2
-    assert "is the record itself; write another name (--out)\n" in capsys.readouterr().err
+    assert "is the record itself; use another file (--out)\n" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 

@@ -61,12 +61,12 @@ def test_a_folder_of_images(folder, name):
             "torch/cifar10",
             "nowhere",
             8,
-            r"no data folder 'nowhere'; write the folder that holds torch/cifar10 \(--data-dir\)",
+            r"no data folder 'nowhere'; use the folder that holds torch/cifar10 \(root=\)",
         ),
         ("nowhere", None, 8, r"no folder 'nowhere'; write a folder of images, or torch/cifar10 and its folder"),
         ("torch/cifar10", "", 8, r"no dataset torch/cifar10 in '.*': Dataset not found"),
         ("torch/no_such", "", 8, r"no dataset torch/no_such in '.*': .+"),
-        ("folder", "", 13, r"folder has 12 images; write a batch size of at most 12 \(--batch-size\)"),
+        ("folder", "", 13, r"folder has 12 images; use a batch_size= of at most 12"),
     ],
 )
 def test_errors_say_what_to_write(folder, name, root, batch_size, message):
@@ -81,9 +81,7 @@ def test_an_empty_folder(tmp_path):
 
 
 def test_labels_must_fit_the_network(folder):
-    with pytest.raises(
-        DataError, match=r"labels run from 0 to 2, but the network has 2 classes; write --num-classes 3"
-    ):
+    with pytest.raises(DataError, match=r"labels run from 0 to 2, but the network has 2 classes; use num_classes=3"):
         dataset_minibatch(SearchSpace("wrn16_1", ["S"], num_classes=2), str(folder), batch_size=12)
 
 

@@ -153,7 +153,7 @@ def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     for content in (b"dear diary\n", b"x", b'{"record": "blockswap search"}\n'):
         path.write_bytes(content)
-        said = f"{path} exists; go on with it (--resume), or write another name (--out)"
+        said = f"{path} exists; go on with it with resume=True, or use another record="
         assert refusal(path, resume=False) == said
 
 
@@ -163,23 +163,21 @@ def test_a_new_record_can_be_asked_for_beforehand(tmp_path: Path) -> None:
     path.touch()
     require_new(path)
     write(path)
-    with pytest.raises(
-        RecordError, match=r"a\.jsonl exists; go on with it \(--resume\), or write another name \(--out\)$"
-    ):
+    with pytest.raises(RecordError, match=r"a\.jsonl exists; go on with it with resume=True, or use another record=$"):
         require_new(str(path))
 
 
 def test_an_empty_file_is_a_new_record(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.touch()
-    assert refusal(path) == f"no record {path} to go on with; leave --resume out to start one"
+    assert refusal(path) == f"no record {path} to go on with; leave out resume=True to start one"
     write(path)
     assert read_record(path)[1] == ROWS
 
 
 def test_nothing_to_go_on_with(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "a.jsonl"
-    assert refusal(path) == f"no record {path} to go on with; leave --resume out to start one"
+    assert refusal(path) == f"no record {path} to go on with; leave out resume=True to start one"
     assert not path.parent.exists()
     with pytest.raises(RecordError) as caught:
         read_record(path)

@@ -11,8 +11,8 @@ import pytest
 
 import blockswap_models
 from blockswap_models import Budget, Cost, Genome, SearchSpace
-from blockswap_models.cli.commands import STRATEGY_NAMES
 from blockswap_models.cli.main import main
+from blockswap_models.cli.search import STRATEGY_NAMES
 from blockswap_models.searching import strategies
 from blockswap_models.searching.candidates import Candidate
 from blockswap_models.searching.record import RecordError, read_record
@@ -234,8 +234,8 @@ def cheap(model, images, labels) -> float:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> dict:
     """A search of four rounds, the last of them cut short."""
-    monkeypatch.setattr(strategies, "_START", 8)
-    monkeypatch.setattr(strategies, "_ROUND", 4)
+    monkeypatch.setattr(strategies, "START", 8)
+    monkeypatch.setattr(strategies, "ROUND", 4)
     return {"samples": 19, "batch_size": 2, "score": cheap, "strategy": "surrogate"}
 
 
@@ -287,7 +287,7 @@ class Calls:
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
 
-    def __call__(self, results, total, done):
+    def __call__(self, results, total, done, round_name):
         self.seen.append((total, done))
         return results
 

@@ -213,7 +213,7 @@ def test_a_class_map_for_some_of_the_classes(folder, tmp_path):
 def test_help_needs_no_torch():
     code = (
         "import sys\nfrom blockswap_models.cli.main import main\n"
-        "try:\n    main(['evaluate', '--help'])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+        "assert main(['evaluate', '--help']) == 0\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "--no-pretrained" in done.stdout
@@ -273,7 +273,7 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
     assert (status, json.loads(out)["top1_error"]) == (0, pytest.approx(100 * 5 / 9))
     status, _, err = run(capsys, "evaluate", f"local-dir:{tmp_path / 'net'}", "--num-classes", 10, *arguments)
     assert status == 2
-    assert "are for 3 classes, not 10; leave out --num-classes, or write --checkpoint FILE" in err
+    assert "are for 3 classes, not 10; leave out --num-classes, or use --checkpoint FILE" in err
 
 
 @pytest.mark.parametrize(
@@ -282,10 +282,14 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
         ("wrn40_2_404 --data .", "unknown model 'wrn40_2_404'; did you mean 'wrn40_2_404k'?"),
         ("resnet181 --data .", "unknown model 'resnet181'; did you mean 'resnet18"),
         ("?? --data .", "unknown model '??'; see 'blockswap list' and timm.list_models()"),
-        ("resnet18.mine --data .", "resnet18.mine has no pretrained weights; write resnet18."),
-        ("resnet18 --no-pretrained --genome S --data .", "resnet18 has no genome; leave out --genome"),
+        ("resnet18.mine --data .", "resnet18.mine has no pretrained weights; use resnet18."),
+        (
+            "resnet50 --no-pretrained --genome S --data .",
+            "resnet50 has no genome; leave out --genome",
+        ),
+        ("resnet18 --no-pretrained --genome S --data .", "blockswap_resnet18 has stages of 2, 2, 2 and 2 blocks"),
         ("wrn16_1 --no-pretrained --genome 6xS --data .", "blockswap_wrn16_1 has stages of 2, 2 and 2 blocks"),
-        ("wrn16_1 --no-pretrained --data nowhere", "no folder 'nowhere'; write a folder of images, or torch/cifar10"),
+        ("wrn16_1 --no-pretrained --data nowhere", "no folder 'nowhere'; use a folder of images, or torch/cifar10"),
         ("wrn16_1 --no-pretrained --data torch/cifar10 --data-dir nowhere", "no data folder 'nowhere'"),
         (
             "wrn16_1 --no-pretrained --data torch/cifar10 --data-dir .",
@@ -293,28 +297,31 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
         ),
         (
             "wrn16_1 --no-pretrained --data torch/cifar100 --data-dir .",
-            "torch/cifar100 has 100 classes, but the network has 10; write --num-classes 100, with weights for as many",
+            "torch/cifar100 has 100 classes, but the network has 10; use --num-classes 100, with weights for as many",
         ),
-        ("wrn16_1 --no-pretrained --data torch/cifar10 --data-dir . --split dev", "has no split 'dev'; write train or"),
+        ("wrn16_1 --no-pretrained --data torch/cifar10 --data-dir . --split dev", "has no split 'dev'; use train or"),
         ("wrn16_1 --no-pretrained --data torch/cifar10 --data-dir . --class-map a", "a class map is for folders"),
         ("resnet18 --no-pretrained --num-classes 10 --data torch/cifar10 --data-dir .", "no dataset torch/cifar10 in"),
         (
             "wrn16_1 --no-pretrained --data images",
-            "folder has 3 classes, but the network has 10; write --num-classes 3, with weights for as many, or, for "
+            "folder has 3 classes, but the network has 10; use --num-classes 3, with weights for as many, or, for "
             "some of the network's classes, the file with the names of all (--class-map)",
         ),
-        ("wrn16_1 --no-pretrained --num-classes 2 --data images", "folder has 3 classes, but the network has 2; write"),
+        ("wrn16_1 --no-pretrained --num-classes 2 --data images", "folder has 3 classes, but the network has 2; use"),
         ("wrn16_1 --no-pretrained --data images --class-map nowhere", "no dataset folder in 'images': Cannot locate"),
         (
             "wrn16_1 --no-pretrained --num-classes 3 --data images --images 10",
-            "there are 9 images, not 10; write fewer",
+            "there are 9 images, not 10; use fewer (--images)",
         ),
         ("wrn16_1 --no-pretrained --data images --images 0", "an error is measured on at least 1 image, not 0"),
         ("wrn16_1 --no-pretrained --data images --batch-size 0", "a minibatch has at least 1 image, not 0"),
         ("wrn16_1 --checkpoint nowhere --data images", "no checkpoint 'nowhere'; write a .safetensors file"),
-        ("wrn16_1 --checkpoint images --data images", "the checkpoint 'images' is a folder; write a file in it, or"),
-        ("wrn16_1 --checkpoint a --pretrained --data images", "leave out --checkpoint or --pretrained"),
-        ("wrn16_1 --no-pretrained --data images --device tpu9", "unknown device 'tpu9'; write cpu, cuda or cuda:1"),
+        ("wrn16_1 --checkpoint images --data images", "the checkpoint 'images' is a folder; use a file in it, or"),
+        (
+            "wrn16_1 --checkpoint a --pretrained --data images",
+            "--checkpoint and --pretrained exclude each other",
+        ),
+        ("wrn16_1 --no-pretrained --data images --device tpu9", "unknown device 'tpu9'; use cpu, cuda or cuda:1"),
         ("local-dir:nowhere --data images", "nowhere"),
     ],
 )

@@ -101,7 +101,7 @@ def test_an_interrupted_run_of_several_resumes_to_the_same_result(tmp_path, monk
     monkeypatch.undo()
     assert [each.name for each in broken.iterdir() if each.is_dir()] == []
     torch.manual_seed(99)
-    with pytest.raises(TrainingError, match=r"has students w b\.2, not w; write what it has, or another --out$"):
+    with pytest.raises(TrainingError, match=r"has students w b\.2, not w; use what it has, or another folder=$"):
         run_task(SharedTeacherTask({"w": alone("w")}), broken, 0.9, resume=True)
     run_task(together(drop_rate=0.2), broken, 0.9, resume=True)
     assert log_of(broken) == log_of(whole)
@@ -319,8 +319,8 @@ def test_the_command_trains_several_as_it_trains_one(capsys, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("names", "arguments", "message"),
     [
-        (["wrn16_1", "wrn40_1"], [], "several models are trained together to share a teacher; write --teacher, or one"),
-        (["wrn16_1", "blockswap_wrn16_1"], ["--teacher", "wrn40_2"], "blockswap_wrn16_1 is named twice; write each"),
+        (["wrn16_1", "wrn40_1"], [], "several models are trained together to share a teacher; use --teacher, or one"),
+        (["wrn16_1", "blockswap_wrn16_1"], ["--teacher", "wrn40_2"], "blockswap_wrn16_1 is named twice; use each"),
         (["wrn16_1", "wrn40_1"], ["--teacher", "x", "--genome", "S/S/S"], "a genome is for one model; leave out --gen"),
         (["wrn16_1", "resnet18"], ["--teacher", "wrn40_2"], "resnet18 has other images or classes than wrn16_1; train"),
         (["wrn16_1", "wrn17_2"], ["--teacher", "wrn40_2"], "unknown model 'wrn17_2'; did you mean"),

@@ -177,7 +177,7 @@ def test_folders_have_small_images_too(folder):
     assert next(iter(loader))[0].shape[2:] == (16, 16)
     loader.set_epoch(1)
     assert next(iter(loader))[0].shape[2:] == (32, 32)
-    with pytest.raises(DataError, match="use --flip random"):
+    with pytest.raises(DataError, match="use flip=random"):
         training_loader(model, str(folder), None, replace(TINY, flip="alternate"), workers=0)
 
 

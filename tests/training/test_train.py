@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -17,8 +18,8 @@ from timm.task import ClassificationTask
 
 import blockswap_models.training.run_folder
 from blockswap_models import AttentionTransferTask, SearchSpace
-from blockswap_models.cli.main import _parser, main
-from blockswap_models.cli.train import _teacher
+from blockswap_models.cli.main import main
+from blockswap_models.cli.train import make_teacher, train_
 from blockswap_models.data.cifar import CifarLoader, read_cifar
 from blockswap_models.data.folders import DataError
 from blockswap_models.searching.probe_images import noise_minibatch
@@ -248,11 +249,11 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, monkeyp
 
 def test_a_folder_with_a_run_is_left_alone(tmp_path):
     one = replace(TINY, epochs=1)
-    with pytest.raises(TrainingError, match=r"^there is no run to go on with in '.*'; leave out --resume$"):
+    with pytest.raises(TrainingError, match=r"^there is no run to go on with in '.*'; leave out resume=True$"):
         run_tiny(tmp_path / "run", resume=True)
     run_tiny(tmp_path / "run", recipe=one)
     before = state_of(tmp_path / "run")
-    with pytest.raises(TrainingError, match=r"^there is a run in '.*/run'; write --resume, or another --out$"):
+    with pytest.raises(TrainingError, match=r"^there is a run in '.*/run'; use resume=True, or another folder=$"):
         run_tiny(tmp_path / "run", recipe=one)
     for other, message in [
         ({"recipe": replace(one, weight_decay=0.1)}, "has weight-decay 0.0005, not 0.1; write what it has, or"),
@@ -401,13 +402,13 @@ def test_images_of_one_channel_are_trained_on(folder, name):
 
 def test_data_that_does_not_fit_is_refused(folder):
     model = timm.create_model("blockswap_wrn16_1", num_classes=2)
-    with pytest.raises(DataError, match=r"^a batch of 8 does not divide between 3 processes; write --batch-size 9$"):
+    with pytest.raises(DataError, match=r"^a batch of 8 does not divide between 3 processes; use batch_size=9$"):
         training_loader(model, str(folder), None, TINY, world_size=3)
     with pytest.raises(DataError, match=r"^no folder train in '.*/val'; training wants folders train and val"):
         training_loader(model, str(folder / "val"), None, TINY)
     with pytest.raises(DataError, match=r"^16 images make no minibatch of 32"):
         training_loader(model, str(folder), None, replace(TINY, batch_size=32), workers=0)
-    with pytest.raises(DataError, match="2 classes, but the network has 10; write --num-classes 2"):
+    with pytest.raises(DataError, match="2 classes, but the network has 10; use num_classes=2"):
         training_loader(timm.create_model("blockswap_wrn16_1"), str(folder), None, TINY)
 
 
@@ -461,7 +462,7 @@ def test_teacher_student_and_evaluation(capsys, tmp_path, monkeypatch):
     status, _, err = run(capsys, *command, "--resume")
     assert (status, err.splitlines()[-1].split(" has ")[1]) == (
         2,
-        "channels-last True, not False; write what it has, or another --out",
+        "channels-last True, not False; use what it has, or another --out",
     )
     # Another teacher of the same name is another run.
     weights = safetensors.torch.load_file(teacher / "model.safetensors")
@@ -489,10 +490,10 @@ def test_torchvisions_weights_teach(tmp_path, teacher):
     torch.save(theirs.state_dict(), tmp_path / "resnet34.pth")
     command = ["train", "resnet34_3m", "--data", "x", "--out", "y"]
     command += ["--teacher", teacher, "--teacher-checkpoint", f"{tmp_path}/resnet34.pth", "--num-classes", "4"]
-    options = _parser().parse_args(command)
+    options = SimpleNamespace(**train_.make_context("train", command[1:]).params)
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(_teacher(options).eval()(images), theirs.eval()(images))
+        assert torch.equal(make_teacher(options).eval()(images), theirs.eval()(images))
 
 
 def test_an_interruption_says_how_to_go_on(capsys, tmp_path, monkeypatch):
@@ -519,7 +520,7 @@ def test_tensorboard_where_it_is_there(capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     command = ["train", "wrn16_1", "--data", "torch/cifar10", "--data-dir", tmp_path, "--out", tmp_path / "other"]
     status, _, err = run(capsys, *command, "--device", "cpu", "--batch-size", 16, "--tensorboard")
-    wanted = "blockswap train: --tensorboard wants the package tensorboard; write pip install tensorboard\n"
+    wanted = "blockswap train: --tensorboard needs the package tensorboard; use pip install tensorboard\n"
     assert (status, err) == (2, wanted)
 
 
@@ -527,9 +528,9 @@ def test_tensorboard_where_it_is_there(capsys, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--beta", 3], "--beta is for learning from a teacher; use --teacher MODEL"),
-        (["--lr", 0], "lr is above 0, not 0.0"),
+        (["--lr", 0], "--lr is above 0, not 0.0"),
         (["--ema", 1], "the decay of an average is between 0 and 1, not 1.0 (--ema)"),
-        (["--teacher", "wrn40_1"], "the teacher blockswap_wrn40_1 has no pretrained weights; write --teacher-check"),
+        (["--teacher", "wrn40_1"], "the teacher blockswap_wrn40_1 has no pretrained weights; use --teacher-check"),
         (["--teacher", "wrn16_1", "--teacher-checkpoint", "none.safetensors"], "no checkpoint 'none.safetensors'"),
         (["--genome", "S/S/S"], "blockswap_wrn16_1 has stages of"),
         (["--log-every", 0], "the loss is looked at every step or less often, not every 0"),
@@ -550,7 +551,7 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message
 def test_help_needs_no_torch():
     code = (
         "import sys\nfrom blockswap_models.cli.main import main\n"
-        "try:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+        "assert main(['train', '--help']) == 0\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "--teacher-checkpoint" in done.stdout

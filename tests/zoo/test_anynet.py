@@ -29,7 +29,7 @@ from blockswap_models import (
 )
 from blockswap_models.cli.main import main
 from blockswap_models.data.folders import DataError
-from blockswap_models.layout import _OWN
+from blockswap_models.layout import _registered
 from blockswap_models.nets.networks import build
 from blockswap_models.searching.probe_images import dataset_minibatch
 from blockswap_models.searching.record import RecordError
@@ -79,7 +79,7 @@ def forget():
 
 def forget_entry(name):
     _registry._clear_model_entries(name)
-    for names in (_registry._model_entrypoints, _OWN, _entries):
+    for names in (_registry._model_entrypoints, _registered, _entries):
         names.pop(name, None)
 
 
@@ -344,7 +344,7 @@ def test_macs_of_many_different_numbers(monkeypatch):
         assert planned is None or planned in window
     with pytest.raises(BudgetError, match=r"none of .* genomes that come near its macs do"):
         ODD.sample(3, Budget(macs=(totals[7] + 1, totals[7] + 1)))
-    monkeypatch.setattr("blockswap_models.searching.space._LONGEST_OF_COUNT", 40)
+    monkeypatch.setattr("blockswap_models.searching.space.LONGEST_OF_COUNT", 40)
     with pytest.raises(BudgetError, match="macs of own_odd at 3x7x9 are too many different numbers to count genomes"):
         ODD.count(Budget(macs=(None, totals[60])))
 
@@ -382,21 +382,21 @@ def test_the_command_says_how_to_build_any_wrn(capsys, tmp_path, forget):
 
 
 def test_the_command_knows_any_wrn(forget):
-    from blockswap_models.cli.evaluate import _known
+    from blockswap_models.zoo.find import find_model
 
     forget.append("blockswap_wrn10_2")
-    assert _known("wrn10_2") == "blockswap_wrn10_2"
+    assert find_model("wrn10_2") == "blockswap_wrn10_2"
     assert timm.create_model("blockswap_wrn10_2", genome="W1/G4/B2").num_features == 128
     # The name of a student, which is not there.
     with pytest.raises(ValueError, match="unknown model 'wrn10_2_5k'"):
-        _known("wrn10_2_5k")
+        find_model("wrn10_2_5k")
 
 
 def test_the_command_counts_at_a_size(capsys):
     _, out, _ = run(capsys, "count", "wrn16_1", "--image-size", 64, "--in-chans", 1, "--json")
     assert json.loads(out)["macs"] == count(build(Layout.named("wrn16_1"), in_chans=1), (1, 64, 64)).macs
     status, _, err = run(capsys, "space", "wrn16_1", "--image-size", 0)
-    assert (status, err) == (2, "blockswap space: image_size is at least 1, not 0\n")
+    assert (status, err) == (2, "blockswap space: --image-size is at least 1, not 0\n")
 
 
 @pytest.fixture

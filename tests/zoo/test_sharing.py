@@ -13,7 +13,7 @@ import torch
 
 from blockswap_models import count, save_pretrained
 from blockswap_models.cli.main import main
-from blockswap_models.cli.share import _command_of
+from blockswap_models.cli.share import training_command
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.searching.space import SearchSpace
 from blockswap_models.zoo.cards import WeightsError, check_weights, read_card, shipped
@@ -66,7 +66,7 @@ def packed(tmp_path_factory):
 def test_the_command_of_a_run(packed, changes, command):
     summary = json.loads((packed.parent / "run" / "summary.json").read_text()) | changes
     always = f" --data torch/cifar10 --data-dir DATA|--genome {GENOME} |--epochs 1 --batch-size 8 |--seed 3 ?"
-    found = re.sub(always, "", _command_of(summary))
+    found = re.sub(always, "", training_command(summary))
     plain = "" if command.startswith(("blockswap", "torchrun")) else "blockswap train wrn16_1 --out wrn16_1 "
     assert found.strip() == plain + command
 
@@ -170,7 +170,7 @@ def test_a_pushed_folder_gives_the_network_back(capsys, packed, tmp_path):
         load(folder)
     status, _, err = run(capsys, "push", packed, "--out", folder)
     assert (status, err.count("\n")) == (2, 1)
-    assert "is not empty; write a new folder (--out)" in err
+    assert "is not empty; use a new folder (--out)" in err
 
 
 def test_new_weights_in_a_folder_are_not_held_to_an_old_card(packed, tmp_path):
@@ -253,14 +253,14 @@ def test_mistakes_are_one_line(capsys, packed, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     run_folder = packed.parent / "run"
     for arguments, message in [
-        (["push", "wrn16_1.nothing", "--out", tmp_path / "x"], "no weights 'wrn16_1.nothing' in the zoo; write "),
+        (["push", "wrn16_1.nothing", "--out", tmp_path / "x"], "no weights 'wrn16_1.nothing' in the zoo; use "),
         (["push", tmp_path / "other.json", "--out", tmp_path / "x"], "is no card of weights; write one that"),
         (["push", tmp_path / "none.json", "--out", tmp_path / "x"], "cannot read the card"),
         (["push", packed, "--repo", "net"], "a repository is USER/NAME, not 'net' (--repo)"),
         (["push", packed, "--out", tmp_path / "x", "--private"], "--private is for a repository on the Hub"),
         (["pack", tmp_path, "--tag", "x", "--out", tmp_path], "no finished run in"),
         (["pack", run_folder, "--tag", "a.b", "--out", tmp_path], "a tag has neither dots nor slashes; 'a.b' has"),
-        (["pack", run_folder, "--tag", "noise", "--out", packed.parent], "already; write another --tag or --out"),
+        (["pack", run_folder, "--tag", "noise", "--out", packed.parent], "already; use another --tag or --out"),
     ]:
         status, out, err = run(capsys, *arguments)
         assert (status, out, err.count("\n")) == (2, "", 1)

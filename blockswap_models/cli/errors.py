@@ -1,0 +1,58 @@
+"""Messages of the package, which speak of the arguments of Python, in the words of the command line."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+__all__ = ["advise_when_interrupted", "as_options", "interruption_advice"]
+
+# Arguments of Python that have another name as options.
+_ALIASES = {"record": "out", "folder": "out", "root": "data_dir"}
+_VALUE = r"'[^']*'|\"[^\"]*\"|\w+(?:[./:+-]\w+)*"
+_ADVICE = "blockswap.advice"
+
+
+def as_options(message: str, command: click.Command | None) -> str:
+    """Rewrites the arguments that a message names as options of a command: `num_classes=146` as `--num-classes 146`.
+
+    So is a name with which the message begins, as in `num_classes is at least 1`. Quoted text is left alone.
+    """
+    options = {each.name: each for each in command.params if isinstance(each, click.Option)} if command else {}
+    options.update(
+        {name: options[alias] for name, alias in _ALIASES.items() if alias in options and name not in options}
+    )
+    if not options:
+        return message
+    names = "|".join(sorted(map(re.escape, filter(None, options)), key=len, reverse=True))
+    message = re.sub(rf"^({names})(?= (?:is|needs) )", lambda found: _flag(options[found[1]]), message)
+    pattern = rf"(?<!\w)(?:'[^']*'|\"[^\"]*\")|(?<![\w.-])(?P<name>{names})=(?P<value>{_VALUE})?"
+    return re.sub(pattern, lambda found: _written(found, options), message)
+
+
+def _written(found: re.Match[str], options: dict[str | None, click.Option]) -> str:
+    name, value = found["name"], found["value"]
+    if name is None:
+        return found[0]
+    option = options[name]
+    if value == "False" and option.secondary_opts:
+        return option.secondary_opts[0]
+    if value in (None, "True", "False"):
+        return _flag(option)
+    return f"{_flag(option)} {value.strip(chr(39) + chr(34))}"
+
+
+def _flag(option: click.Option) -> str:
+    return next((each for each in option.opts if each.startswith("--")), option.opts[0])
+
+
+def advise_when_interrupted(advice: str) -> None:
+    """Sets what the running command says beside `interrupted`, when Ctrl-C ends it."""
+    click.get_current_context().meta[_ADVICE] = advice
+
+
+def interruption_advice(ctx: click.Context) -> str:
+    """The advice that was set, after a separator; empty where there is none."""
+    advice = ctx.meta.get(_ADVICE)
+    return f"; {advice}" if advice else ""

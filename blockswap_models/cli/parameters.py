@@ -1,0 +1,184 @@
+"""Types of parameters, and the options that several subcommands have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from ..budget import parse_amount, parse_latency
+from ..genome import BlockType, Genome
+from ..layout import Layout
+from ..messages import quote
+
+__all__ = [
+    "AMOUNT",
+    "GENOME",
+    "LATENCY",
+    "NETWORK",
+    "TYPES",
+    "Given",
+    "NewFile",
+    "dataset_options",
+    "device_option",
+    "exclusive",
+    "model_argument",
+    "model_options",
+    "network_options",
+    "out_file",
+    "reader_option",
+    "record_argument",
+    "size_options",
+    "subcommand",
+    "together",
+    "top_option",
+]
+
+Decorator = Callable[[Any], Any]
+Decorated = TypeVar("Decorated")
+
+
+class Given(NamedTuple):
+    """What was typed, and what it means."""
+
+    text: str
+    value: Any
+
+
+class _Read(click.ParamType):
+    """A value that a function reads from text; what is wrong with it, the function's ValueError says."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or isinstance(value, Genome):
+            return value
+        try:
+            return self._read(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+AMOUNT = _Read("amount", lambda text: Given(text, parse_amount(text)))
+LATENCY = _Read("time", lambda text: Given(text, parse_latency(text)))
+NETWORK = _Read("network", lambda text: Given(text, Layout.named(text)))
+GENOME = _Read("genome", Genome)
+TYPES = _Read("types", lambda text: [BlockType.parse(each) for each in text.split(",")])
+
+
+class NewFile(click.ParamType):
+    """A file to write, in a folder that exists; one that exists already is refused unless it may be replaced."""
+
+    name = "file"
+
+    def __init__(self, replace: bool = False) -> None:
+        self._replace = replace
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns the path; fails for one that cannot be written."""
+        path = Path(value)
+        if not path.name or path.is_dir():
+            self.fail(f"{quote(str(value))} is a folder; use a file in it", param, ctx)
+        if path.exists() and not self._replace:
+            self.fail(f"there is {quote(str(value))} already; use another name, or delete it", param, ctx)
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            self.fail(f"no folder {quote(str(path.parent))}; use a file in a folder that exists", param, ctx)
+        if not os.access(folder, os.W_OK):
+            self.fail(f"cannot write into {quote(str(path.parent))}; use a file in another folder", param, ctx)
+        return path
+
+
+def subcommand(name: str, text: str, **attributes: Any) -> Decorator:
+    """Makes a subcommand of a function, with its line of help and `--json`."""
+
+    def decorate(function: Any) -> click.Command:
+        command: click.Command = click.command(name, help=text, short_help=text, **attributes)(function)
+        command.params.append(click.Option(["--json", "as_json"], is_flag=True, help="print JSON"))
+        return command
+
+    return decorate
+
+
+def together(*decorators: Decorator) -> Decorator:
+    """Makes one decorator of several, in the order in which help shows them."""
+
+    def decorate(function: Any) -> Any:
+        for each in reversed(decorators):
+            function = each(function)
+        return function
+
+    return decorate
+
+
+def exclusive(*names: str) -> None:
+    """Refuses options of the running command that exclude each other; raises ValueError."""
+    ctx = click.get_current_context()
+    given = [each.opts[0] for each in ctx.command.params if each.name in names and ctx.params[each.name]]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} exclude each other; leave one of them out")
+
+
+def default_readers() -> int:
+    """Processes that read images, unless it is said."""
+    return min(8, os.cpu_count() or 1)
+
+
+size_options = together(
+    click.option("--num-classes", type=int, help="classes [default: the network's own]"),
+    click.option("--in-chans", type=int, help="input channels [default: the network's own]"),
+    click.option("--image-size", type=int, help="height and width of the images [default: the network's own]"),
+)
+network_options = together(
+    click.argument("network", type=NETWORK, help="a network, such as wrn40_2 or resnet34"),
+    click.option("--types", type=TYPES, help="block types to choose from, such as S,G4,W1 [default: the paper's 23]"),
+    size_options,
+)
+model_argument = click.argument(
+    "name", metavar="MODEL", help="a model of timm or the zoo, local-dir:FOLDER or hf-hub:NAME"
+)
+dataset_options = together(
+    click.option("--data", required=True, help="torch/cifar10 or another timm dataset, or a folder of images"),
+    click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset"),
+)
+device_option = click.option("--device", help="cpu, cuda or cuda:1 [default: cuda where there is a GPU, else cpu]")
+reader_option = click.option(
+    "--workers",
+    type=int,
+    default=default_readers,
+    show_default="one a core, 8 at most",
+    help="processes that read images",
+)
+record_argument = click.argument(
+    "record", type=click.Path(path_type=Path), help="the record of a search, finished or not"
+)
+top_option = click.option("--top", type=int, default=5, help="genomes to print")
+
+
+def out_file(text: str, replace: bool = False) -> Decorator:
+    """The option `--out` of a file that the command writes."""
+    return click.option("--out", type=NewFile(replace), required=True, help=text)
+
+
+def model_options(weights: str) -> Decorator:
+    """The options of a model and its weights.
+
+    Args:
+        weights: Which weights the model has without `--checkpoint` and `--pretrained`.
+    """
+    return together(
+        click.option("--checkpoint", metavar="FILE", help="the weights: .safetensors, or torch with tensors only"),
+        click.option(
+            "--pretrained/--no-pretrained",
+            default=None,
+            help=f"the model's own weights, or random ones [default: {weights}]",
+        ),
+        click.option("--genome", type=GENOME, help="block types, for a model of the zoo [default: its own]"),
+        click.option("--num-classes", type=int, help="classes [default: the model's own]"),
+        click.option("--in-chans", type=int, help="input channels [default: the model's own]"),
+    )

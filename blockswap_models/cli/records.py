@@ -1,0 +1,93 @@
+"""`blockswap show` and `blockswap plot`: what the record of a search holds, printed and drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..searching.candidates import Candidate, median_shares
+from ..searching.record import budget_text, build_text, read_ranking
+from .parameters import record_argument, subcommand, top_option
+from .tables import print_json, print_ranking, print_table
+
+__all__ = ["plot", "show"]
+
+
+@subcommand("show", "what a search found, from its record")
+@record_argument
+@top_option
+def show(record: Path, top: int, as_json: bool) -> None:
+    """Prints what a record holds: its best genomes, and where their scores come from."""
+    if top < 1:
+        raise ValueError(f"there is no table of {top} genomes; use --top 1 or more")
+    header, ranking = read_ranking(record)
+    finite = [each for each in ranking if math.isfinite(each.score)]
+    median = median_shares(finite)
+    if as_json:
+        report = {
+            "network": header.get("space"),
+            "search": {name: value for name, value in header.items() if name != "record"},
+            "genomes": len(ranking),
+            "finite": len(finite),
+            "best": {**ranking[0].as_json(), "shares": ranking[0].shares},
+            "top": [{**each.as_json(), "shares": each.shares} for each in ranking[:top]],
+            "median_shares": median,
+            "record": str(record),
+        }
+        print_json(report)
+        return
+    _print_search(header, ranking, len(finite))
+    print_ranking(ranking[:top])
+    best = ranking[0]
+    if best.shares and median:
+        print("\nshare of the score by block:\n")
+        rows = [
+            (place, block, f"{share:.2%}", f"{middle:.2%}")
+            for place, block, share, middle in zip(_places(best), best.genome.blocks, best.shares, median, strict=True)
+        ]
+        print_table(("stage.block", "type", "best", "median of all"), rows, right=(0, 2, 3))
+    print(f"\n{build_text(header, best.genome)}")
+
+
+@subcommand("plot", "a picture of a search, from its record")
+@record_argument
+@click.option("--out", metavar="FILE", help="a .png or .svg file [default: the record's name with .png]")
+def plot(record: Path, out: str | None, as_json: bool) -> None:
+    """Draws the record of a search, and prints the name of the picture."""
+    from ..searching.plot import plot_record
+
+    picture = record.with_name(f"{record.stem}.png") if record.name and out is None else Path(out or "")
+    plot_record(record, picture)
+    if as_json:
+        print_json({"picture": str(picture)})
+    else:
+        print(f"picture: {picture}")
+
+
+def _print_search(header: dict[str, Any], ranking: Sequence[Candidate], finite: int) -> None:
+    types, size = str(header.get("types")).split(), header.get("input_size") or []
+    draws = sorted({len(each.draws) for each in ranking})
+    genomes = f"{len(ranking):,}" + (
+        f", {len(ranking) - finite:,} of them without a finite score" * (finite < len(ranking))
+    )
+    best = ranking[0]
+    rows = [
+        ("budget", budget_text(header)),
+        ("types", f"{len(types)}: {' '.join(types)}"),
+        ("images", f"{header.get('data')}; {'x'.join(map(str, size))}, {header.get('num_classes')} classes"),
+        ("score", f"{header.get('score')} in {header.get('dtype', 'float32')}, seed {header.get('seed')}"),
+        ("genomes", genomes),
+        ("draws", f"{draws[0]} each" if len(draws) == 1 else f"{draws[0]} to {draws[-1]} each"),
+    ]
+    if header.get("strategy", "random") != "random":
+        rows.insert(-1, ("chosen", f"by strategy {header['strategy']}"))
+    print_table(("network", header.get("space")), rows)  # type: ignore[arg-type]
+    print(f"\nbest: {best.cost}, score {best.score:.4g}\n\n  {best.genome}\n")
+
+
+def _places(each: Candidate) -> list[str]:
+    return [f"{stage}.{block}" for stage, depth in enumerate(each.genome.depths, 1) for block in range(1, depth + 1)]

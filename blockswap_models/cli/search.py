@@ -1,0 +1,235 @@
+"""`blockswap space` and `blockswap search`: which genomes fit a budget, and the best of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..budget import Budget, BudgetError, amount_text
+from ..searching.latency import LatencyTable
+from ..searching.record import build_text, require_new
+from .errors import advise_when_interrupted
+from .parameters import AMOUNT, LATENCY, network_options, subcommand, together, top_option
+from .progress import ScoreBar
+from .tables import in_megas, print_json, print_ranking
+
+if TYPE_CHECKING:
+    from ..searching.probe_images import Minibatch
+    from ..searching.search import SearchResult
+    from ..searching.space import SearchSpace
+
+__all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "search_", "space_", "space_of", "tied_text"]
+
+# The keys of `rankings.SCORES`, which needs torch.
+SCORE_NAMES = (
+    *("fisher", "fisher-printed", "gradient-norm", "l2-norm", "accuracy", "params", "macs", "naswot", "synflow"),
+)
+# The keys of `strategies.STRATEGIES`, which needs torch.
+STRATEGY_NAMES = ("random", "surrogate")
+# The costs that a budget may name.
+_COSTS = ("params", "macs", "latency")
+
+_space_options = together(
+    network_options,
+    click.option("--params", type=AMOUNT, help="a budget of parameters, such as 400k"),
+    click.option("--macs", type=AMOUNT, help="a budget of multiply-accumulates, such as 60m"),
+    click.option("--latency", type=LATENCY, help="a budget of measured time, such as 4ms or ..800us"),
+    click.option("--latency-table", metavar="FILE", help="the table that 'blockswap profile' wrote"),
+    click.option("--tolerance", type=float, default=0.025, help="how far from a bare amount"),
+)
+
+
+@subcommand("space", "how many genomes fit a budget, and what can be met")
+@_space_options
+def space_(as_json: bool, **arguments: Any) -> None:
+    """Prints how many genomes fit a budget, and what can be met."""
+    space, budget = _space_and_budget(SimpleNamespace(**arguments))
+    report: dict[str, Any] = {
+        "network": space.layout.name,
+        "types": [str(block) for block in space.types],
+        "range": {cost: space.range(cost) for cost in _COSTS if cost != "latency" or space.latency},
+        "genomes": space.count(),
+        "spellings": space.count(distinct=False),
+    }
+    if budget is not None:
+        report["budget"] = str(budget)
+        try:
+            report["fitting"] = space.count(budget)
+            report["fitting_spellings"] = space.count(budget, distinct=False)
+        except BudgetError:
+            # Of several costs, or of one in too many different numbers.
+            report["fitting_estimate"], report["sampled"] = space.estimate(budget)
+    if as_json:
+        print_json(report)
+        return
+    least, most = report["range"]["params"]
+    fewest, greatest = report["range"]["macs"]
+    print(f"{space.layout.name}, {len(space.types)} block types: {' '.join(report['types'])}")
+    print(f"genomes     {report['genomes']:,} ({report['spellings']:,} spellings)")
+    print(f"parameters  {least:,} to {most:,}")
+    print(f"MACs        {in_megas(fewest)} to {in_megas(greatest)}")
+    if "latency" in report["range"]:
+        print("latency     {} to {}".format(*(amount_text("latency", each) for each in report["range"]["latency"])))
+    if "fitting" in report:
+        print(f"within {budget}: {report['fitting']:,} ({report['fitting_spellings']:,} spellings)")
+    elif budget is not None:
+        print(f"within {budget}: about {report['fitting_estimate']:.2e}, estimated from {report['sampled']:,} found")
+
+
+@subcommand("search", "the best genome for a budget, by Fisher potential or another score")
+@_space_options
+@click.option("--samples", type=int, default=1000, help="genomes to score")
+@click.option("--seed", type=int, default=0, help="seed of genomes, weights and images")
+@click.option(
+    "--data", help="torch/cifar10 or a timm dataset, coco, or a folder of images [default: images of 1/f noise]"
+)
+@click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset")
+@click.option("--split", default="train", help="the split of the dataset")
+@click.option("--batch-size", type=int, default=32, help="images in a minibatch")
+@click.option("--score", type=click.Choice(SCORE_NAMES), default=SCORE_NAMES[0], help="what to rank by")
+@click.option("--minibatches", type=int, default=1, help="score the last of so many, after training on the rest")
+@click.option(
+    "--strategy",
+    type=click.Choice(STRATEGY_NAMES),
+    default=STRATEGY_NAMES[0],
+    help="how genomes are chosen: at random, or by what the scores so far predict",
+)
+@click.option("--draws", type=int, default=1, help="draws of the weights for each genome")
+@click.option("--refine", type=int, default=3, help="rounds that give the best quarter four times the draws")
+@click.option(
+    "--workers", type=int, default=lambda: os.cpu_count() or 1, show_default="one a core", help="processes that score"
+)
+@click.option("--device", default="cpu", help="where to score")
+@click.option(
+    "--dtype",
+    type=click.Choice(("auto", "float32", "bfloat16")),
+    default="auto",
+    help="precision; auto is the fastest here",
+)
+@click.option("--out", metavar="FILE", help="the record, one JSON line a score [default: named after the search]")
+@click.option(
+    "--resume", is_flag=False, flag_value="", metavar="[RECORD]", help="go on with a record, after an interruption"
+)
+@top_option
+def search_(as_json: bool, **arguments: Any) -> None:
+    """Searches the best genome for a budget, and prints it."""
+    options = SimpleNamespace(**arguments)
+    if all(getattr(options, name) is None for name in _COSTS):
+        raise ValueError("a search needs a budget; use --params 400k, or --macs 60m, or --latency 4ms")
+    if options.data_dir is not None and options.data is None:
+        raise ValueError("a data folder needs the dataset's name; use --data torch/cifar10, or --data folder")
+    record = options.resume or options.out or _record_name(options)
+    if options.resume is None:
+        require_new(record)
+    space, budget = _space_and_budget(options)
+    assert budget is not None
+
+    import torch
+
+    from ..nets.devices import find_device
+    from ..searching.rankings import SCORES, after
+    from ..searching.search import search
+
+    device = find_device(options.device)
+    score = after(SCORES[options.score], options.minibatches)
+    advise_when_interrupted(f"go on with the same command and --resume{'' if not options.out else f' {record}'}")
+    with ScoreBar() as progress:
+        result = search(
+            space,
+            budget,
+            options.samples,
+            options.seed,
+            data=_minibatch(options, space),
+            score=score,
+            strategy=options.strategy,
+            draws=options.draws,
+            refine=options.refine,
+            workers=options.workers,
+            device=device,
+            dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
+            record=record,
+            resume=options.resume is not None,
+            progress=progress,
+        )
+    _print_result(result, record, options.top, as_json)
+
+
+def space_of(options: SimpleNamespace, table: LatencyTable | None = None) -> SearchSpace:
+    """Makes the search space of a command's options; raises ValueError for a mistake."""
+    from ..searching.space import SearchSpace
+
+    types = {} if options.types is None else {"types": options.types}
+    return SearchSpace(
+        options.network.value,
+        num_classes=options.num_classes,
+        in_chans=options.in_chans,
+        image_size=options.image_size,
+        latency=table,
+        **types,
+    )
+
+
+def _space_and_budget(options: SimpleNamespace) -> tuple[SearchSpace, Budget | None]:
+    amounts = {name: given.value for name in _COSTS if (given := getattr(options, name)) is not None}
+    budget = Budget(**amounts, tolerance=options.tolerance) if amounts else None
+    if "latency" in amounts and options.latency_table is None:
+        raise BudgetError(
+            "a budget of latency needs a table of measured latencies; measure one with 'blockswap profile NETWORK "
+            "--out table.json' and use --latency-table table.json"
+        )
+    table = None if options.latency_table is None else LatencyTable.load(options.latency_table)
+    return space_of(options, table), budget
+
+
+def _minibatch(options: SimpleNamespace, space: SearchSpace) -> Minibatch:
+    from ..searching.probe_images import affordable_parts, dataset_minibatch, noise_minibatch
+
+    if options.batch_size < 2:
+        raise ValueError(f"a minibatch has at least 2 images, not {options.batch_size}")
+    number = options.batch_size * options.minibatches
+    parts = affordable_parts(space, number)
+    if options.data is None:
+        return noise_minibatch(space, number, options.seed, parts)
+    return dataset_minibatch(space, options.data, options.data_dir, number, options.seed, options.split, parts)
+
+
+def _record_name(options: SimpleNamespace) -> str:
+    amounts = [f"{name}{given.text}" for name in _COSTS if (given := getattr(options, name)) is not None]
+    data = [] if options.data is None else [Path(options.data).name]
+    score = [] if options.score == SCORE_NAMES[0] else [options.score]
+    strategy = [] if options.strategy == STRATEGY_NAMES[0] else [options.strategy]
+    trained = [] if options.minibatches == 1 else [f"after{options.minibatches}"]
+    network = options.network.text.removeprefix("blockswap_")
+    return "-".join([network, *amounts, *data, *score, *trained, *strategy, f"seed{options.seed}"]) + ".jsonl"
+
+
+def _print_result(result: SearchResult, record: str, number: int, as_json: bool) -> None:
+    best, space, layout = result.best, result.space, result.space.layout
+    if as_json:
+        top = [each.as_json() for each in result.candidates[:number]]
+        print_json({"network": layout.name, "best": top[0], "top": top, "rivals": result.rivals, "record": record})
+        return
+    print(f"best of {len(result.candidates):,} genomes of {layout.name} within {result.budget}:\n\n  {best.genome}\n")
+    print_ranking(result.candidates[:number])
+    if result.rivals is not None:
+        print(f"\n{tied_text(result.rivals, len(best.draws))}")
+    if best.shares:
+        shares = iter(f"{share:.0%}" for share in best.shares)
+        print(
+            "\nshare of the best score by block: "
+            + " / ".join(" ".join(next(shares) for _ in s) for s in best.genome.stages)
+        )
+    described: dict[str, Any] = {"space": layout.name, "num_classes": space.num_classes, "input_size": space.input_size}
+    if not layout.is_standard:
+        described["layout"] = layout
+    print(f"record: {record}\n{build_text(described, best.genome)}")
+
+
+def tied_text(number: int, draws: int) -> str:
+    """Says how many others are as good as the best, as far as its draws can tell."""
+    others = "1 other genome is" if number == 1 else f"{number:,} other genomes are" if number else "no other genome is"
+    return f"{others} statistically tied with the best ({draws} draws)"

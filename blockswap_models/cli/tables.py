@@ -1,0 +1,61 @@
+"""Tables and numbers as they are printed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..searching.candidates import Candidate
+
+__all__ = ["in_megas", "milliseconds", "print_json", "print_ranking", "print_table"]
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> None:
+    """Prints a table; the columns whose numbers are in `right` are aligned there."""
+    lines = [tuple(map(str, row)) for row in [titles, *rows]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def print_ranking(top: Sequence[Candidate]) -> None:
+    """Prints the table of the best genomes of a search."""
+    measured = any(each.cost.latency is not None for each in top)
+    rows = [
+        (
+            rank,
+            f"{each.score:.4g}",
+            "" if math.isnan(each.spread) else f"{each.spread - 1:.0%}",
+            len(each.draws),
+            f"{each.cost.params:,}",
+            in_megas(each.cost.macs),
+            *([milliseconds(each.cost.latency)] if measured else []),
+            each.genome,
+        )
+        for rank, each in enumerate(top, start=1)
+    ]
+    if len({len(each.draws) for each in top}) > 1:
+        print("genomes with more draws come first: a score of fewer draws can be high by chance\n")
+    titles = ["rank", "score", "±", "draws", "params", "MACs", *(["latency"] if measured else []), "genome"]
+    print_table(titles, rows, right=range(len(titles) - 1))
+
+
+def in_megas(macs: int) -> str:
+    """Writes a number of MACs in millions."""
+    return f"{macs / 1e6:,.1f} M"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Writes a time in milliseconds; nothing for none."""
+    return "" if seconds is None else f"{seconds * 1000:,.2f} ms"

@@ -1,0 +1,38 @@
+"""Words of messages: quoted text, lists of numbers, and what a mistyped name may have been.
+
+A message speaks of arguments as Python does, `num_classes=146`; the command line rewrites these as its options.
+
+This module needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from itertools import takewhile
+
+__all__ = ["did_you_mean", "listed", "quote"]
+
+
+def quote(text: object, limit: int = 200) -> str:
+    """Quotes text on one line, shortened where it is very long."""
+    shown = repr(text)
+    return shown if len(shown) <= limit else f"{shown[: limit - 2]}…{shown[-1]}"
+
+
+def listed(numbers: Iterable[object]) -> str:
+    """Joins numbers or names as a person does: 3, 4, 6 and 3."""
+    texts = [str(number) for number in numbers] or ["0"]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Suggests the known name that is most like a mistyped one, or gives the advice for where there is none."""
+    close = difflib.get_close_matches(name, list(known), n=5)
+
+    def likeness(other: str) -> tuple[float, int]:
+        # Of names that are equally like it, the one that begins like it.
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(other, name, strict=False))
+        return difflib.SequenceMatcher(None, other, name).ratio(), sum(1 for _ in same)
+
+    return f"did you mean {quote(max(close, key=likeness))}?" if close else otherwise

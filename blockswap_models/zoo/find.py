@@ -1,0 +1,76 @@
+"""Finds models by the names that people use: those of timm, and those of the zoo with or without `blockswap_`."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import timm
+
+from ..layout import Layout
+from ..messages import did_you_mean, quote
+from .register import register
+
+__all__ = ["find_model", "has_genome", "require_model", "which_was_taken"]
+
+_PREFIX = "blockswap_"
+_ADVICE = "see 'blockswap list' and timm.list_models()"
+
+
+def find_model(name: str, genome: str | None = None) -> str:
+    """Finds the name under which timm has a model.
+
+    A name that both timm and the zoo have, such as `resnet34`, is timm's; with a genome it is the zoo's. A WRN or
+    ResNet that is not in the zoo is registered.
+
+    Args:
+        name: A model of timm, one of the zoo with or without `blockswap_`, `local-dir:FOLDER` or `hf-hub:NAME`.
+        genome: The block types that the model is to have.
+
+    Raises:
+        ValueError: There is no such model, or it takes no genome.
+    """
+    if ":" in name:
+        if genome is not None:
+            raise ValueError(f"{name} has a genome of its own; leave out genome=, or use a model of 'blockswap list'")
+        return name
+    ours = f"{_PREFIX}{name}"
+    if genome is not None and "." not in name and timm.is_model(ours):
+        return ours
+    for candidate in (name, ours):
+        if timm.is_model(candidate):
+            if genome is not None and not has_genome(candidate):
+                raise ValueError(f"{name} has no genome; leave out genome=, or use a model of 'blockswap list'")
+            return candidate
+    with suppress(ValueError):
+        layout = Layout.named(name)
+        # The name of a student, such as wrn40_2_404k, is more than that of its layout.
+        if name.removeprefix(_PREFIX) == layout.name.removeprefix(_PREFIX):
+            register(layout)
+            return layout.name
+    names = timm.list_models()
+    short = [each.removeprefix(_PREFIX) for each in names if each.startswith(_PREFIX)]
+    raise ValueError(f"unknown model {quote(name)}; {did_you_mean(name, [*names, *short], _ADVICE)}")
+
+
+def which_was_taken(name: str, found: str) -> str | None:
+    """Says which network a name stands for, where timm and the zoo both have one of that name."""
+    ours = f"{_PREFIX}{name}"
+    if "." in name or ":" in name or not (timm.is_model(name) and timm.is_model(ours)):
+        return None
+    if found == ours:
+        return f"{name} with a genome is {ours} of the zoo, not timm's {name}"
+    return f"{name} is timm's network; the zoo's is {ours}"
+
+
+def has_genome(name: str) -> bool:
+    """Says whether a model of timm's is one of the zoo or was registered by `register`."""
+    return timm.model_entrypoint(name).__module__.startswith(f"{__name__.partition('.')[0]}.")
+
+
+def require_model(name: str) -> None:
+    """Raises ValueError unless timm has a model of exactly that name."""
+    if ":" not in name and not timm.is_model(name):
+        ours = f"{_PREFIX}{name}"
+        # More is meant than the timm model whose name is most like it.
+        names = [ours] if timm.is_model(ours) else timm.list_models()
+        raise ValueError(f"unknown model {quote(name)}; {did_you_mean(name, names, _ADVICE)}")
