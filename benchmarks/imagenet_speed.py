@@ -32,8 +32,8 @@ from train_speed import learn, typical
 
 from blockswap_models.cli.evaluate import _device
 from blockswap_models.data.folders import DataError
+from blockswap_models.machine import keep_memory
 from blockswap_models.searching.profile import _about
-from blockswap_models.searching.workers import keep_memory
 from blockswap_models.training.attention_transfer import AttentionTransferTask
 from blockswap_models.training.loaders import training_loader
 from blockswap_models.training.loop import make_optimizer

@@ -30,8 +30,9 @@ import torchvision
 from torch import nn
 
 from blockswap_models.export import export_model, fold_batchnorm
+from blockswap_models.machine import threads_set
 from blockswap_models.nets.cost import count
-from blockswap_models.searching.profile import Stopwatch, _about, threads_set
+from blockswap_models.searching.profile import Stopwatch, _about
 
 REFERENCE = "torchvision/resnet18"
 OURS = ("blockswap_resnet34", "blockswap_resnet34_8m", "blockswap_resnet34_3m")

@@ -32,9 +32,9 @@ from tqdm import tqdm
 
 from blockswap_models.cli.evaluate import _device
 from blockswap_models.data.cifar import CIFAR_CLASSES, CifarLoader
+from blockswap_models.machine import keep_memory
 from blockswap_models.searching.profile import _about
 from blockswap_models.searching.scorer import fast_dtype
-from blockswap_models.searching.workers import keep_memory
 from blockswap_models.training.attention_transfer import AttentionTransferTask, TeacherOutputs
 from blockswap_models.training.loop import make_optimizer, train_epoch
 from blockswap_models.training.recipes import RECIPES

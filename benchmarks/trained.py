@@ -26,7 +26,7 @@ from blockswap_models.cli.evaluate import _device
 from blockswap_models.cli.train import _digest, _surroundings
 from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.data.folders import DataError
-from blockswap_models.searching.workers import keep_memory
+from blockswap_models.machine import keep_memory
 from blockswap_models.training.evaluate import load_weights
 from blockswap_models.training.loop import train
 from blockswap_models.training.recipes import RECIPES, Recipe

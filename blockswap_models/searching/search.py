@@ -15,6 +15,7 @@ import torch
 from ..budget import Budget, BudgetError
 from ..genome import Genome, GenomeError
 from ..layout import Layout
+from ..machine import find_device
 from .candidates import HALVING, Candidate
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch, affordable_parts, noise_minibatch, tensor_minibatch
@@ -113,20 +114,28 @@ def search(
         data = noise_minibatch(space, batch_size, seed, affordable_parts(space, batch_size))
     elif not isinstance(data, Minibatch):
         data = tensor_minibatch(space, *data)
+    # Where another process scores, its devices are its own.
+    device = find_device(device) if executor is None else torch.device(device)
     if dtype is None:
         dtype = fast_dtype(device) if score is fisher_potential else torch.float32
     job = Job(space, data, score, seed, device, dtype)
     shared = Shared(job)
+    local = executor is None and workers > 1 and device.type == "cpu"
+    if local or executor is not None:
+        # Before there is a record: what cannot travel to workers is refused here.
+        assert shared.content
     with ExitStack() as stack:
         described = _describe(job, budget, strategy)
         kept = stack.enter_context(Record(record, described, resume) if record is not None else nullcontext())
-        if executor is None and workers > 1 and torch.device(device).type == "cpu":
-            executor = stack.enter_context(local_workers(min(workers, len(chosen)), shared))
         rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
 
         def evaluate(genomes: Sequence[Genome], number: int, before: int, planned: int) -> list[Candidate]:
             """Scores genomes by so many draws; of the genomes planned, so many were scored before."""
+            nonlocal executor
             tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in rows]
+            if tasks and local and executor is None:
+                # A search that was done before it was resumed needs none.
+                executor = stack.enter_context(local_workers(workers))
             results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor)
             if progress and tasks:
                 results = progress(results, planned * number, (before + len(genomes)) * number - len(tasks))

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
-import multiprocessing.context
 import os
 import pickle
 import signal
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
-from multiprocessing.connection import wait
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
+import cloudpickle
+from loky import get_reusable_executor
 
-__all__ = ["Shared", "WorkerError", "keep_memory", "local_workers", "map_in_order", "one_thread"]
+from ..machine import keep_memory, threads_set
+
+# A worker imports this module before it can take care of Ctrl-C and of the end of its parent: torch must wait.
+
+__all__ = ["Shared", "WorkerError", "local_workers", "map_in_order"]
 
 # Enough tasks ahead to keep every worker busy, few enough to forget quickly when interrupted.
 _AHEAD = 256
 # How many workers at a time are sent a job that they asked for: it holds a minibatch, which can be large.
 _LESSONS = 8
+# After so long without a task workers end.
+_IDLE_SECONDS = 30
+# Torch has one thread in a worker from its start. A network that is larger than those before it is no leak of memory,
+# for which loky would start the worker anew.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LOKY_MAX_MEMORY_LEAK_SIZE": "1e18"}
 
 Task = Any
 # The jobs that this worker knows, by key.
@@ -50,17 +57,19 @@ class Shared:
     def content(self) -> bytes:
         """The job as it travels; raises ValueError for one that cannot."""
         try:
-            return pickle.dumps(self.job)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            # Functions of a script or a notebook travel whole, since workers do not run it.
+            return cloudpickle.dumps(self.job)
+        except Exception as error:
+            # Objects have errors of their own where they cannot be pickled.
             raise ValueError(
-                f"what workers compute must be importable, such as a function of a module: {error}"
+                f"what workers compute cannot be sent to them: {error}; use workers=1, or a function without it"
             ) from None
 
 
 def map_in_order(shared: Shared, tasks: Sequence[Task], executor: Executor | None = None) -> Iterator[Any]:
     """Yields job(task) for each task in order, computed here or by the workers of an executor, on one thread each."""
     if executor is None:
-        with one_thread():
+        with threads_set(1):
             yield from map(shared.job, tasks)
         return
 
@@ -100,95 +109,61 @@ def map_in_order(shared: Shared, tasks: Sequence[Task], executor: Executor | Non
 def _work(key: str, content: bytes | None, task: Task) -> tuple[bool, Any]:
     """Does one task; says that it does not know the job where this worker has not been sent it yet."""
     if content is not None and key not in _jobs:
-        _learn(key, content)
+        # Of another search it keeps nothing.
+        _jobs.clear()
+        _jobs[key] = pickle.loads(content)
     if key not in _jobs:
         return False, None
-    with one_thread():
+    with threads_set(1):
         return True, _jobs[key](task)
 
 
-def _learn(key: str, content: bytes) -> None:
-    _jobs.clear()
-    _jobs[key] = pickle.loads(content)
+@contextmanager
+def local_workers(number: int) -> Iterator[Executor]:
+    """Gives processes on this machine; where it is left by an exception, they end at once, whatever they are doing.
+
+    They begin as new processes, which do not run the main script again: it needs no `__main__` guard. Since that takes
+    some seconds, they stay for the next search of this process, and end when they have had nothing to do for a while.
+    """
+    with _interrupts_withheld():
+        pool = get_reusable_executor(
+            number, timeout=_IDLE_SECONDS, initializer=_start, initargs=_lifeline(os.getpid())[:1], env=_ENVIRONMENT
+        )
+        # All of them start with the first task.
+        pool.submit(os.getpid)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(kill_workers=True)
+        raise
+
+
+@cache
+def _lifeline(process: int) -> tuple[Connection, Connection]:
+    """Makes a pipe, once a process, to which nothing is sent: workers see its end when the process has ended."""
+    return Pipe(duplex=False)
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Computes on one thread, so that sums are taken in one order and workers do not fight for cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _interrupts_withheld() -> Iterator[None]:
+    """Keeps Ctrl-C from processes that start meanwhile: it is for this one, which ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextmanager
-def local_workers(number: int, shared: Shared) -> Iterator[ProcessPoolExecutor]:
-    """Starts processes on this machine that know a job, and ends them at once at the end, whatever they are doing."""
-    pool = ProcessPoolExecutor(number, _context(), initializer=_start, initargs=(shared.key, shared.content))
-    try:
-        yield pool
-    finally:
-        processes, manager = list((pool._processes or {}).values()), pool._executor_manager_thread
-        pool.shutdown(wait=False, cancel_futures=True)
-        # Before it finds its workers dead, the thread of the pool must have dropped all that is not running, which can
-        # still be cancelled: it prints an error of its own otherwise (before Python 3.12).
-        until = time.monotonic() + 10
-        while manager is not None and manager.is_alive() and time.monotonic() < until:
-            if all(item.future.running() for item in list(manager.pending_work_items.values())):
-                break
-            time.sleep(0.005)
-        for process in processes:
-            process.terminate()
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Forks workers, which is fast, where gradients can then be computed in them; else they begin as new processes.
-
-    Autograd refuses to work in the forks of a process where it has threads: for a GPU, or once something was compiled.
-    """
-    context: multiprocessing.context.BaseContext = multiprocessing.get_context()
-    if context.get_start_method() != "fork":
-        return context
-    probe = context.Process(target=_try_autograd)  # type: ignore[attr-defined]
-    probe.start()
-    probe.join()
-    return context if probe.exitcode == 0 else multiprocessing.get_context("forkserver")
-
-
-def _try_autograd() -> None:
-    try:
-        torch.ones(1, requires_grad=True).backward()
-    except RuntimeError:
-        os._exit(1)
-    # Without what the parent does when it ends.
-    os._exit(0)
-
-
-def _start(key: str, content: bytes) -> None:
-    torch.set_num_threads(1)
-    keep_memory()
-    _learn(key, content)
-    # Ctrl-C is for the parent, which ends its workers; where it was killed, they end by themselves.
+def _start(lifeline: Connection) -> None:
+    """Begins a worker: Ctrl-C is for its parent, and where that was killed, it ends by itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    keep_memory()
 
 
-def keep_memory() -> None:
-    """Keeps freed memory for the next tensor, where the C library is glibc: to get it anew costs time."""
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    set_option(trim_threshold, 2**31 - 1)
-    set_option(top_pad, 2**26)
-    set_option(mmap_threshold, 2**25)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+def _end_with_parent(lifeline: Connection) -> None:
+    lifeline.poll(None)
+    os._exit(1)
