@@ -23,7 +23,7 @@ from .record import Record
 from .scorer import Job, fast_dtype
 from .space import SearchSpace
 from .strategies import STRATEGIES
-from .workers import Shared, local_workers, map_in_order
+from .workers import Shared, WorkerError, local_workers, map_in_order
 
 __all__ = ["Candidate", "SearchError", "SearchResult", "search"]
 
@@ -139,8 +139,15 @@ def search(
             results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor)
             if progress and tasks:
                 results = progress(results, planned * number, (before + len(genomes)) * number - len(tasks))
-            for row in results:
-                kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})
+            try:
+                for row in results:
+                    kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})
+            except WorkerError:
+                if rows:
+                    raise
+                raise WorkerError(
+                    "a worker died before the first score, perhaps for want of memory; use fewer (--workers)"
+                ) from None
             return [Candidate.of_rows([rows[genome, draw] for draw in range(number)]) for genome in genomes]
 
         ranked: list[Candidate] = []

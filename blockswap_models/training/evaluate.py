@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, Subset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
+from ..data.shared_memory import collate_shared, memory_told
 from ..genome import _quote
 
 __all__ = ["Evaluation", "check_fit", "evaluate", "evaluation_loader", "load_weights", "read_weights", "step_marker"]
@@ -60,7 +61,7 @@ def evaluate(
     start = time.perf_counter()
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            for inputs, labels in loader if progress is None else progress(loader):
+            for inputs, labels in memory_told(loader if progress is None else progress(loader)):
                 begin_step()
                 labels = labels.to(device, non_blocking=True)
                 logits = model(inputs.to(device, non_blocking=True))
@@ -167,6 +168,7 @@ def evaluation_loader(
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
         num_workers=workers,
+        collate_fn=collate_shared,
         pin_memory=_device(model).type == "cuda",
         device=_device(model),
     )

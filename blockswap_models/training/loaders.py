@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import IMAGE_MODES, DataError, find_dataset, open_dataset
+from ..data.shared_memory import collate_shared
 from .evaluate import _TEST_SPLITS, _TRAIN_SPLITS, Minibatches, _check_classes
 from .recipes import Recipe
 
@@ -141,6 +142,7 @@ def _timm_loader(
         mean=config["mean"],
         std=config["std"],
         num_workers=workers,
+        collate_fn=collate_shared,
         distributed=world_size > 1,
         pin_memory=device.type == "cuda",
         device=device,
