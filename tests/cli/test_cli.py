@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import time
 from unittest.mock import Mock
 
 import pytest
@@ -34,10 +33,7 @@ def test_help_and_mistakes_need_no_torch(arguments):
         "import sys\nfrom blockswap_models.cli.main import main\n"
         f"try:\n    main({arguments})\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
     )
-    start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    # Half a second on a machine with nothing else to do.
-    assert time.perf_counter() - start < 2
 
 
 def test_runs_as_a_module():
