@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any
 
 import cloudpickle
@@ -29,7 +31,7 @@ __all__ = ["Shared", "WorkerError", "local_workers", "map_in_order"]
 
 # Enough tasks ahead to keep every worker busy, few enough to forget quickly when interrupted.
 _AHEAD = 256
-# How many workers at a time are sent a job that they asked for: it holds a minibatch, which can be large.
+# How many tasks at a time bring the job with them, for workers that lack it: it holds minibatches, which can be large.
 _LESSONS = 8
 # After so long without a task workers end.
 _IDLE_SECONDS = 30
@@ -73,28 +75,42 @@ def map_in_order(shared: Shared, tasks: Sequence[Task], executor: Executor | Non
             yield from map(shared.job, tasks)
         return
 
-    def submit(task: Task, content: bytes | None = None) -> tuple[Task, Future[Any]]:
-        return task, executor.submit(_work, shared.key, content, task)
-
     content = shared.content
     waiting = iter(tasks)
-    running: deque[tuple[Task, Future[Any]]] = deque()
+    running: deque[_Sent] = deque()
+    # Those that have an answer; and those that were given back while enough others taught the job.
+    answered: SimpleQueue[_Sent] = SimpleQueue()
+    given_back: list[_Sent] = []
+    lessons = 0
+
+    def send(each: _Sent, teach: bool = False) -> None:
+        each.teaches = teach
+        each.future = executor.submit(_work, shared.key, content if teach else None, each.task)
+        each.future.add_done_callback(lambda _: answered.put(each))
+
     try:
         while True:
-            running.extend(submit(task) for task in islice(waiting, _AHEAD - len(running)))
+            for task in islice(waiting, _AHEAD - len(running)):
+                running.append(_Sent(task))
+                send(running[-1])
             if not running:
                 return
-            known, result = running[0][1].result()
-            if known:
-                running.popleft()
-                yield result
+            if running[0].finished:
+                yield running.popleft().future.result()[1]
                 continue
-            # Workers that have not seen the job gave these back: some of them are sent it, with the tasks.
-            lessons = _LESSONS
-            for place, (task, future) in enumerate(running):
-                if future.done() and not future.result()[0]:
-                    running[place] = submit(task, content if lessons > 0 else None)
-                    lessons -= 1
+            each = answered.get()
+            lessons -= each.teaches
+            # An error is raised in its turn.
+            each.finished = each.future.exception() is not None or each.future.result()[0]
+            if each.finished and each.teaches:
+                while given_back:
+                    send(given_back.pop())
+            elif not each.finished and lessons < _LESSONS:
+                # A worker that has not seen the job gave this back: it is sent the job with it, or another is.
+                lessons += 1
+                send(each, teach=True)
+            elif not each.finished:
+                given_back.append(each)
     except BrokenProcessPool:
         # The pool itself is about to fail all the others: to cancel one now would be an error there.
         running.clear()
@@ -102,20 +118,32 @@ def map_in_order(shared: Shared, tasks: Sequence[Task], executor: Executor | Non
             "a worker died, perhaps for want of memory; go on (--resume) with fewer (--workers)"
         ) from None
     finally:
-        for _, future in running:
-            future.cancel()
+        for each in running:
+            each.future.cancel()
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A task that was sent to a worker, perhaps with the job, and whether it is done."""
+
+    task: Task
+    future: Future[tuple[bool, Any]] = field(default_factory=Future)
+    teaches: bool = False
+    finished: bool = False
 
 
 def _work(key: str, content: bytes | None, task: Task) -> tuple[bool, Any]:
     """Does one task; says that it does not know the job where this worker has not been sent it yet."""
-    if content is not None and key not in _jobs:
+    job = _jobs.get(key)
+    if job is None and content is not None:
+        job = pickle.loads(content)
         # Of another search it keeps nothing.
         _jobs.clear()
-        _jobs[key] = pickle.loads(content)
-    if key not in _jobs:
+        _jobs[key] = job
+    if job is None:
         return False, None
     with threads_set(1):
-        return True, _jobs[key](task)
+        return True, job(task)
 
 
 @contextmanager
@@ -162,6 +190,8 @@ def _start(lifeline: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     keep_memory()
+    # What every search needs, before there is a task that waits for it.
+    from . import scorer  # noqa: F401
 
 
 def _end_with_parent(lifeline: Connection) -> None:
