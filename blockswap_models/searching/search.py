@@ -136,7 +136,7 @@ def search(
             if tasks and local and executor is None:
                 # A search that was done before it was resumed needs none.
                 executor = stack.enter_context(local_workers(workers))
-            results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor)
+            results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor, cancel=not local)
             if progress and tasks:
                 results = progress(results, planned * number, (before + len(genomes)) * number - len(tasks))
             try:

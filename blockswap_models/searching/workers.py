@@ -68,8 +68,14 @@ class Shared:
             ) from None
 
 
-def map_in_order(shared: Shared, tasks: Sequence[Task], executor: Executor | None = None) -> Iterator[Any]:
-    """Yields job(task) for each task in order, computed here or by the workers of an executor, on one thread each."""
+def map_in_order(
+    shared: Shared, tasks: Sequence[Task], executor: Executor | None = None, *, cancel: bool = True
+) -> Iterator[Any]:
+    """Yields job(task) for each task in order, computed here or by the workers of an executor, on one thread each.
+
+    What is left when it is interrupted is cancelled, but for local workers, which are ended then: loky sets an error on
+    each task that is left, and fails where one is cancelled.
+    """
     if executor is None:
         with threads_set(1):
             yield from map(shared.job, tasks)
@@ -118,7 +124,7 @@ def map_in_order(shared: Shared, tasks: Sequence[Task], executor: Executor | Non
             "a worker died, perhaps for want of memory; go on (--resume) with fewer (--workers)"
         ) from None
     finally:
-        for each in running:
+        for each in running if cancel else ():
             each.future.cancel()
 
 

@@ -139,7 +139,7 @@ def test_a_worker_that_dies_loses_no_score(tmp_path):
     ],
 )
 def test_a_search_that_fails_before_its_first_score_leaves_no_record(tmp_path, monkeypatch, error, kind, message):
-    def failing(*_):
+    def failing(*_, **__):
         raise error
         yield
 
