@@ -11,7 +11,6 @@ With --train it trains these and the single-type network. The same command goes 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from figure2 import PAPER_SINGLE
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from trained import TEACHER, Trainer
 
 from blockswap_models import Budget, SearchSpace, search
+from blockswap_models.machine import default_workers
 from blockswap_models.searching.probe_images import dataset_minibatch, noise_minibatch
 
 BUDGET, BATCH = 400_000, 128
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--refine", type=int, default=0, help="rounds of more draws for the best (%(default)s)")
     parser.add_argument("--search-seed", type=int, default=0, help="of genomes, weights and minibatch (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=BATCH, help="images of a minibatch (%(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that score (%(default)s)")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="processes that score (%(default)s)")
     run_script(parser, run, samples=[1, 3], batch_size=4, workers=1, together=2)
 
 

@@ -31,8 +31,8 @@ from timm.task import ClassificationTask, TrainingTask
 from train_speed import learn, typical
 
 from blockswap_models.data.folders import DataError
-from blockswap_models.nets.devices import describe_device, find_device
-from blockswap_models.searching.workers import keep_memory
+from blockswap_models.machine import find_device, keep_memory
+from blockswap_models.nets.devices import describe_device
 from blockswap_models.training.attention_transfer import AttentionTransferTask
 from blockswap_models.training.loaders import training_loader
 from blockswap_models.training.loop import make_optimizer

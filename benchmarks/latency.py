@@ -30,9 +30,10 @@ import torchvision
 from torch import nn
 
 from blockswap_models.export import export_model, fold_batchnorm
+from blockswap_models.machine import threads_set
 from blockswap_models.nets.cost import count
 from blockswap_models.nets.devices import describe_device
-from blockswap_models.searching.profile import Stopwatch, threads_set
+from blockswap_models.searching.profile import Stopwatch
 
 REFERENCE = "torchvision/resnet18"
 OURS = ("blockswap_resnet34", "blockswap_resnet34_8m", "blockswap_resnet34_3m")

@@ -12,7 +12,6 @@ latency is the budget.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from latency_table import measure
 from torch import nn
 
 from blockswap_models import Budget, LatencyTable, SearchSpace, count, profile, search
+from blockswap_models.machine import default_workers
 from blockswap_models.searching.probe_images import Minibatch, affordable_parts, dataset_minibatch
 
 # How far below the latency that is wanted a network may be.
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--table", metavar="FILE", help="the latency table, read where it is there, else written")
     parser.add_argument("--device", default="cpu", help="where latency counts (%(default)s)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that score (%(default)s)")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="processes that score (%(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="of measuring (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a tiny form")

@@ -17,7 +17,8 @@ from torch import nn
 
 from blockswap_models import Budget, LatencyTable, SearchSpace, profile
 from blockswap_models.budget import parse_amount
-from blockswap_models.searching.profile import Stopwatch, threads_set, typical
+from blockswap_models.machine import threads_set
+from blockswap_models.searching.profile import Stopwatch, typical
 
 
 def measure(networks: list[nn.Module], table: LatencyTable, rounds: int) -> list[float]:

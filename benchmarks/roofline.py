@@ -26,7 +26,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from blockswap_models.nets.devices import describe_device, find_device
+from blockswap_models.machine import find_device
+from blockswap_models.nets.devices import describe_device
 
 
 class Limits(NamedTuple):

@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from blockswap_models import Budget, Genome, SearchResult, SearchSpace, __version__, search
 from blockswap_models.budget import parse_amount
+from blockswap_models.machine import default_workers
 from blockswap_models.searching.probe_images import affordable_parts, dataset_minibatch
 
 TEN = 10
@@ -191,7 +192,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="genomes that both searches score (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the genomes and search A; B has the next (%(default)s)")
     parser.add_argument("--top", type=int, default=100, help="how many to correlate over (%(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--plan", type=plan, action="append", default=[], metavar="DRAWS,REFINE[,IMAGES]")
     parser.add_argument("--out", type=Path, help="the folder of records, to go on with (sureness)")
     parser.add_argument("--smoke", action="store_true", help="few genomes, tiny minibatches; leaves no records")

@@ -26,8 +26,7 @@ from table3 import single
 
 from blockswap_models import count
 from blockswap_models.data.coco import AP_NAMES, CocoObjects
-from blockswap_models.nets.devices import find_device
-from blockswap_models.searching.workers import keep_memory
+from blockswap_models.machine import find_device, keep_memory
 from blockswap_models.training.distributed import process_group, rank_and_size
 from blockswap_models.training.evaluate import load_weights
 

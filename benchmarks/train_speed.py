@@ -31,9 +31,9 @@ from timm.task import ClassificationTask, TrainingTask
 from tqdm import tqdm
 
 from blockswap_models.data.cifar import CIFAR_CLASSES, CifarLoader
-from blockswap_models.nets.devices import describe_device, find_device
+from blockswap_models.machine import find_device, keep_memory
+from blockswap_models.nets.devices import describe_device
 from blockswap_models.searching.scorer import fast_dtype
-from blockswap_models.searching.workers import keep_memory
 from blockswap_models.training.attention_transfer import AttentionTransferTask, TeacherOutputs
 from blockswap_models.training.loop import make_optimizer, train_epoch
 from blockswap_models.training.recipes import RECIPES

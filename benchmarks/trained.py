@@ -24,8 +24,8 @@ from torch import nn
 from blockswap_models import AttentionTransferTask, count
 from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.data.folders import DataError
-from blockswap_models.nets.devices import describe_machine, find_device
-from blockswap_models.searching.workers import keep_memory
+from blockswap_models.machine import find_device, keep_memory
+from blockswap_models.nets.devices import describe_machine
 from blockswap_models.training.evaluate import load_weights
 from blockswap_models.training.loop import train
 from blockswap_models.training.recipes import RECIPES, Recipe

@@ -200,7 +200,7 @@ for name in ("blockswap_wrn16_1", "blockswap_resnet18"):
                 torch.testing.assert_close(model(batch), expected, rtol=1e-4, atol=1e-4)
 assert not {{"blockswap_models", "timm"}} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -32,7 +32,7 @@ __all__ = ["evaluate_", "measure", "say_which"]
 @subcommand("evaluate", "top-1 and top-5 error of any timm model on any dataset")
 @model_argument
 @dataset_options
-@click.option("--split", default="validation", help="the split of the dataset")
+@click.option("--split", help="the split [default: validation, or test where a folder has no other]")
 @click.option("--class-map", metavar="FILE", help="the names of all classes, for a folder of some of them")
 @click.option("--images", type=int, metavar="N", help="so many images, evenly spaced [default: all]")
 @model_options("its own, unless there is a checkpoint")
@@ -47,8 +47,7 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
 
     import torch
 
-    from ..nets.devices import find_device
-    from ..searching.workers import keep_memory
+    from ..machine import find_device, keep_memory
     from ..training.evaluate import evaluation_loader
     from ..training.models import make_model
 
@@ -81,7 +80,7 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
             "model": options.name,
             "weights": weights,
             "data": options.data,
-            "split": options.split,
+            "split": options.split or "validation",
             **asdict(result),
             "device": str(device),
             "dtype": options.dtype,
@@ -90,10 +89,11 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
         return
     rows = [
         ("weights", weights),
-        ("data", f"{options.data}, {options.split}"),
+        ("data", f"{options.data}, {options.split or 'validation'}"),
         ("images", f"{result.images:,}"),
         ("top-1 error", f"{result.top1_error:.2f} %"),
         ("top-5 error", f"{result.top5_error:.2f} %"),
+        *([("damaged", f"{len(result.damaged):,} left out")] if result.damaged else []),
         ("time", f"{result.seconds:,.1f} s, {result.images / result.seconds:,.0f} images/s, {device}, {options.dtype}"),
     ]
     print_table(("model", options.name), rows)

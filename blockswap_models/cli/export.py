@@ -45,8 +45,7 @@ def export_(as_json: bool, **arguments: Any) -> None:
         raise ValueError(f"image_size is at least 1 pixel, not {options.image_size}")
     exclusive("checkpoint", "pretrained")
 
-    from timm.data import resolve_model_data_config
-
+    from ..data.statistics import model_data_config
     from ..export import export_model, format_of
     from ..training.models import has_weights, make_model
 
@@ -63,7 +62,7 @@ def export_(as_json: bool, **arguments: Any) -> None:
         num_classes=options.num_classes,
         in_chans=options.in_chans,
     )
-    size = resolve_model_data_config(model)["input_size"]
+    size = model_data_config(model)["input_size"]
     if options.image_size is not None:
         size = (size[0], options.image_size, options.image_size)
     result = export_model(model, options.out, options.file_format, input_size=size, fold=options.fold)

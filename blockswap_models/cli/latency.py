@@ -31,7 +31,7 @@ def profile_(as_json: bool, out: Path, **arguments: Any) -> None:
     options = SimpleNamespace(**arguments)
     space = space_of(options)
 
-    from ..nets.devices import find_device
+    from ..machine import find_device
     from ..searching.profile import profile
 
     table = profile(

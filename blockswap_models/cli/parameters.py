@@ -12,6 +12,7 @@ import click
 from ..budget import parse_amount, parse_latency
 from ..genome import BlockType, Genome
 from ..layout import Layout
+from ..machine import default_workers
 from ..messages import quote
 
 __all__ = [
@@ -126,7 +127,7 @@ def exclusive(*names: str) -> None:
 
 def default_readers() -> int:
     """Processes that read images, unless it is said."""
-    return min(8, os.cpu_count() or 1)
+    return default_workers(8)
 
 
 size_options = together(

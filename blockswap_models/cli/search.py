@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..budget import Budget, BudgetError, amount_text
+from ..machine import default_workers, find_device
 from ..searching.latency import LatencyTable
 from ..searching.record import build_text, require_new
 from .errors import advise_when_interrupted
@@ -100,9 +100,7 @@ def space_(as_json: bool, **arguments: Any) -> None:
 )
 @click.option("--draws", type=int, default=1, help="draws of the weights for each genome")
 @click.option("--refine", type=int, default=3, help="rounds that give the best quarter four times the draws")
-@click.option(
-    "--workers", type=int, default=lambda: os.cpu_count() or 1, show_default="one a core", help="processes that score"
-)
+@click.option("--workers", type=int, default=default_workers, show_default="one a core", help="processes that score")
 @click.option("--device", default="cpu", help="where to score")
 @click.option(
     "--dtype",
@@ -125,12 +123,17 @@ def search_(as_json: bool, **arguments: Any) -> None:
     record = options.resume or options.out or _record_name(options)
     if options.resume is None:
         require_new(record)
+    if options.num_classes is None and options.data is not None:
+        from ..data.folders import classes_of
+
+        # A folder of five classes is searched with a head of five, which counts in a budget of parameters.
+        classes = classes_of(options.data, options.data_dir, options.split)
+        options.num_classes = None if classes is None else len(classes)
     space, budget = _space_and_budget(options)
     assert budget is not None
 
     import torch
 
-    from ..nets.devices import find_device
     from ..searching.rankings import SCORES, after
     from ..searching.search import search
 

@@ -60,8 +60,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
     import timm
     import torch
 
-    from ..nets.devices import find_device
-    from ..searching.workers import keep_memory
+    from ..machine import find_device, keep_memory
     from ..training.evaluate import evaluation_loader, load_weights
     from ..training.run_folder import write_whole
 

@@ -11,7 +11,7 @@ import click
 
 from ..messages import quote
 from ..training.recipes import RECIPES, Recipe
-from ..zoo.cards import file_digest
+from ..zoo.cards import MissingWeightsError, file_digest
 from .errors import advise_when_interrupted
 from .evaluate import say_which
 from .parameters import GENOME, dataset_options, device_option, exclusive, reader_option, subcommand, together
@@ -136,8 +136,7 @@ def train_(as_json: bool, **arguments: Any) -> None:
     if options.teacher_checkpoint is not None and not Path(options.teacher_checkpoint).is_file():
         raise ValueError(f"no checkpoint {quote(options.teacher_checkpoint)} (--teacher-checkpoint)")
 
-    from ..nets.devices import find_device
-    from ..searching.workers import keep_memory
+    from ..machine import find_device, keep_memory
     from ..training.distributed import process_group, rank_and_size
 
     device = find_device(options.device)
@@ -256,8 +255,8 @@ def _students(options: SimpleNamespace) -> dict[str, nn.Module]:
     """Makes each student with the weights of the seed, which it has in a run of its own too."""
     import timm
     import torch
-    from timm.data import resolve_model_data_config
 
+    from ..data.statistics import model_data_config
     from ..training.initial_weights import load_initial
     from ..zoo.find import find_model
 
@@ -266,17 +265,19 @@ def _students(options: SimpleNamespace) -> dict[str, nn.Module]:
         if full.count(name) > 1:
             raise ValueError(f"{name} is named twice; use each model once")
     students, own = {}, {"num_classes": options.num_classes, "genome": options.genome, "in_chans": options.in_chans}
-    if options.image_size is not None:
-        size = (options.in_chans or 3, options.image_size, options.image_size)
-        own["pretrained_cfg_overlay"] = {"input_size": size}
     for short, name in zip(options.names, full, strict=True):
         torch.manual_seed(options.seed)
-        if options.pretrained and not timm.is_model_pretrained(name):
-            raise ValueError(f"{name} has no pretrained weights; leave out --pretrained, or use --init FILE")
+        if options.pretrained and ":" not in name and not timm.is_model_pretrained(name):
+            raise MissingWeightsError(name)
+        if options.image_size is not None:
+            cfg = timm.get_pretrained_cfg(name)
+            # The channels of the weights, which timm adapts to those of the network.
+            channels = 3 if cfg is None else cfg.input_size[0]
+            own["pretrained_cfg_overlay"] = {"input_size": (channels, options.image_size, options.image_size)}
         students[short] = timm.create_model(name, pretrained=options.pretrained, **own)
         if options.init not in (None, "teacher"):
             load_initial(students[short], options.init)
-    wanted = {name: (resolve_model_data_config(each), each.num_classes) for name, each in students.items()}
+    wanted = {name: (model_data_config(each), each.num_classes) for name, each in students.items()}
     for name in options.names:
         if wanted[name] != wanted[options.names[0]]:
             raise ValueError(f"{name} has other images or classes than {options.names[0]}; train it by itself")
@@ -352,7 +353,7 @@ def make_teacher(options: SimpleNamespace) -> nn.Module:
 
     name, checkpoint = find_model(options.teacher), options.teacher_checkpoint
     if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
-        raise ValueError(f"the teacher {name} has no pretrained weights; use --teacher-checkpoint FILE")
+        raise MissingWeightsError(name, "use --teacher-checkpoint FILE for a teacher of your own")
     arguments = {"num_classes": options.num_classes, "in_chans": options.in_chans}
     teacher = timm.create_model(name, pretrained=checkpoint is None, **arguments)
     if checkpoint is not None:

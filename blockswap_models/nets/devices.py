@@ -1,4 +1,4 @@
-"""Devices: the one that is asked for or found, and what is said of it beside a measurement."""
+"""What is said of a device beside a measurement."""
 
 from __future__ import annotations
 
@@ -10,27 +10,8 @@ import timm
 import torch
 
 from .. import __version__
-from ..messages import quote
 
-__all__ = ["describe_device", "describe_machine", "find_device"]
-
-
-def find_device(name: str | None = None) -> torch.device:
-    """Finds a device by its name; without one it is the GPU where there is one, else the CPU.
-
-    Args:
-        name: Such as `cpu`, `cuda` or `cuda:1`.
-
-    Raises:
-        ValueError: There is no such device.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"unknown device {quote(str(name))}; use cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no CUDA device here; use device=cpu")
-    return device
+__all__ = ["describe_device", "describe_machine"]
 
 
 def describe_device(device: torch.device) -> dict[str, str]:

@@ -13,8 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,12 +22,13 @@ import torch
 from torch import nn
 
 from ..genome import BlockType, Genome
+from ..machine import find_device, threads_set
 from ..nets.devices import describe_device
 from ..nets.networks import residual_blocks
 from .latency import LatencyTable, Shape
 from .space import SearchSpace
 
-__all__ = ["Stopwatch", "profile", "threads_set", "typical"]
+__all__ = ["Stopwatch", "profile", "typical"]
 
 # Just below the largest block whose release glibc learns from.
 _LARGE = 2**25 - 2**16
@@ -54,7 +54,7 @@ def profile(
     for name, value in {"batch_size": batch_size, "threads": threads, "rounds": rounds, "passes": passes}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} is at least 1, not {value}")
-    device = torch.device(device)
+    device = find_device(device)
     stopwatch = Stopwatch(device)
     with threads_set(threads), torch.inference_mode():
         # The caller's random numbers are left alone.
@@ -137,26 +137,13 @@ def _shapes(network: nn.Module, x: torch.Tensor) -> tuple[Shape, ...]:
     )
 
 
-@contextmanager
-def threads_set(threads: int | None) -> Iterator[None]:
-    """Runs torch with so many threads, and then with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class Stopwatch:
     """Times passes of a network on a device: whole, or as stem, blocks and head."""
 
     def __init__(self, device: torch.device) -> None:
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"latencies are measured on cpu or cuda, not on '{device.type}'")
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("there is no CUDA device here; use device=cpu")
-        self._device = device
+        self._device = find_device(device)
         # Until a process has freed a large block, glibc hands memory back after each pass and faults it in again: at 8
         # images WRN-40-2 took 2,800 page faults a pass in a fresh process, and none in one that had run for a while.
         torch.empty(_LARGE, dtype=torch.uint8)

@@ -49,6 +49,7 @@ class Record:
         self.scores: dict[tuple[str, int], dict[str, Any]] = {}
         header = {"record": _KIND, **search}
         whole = 0
+        self._new = not self.path.exists()
         try:
             if self.path.exists() and self.path.stat().st_size:
                 if not resume:
@@ -71,8 +72,11 @@ class Record:
     def __enter__(self) -> Record:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
+        # What failed before its first score leaves nothing behind that would be in the way of the next try.
+        if self._new and not self.scores and kind is not None and issubclass(kind, Exception):
+            self.path.unlink()
 
     def close(self) -> None:
         """Closes the file; what was added is on disk already."""

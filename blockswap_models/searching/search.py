@@ -15,6 +15,7 @@ import torch
 from ..budget import Budget, BudgetError
 from ..genome import Genome, GenomeError
 from ..layout import Layout
+from ..machine import find_device
 from .candidates import HALVING, Candidate
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch, affordable_parts, noise_minibatch, user_minibatch
@@ -22,7 +23,7 @@ from .record import Record
 from .scorer import Job, fast_dtype
 from .space import SearchSpace
 from .strategies import STRATEGIES
-from .workers import Shared, local_workers, map_in_order
+from .workers import Shared, WorkerError, local_workers, map_in_order
 
 __all__ = ["Candidate", "SearchError", "SearchResult", "search"]
 
@@ -114,15 +115,19 @@ def search(
         data = noise_minibatch(space, batch_size, seed, affordable_parts(space, batch_size))
     else:
         data = user_minibatch(space, data, batch_size, seed)
+    # Where another process scores, its devices are its own.
+    device = find_device(device) if executor is None else torch.device(device)
     if dtype is None:
         dtype = fast_dtype(device) if score is fisher_potential else torch.float32
     job = Job(space, data, score, seed, device, dtype)
     shared = Shared(job)
+    local = executor is None and workers > 1 and device.type == "cpu"
+    if local or executor is not None:
+        # Before there is a record: what cannot travel to workers is refused here.
+        assert shared.content
     with ExitStack() as stack:
         described = _describe(job, budget, strategy)
         kept = stack.enter_context(Record(record, described, resume) if record is not None else nullcontext())
-        if executor is None and workers > 1 and torch.device(device).type == "cpu":
-            executor = stack.enter_context(local_workers(min(workers, len(chosen)), shared))
         rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
 
         # All random genomes are one round, which is shorter than asked for where fewer fit.
@@ -134,14 +139,24 @@ def search(
 
         def evaluate(genomes: Sequence[Genome], number: int, new: int, round_name: str) -> list[Candidate]:
             """Scores genomes by so many draws, of which so many are new in this round."""
-            nonlocal finished
+            nonlocal executor, finished
             tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in rows]
-            results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor)
+            if tasks and local and executor is None:
+                # A search that was done before it was resumed needs none.
+                executor = stack.enter_context(local_workers(workers))
+            results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor, cancel=not local)
             finished += len(genomes) * new
             if progress and tasks:
                 results = progress(results, total, max(0, finished - len(tasks)), round_name)
-            for row in results:
-                kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})
+            try:
+                for row in results:
+                    kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})
+            except WorkerError:
+                if rows:
+                    raise
+                raise WorkerError(
+                    "a worker died before the first score, perhaps for want of memory; use fewer workers="
+                ) from None
             return [Candidate.of_rows([rows[genome, draw] for draw in range(number)]) for genome in genomes]
 
         ranked: list[Candidate] = []

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
-import multiprocessing.context
 import os
 import pickle
 import signal
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from itertools import islice
-from multiprocessing.connection import wait
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any
 
-import torch
+import cloudpickle
+from loky import get_reusable_executor
 
-__all__ = ["Shared", "WorkerError", "keep_memory", "local_workers", "map_in_order", "one_thread"]
+from ..machine import keep_memory, threads_set
+
+# A worker imports this module before it can take care of Ctrl-C and of the end of its parent: torch must wait.
+
+__all__ = ["Shared", "WorkerError", "local_workers", "map_in_order"]
 
 # Enough tasks ahead to keep every worker busy, few enough to forget quickly when interrupted.
 _AHEAD = 256
-# How many workers at a time are sent a job that they asked for: it holds a minibatch, which can be large.
+# How many tasks at a time bring the job with them, for workers that lack it: it holds minibatches, which can be large.
 _LESSONS = 8
+# After so long without a task workers end.
+_IDLE_SECONDS = 30
+# Torch has one thread in a worker from its start. A network that is larger than those before it is no leak of memory,
+# for which loky would start the worker anew.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LOKY_MAX_MEMORY_LEAK_SIZE": "1e18"}
 
 Task = Any
 # The jobs that this worker knows, by key.
@@ -50,42 +59,64 @@ class Shared:
     def content(self) -> bytes:
         """The job as it travels; raises ValueError for one that cannot."""
         try:
-            return pickle.dumps(self.job)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            # Functions of a script or a notebook travel whole, since workers do not run it.
+            return cloudpickle.dumps(self.job)
+        except Exception as error:
+            # Objects have errors of their own where they cannot be pickled.
             raise ValueError(
-                f"what workers compute must be importable, such as a function of a module: {error}"
+                f"what workers compute cannot be sent to them: {error}; use workers=1, or a function without it"
             ) from None
 
 
-def map_in_order(shared: Shared, tasks: Sequence[Task], executor: Executor | None = None) -> Iterator[Any]:
-    """Yields job(task) for each task in order, computed here or by the workers of an executor, on one thread each."""
+def map_in_order(
+    shared: Shared, tasks: Sequence[Task], executor: Executor | None = None, *, cancel: bool = True
+) -> Iterator[Any]:
+    """Yields job(task) for each task in order, computed here or by the workers of an executor, on one thread each.
+
+    What is left when it is interrupted is cancelled, but for local workers, which are ended then: loky sets an error on
+    each task that is left, and fails where one is cancelled.
+    """
     if executor is None:
-        with one_thread():
+        with threads_set(1):
             yield from map(shared.job, tasks)
         return
 
-    def submit(task: Task, content: bytes | None = None) -> tuple[Task, Future[Any]]:
-        return task, executor.submit(_work, shared.key, content, task)
-
     content = shared.content
     waiting = iter(tasks)
-    running: deque[tuple[Task, Future[Any]]] = deque()
+    running: deque[_Sent] = deque()
+    # Those that have an answer; and those that were given back while enough others taught the job.
+    answered: SimpleQueue[_Sent] = SimpleQueue()
+    given_back: list[_Sent] = []
+    lessons = 0
+
+    def send(each: _Sent, teach: bool = False) -> None:
+        each.teaches = teach
+        each.future = executor.submit(_work, shared.key, content if teach else None, each.task)
+        each.future.add_done_callback(lambda _: answered.put(each))
+
     try:
         while True:
-            running.extend(submit(task) for task in islice(waiting, _AHEAD - len(running)))
+            for task in islice(waiting, _AHEAD - len(running)):
+                running.append(_Sent(task))
+                send(running[-1])
             if not running:
                 return
-            known, result = running[0][1].result()
-            if known:
-                running.popleft()
-                yield result
+            if running[0].finished:
+                yield running.popleft().future.result()[1]
                 continue
-            # Workers that have not seen the job gave these back: some of them are sent it, with the tasks.
-            lessons = _LESSONS
-            for place, (task, future) in enumerate(running):
-                if future.done() and not future.result()[0]:
-                    running[place] = submit(task, content if lessons > 0 else None)
-                    lessons -= 1
+            each = answered.get()
+            lessons -= each.teaches
+            # An error is raised in its turn.
+            each.finished = each.future.exception() is not None or each.future.result()[0]
+            if each.finished and each.teaches:
+                while given_back:
+                    send(given_back.pop())
+            elif not each.finished and lessons < _LESSONS:
+                # A worker that has not seen the job gave this back: it is sent the job with it, or another is.
+                lessons += 1
+                send(each, teach=True)
+            elif not each.finished:
+                given_back.append(each)
     except BrokenProcessPool:
         # The pool itself is about to fail all the others: to cancel one now would be an error there.
         running.clear()
@@ -93,102 +124,82 @@ def map_in_order(shared: Shared, tasks: Sequence[Task], executor: Executor | Non
             "a worker died, perhaps for want of memory; go on with resume=True and fewer workers="
         ) from None
     finally:
-        for _, future in running:
-            future.cancel()
+        for each in running if cancel else ():
+            each.future.cancel()
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A task that was sent to a worker, perhaps with the job, and whether it is done."""
+
+    task: Task
+    future: Future[tuple[bool, Any]] = field(default_factory=Future)
+    teaches: bool = False
+    finished: bool = False
 
 
 def _work(key: str, content: bytes | None, task: Task) -> tuple[bool, Any]:
     """Does one task; says that it does not know the job where this worker has not been sent it yet."""
-    if content is not None and key not in _jobs:
-        _learn(key, content)
-    if key not in _jobs:
+    job = _jobs.get(key)
+    if job is None and content is not None:
+        job = pickle.loads(content)
+        # Of another search it keeps nothing.
+        _jobs.clear()
+        _jobs[key] = job
+    if job is None:
         return False, None
-    with one_thread():
-        return True, _jobs[key](task)
-
-
-def _learn(key: str, content: bytes) -> None:
-    _jobs.clear()
-    _jobs[key] = pickle.loads(content)
+    with threads_set(1):
+        return True, job(task)
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Computes on one thread, so that sums are taken in one order and workers do not fight for cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def local_workers(number: int) -> Iterator[Executor]:
+    """Gives processes on this machine; where it is left by an exception, they end at once, whatever they are doing.
+
+    They begin as new processes, which do not run the main script again: it needs no `__main__` guard. Since that takes
+    some seconds, they stay for the next search of this process, and end when they have had nothing to do for a while.
+    """
+    with _interrupts_withheld():
+        pool = get_reusable_executor(
+            number, timeout=_IDLE_SECONDS, initializer=_start, initargs=_lifeline(os.getpid())[:1], env=_ENVIRONMENT
+        )
+        # All of them start with the first task.
+        pool.submit(os.getpid)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(kill_workers=True)
+        raise
+
+
+@cache
+def _lifeline(process: int) -> tuple[Connection, Connection]:
+    """Makes a pipe, once a process, to which nothing is sent: workers see its end when the process has ended."""
+    return Pipe(duplex=False)
+
+
+@contextmanager
+def _interrupts_withheld() -> Iterator[None]:
+    """Keeps Ctrl-C from processes that start meanwhile: it is for this one, which ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextmanager
-def local_workers(number: int, shared: Shared) -> Iterator[ProcessPoolExecutor]:
-    """Starts processes on this machine that know a job, and ends them at once at the end, whatever they are doing."""
-    pool = ProcessPoolExecutor(number, _context(), initializer=_start, initargs=(shared.key, shared.content))
-    try:
-        yield pool
-    finally:
-        processes, manager = list((pool._processes or {}).values()), pool._executor_manager_thread
-        pool.shutdown(wait=False, cancel_futures=True)
-        # Before it finds its workers dead, the thread of the pool must have dropped all that is not running, which can
-        # still be cancelled: it prints an error of its own otherwise (before Python 3.12).
-        until = time.monotonic() + 10
-        while manager is not None and manager.is_alive() and time.monotonic() < until:
-            if all(item.future.running() for item in list(manager.pending_work_items.values())):
-                break
-            time.sleep(0.005)
-        for process in processes:
-            process.terminate()
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Forks workers, which is fast, where gradients can then be computed in them; else they begin as new processes.
-
-    Autograd refuses to work in the forks of a process where it has threads: for a GPU, or once something was compiled.
-    """
-    context: multiprocessing.context.BaseContext = multiprocessing.get_context()
-    if context.get_start_method() != "fork":
-        return context
-    probe = context.Process(target=_try_autograd)  # type: ignore[attr-defined]
-    probe.start()
-    probe.join()
-    return context if probe.exitcode == 0 else multiprocessing.get_context("forkserver")
-
-
-def _try_autograd() -> None:
-    try:
-        torch.ones(1, requires_grad=True).backward()
-    except RuntimeError:
-        os._exit(1)
-    # Without what the parent does when it ends.
-    os._exit(0)
-
-
-def _start(key: str, content: bytes) -> None:
-    torch.set_num_threads(1)
-    keep_memory()
-    _learn(key, content)
-    # Ctrl-C is for the parent, which ends its workers; where it was killed, they end by themselves.
+def _start(lifeline: Connection) -> None:
+    """Begins a worker: Ctrl-C is for its parent, and where that was killed, it ends by itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    keep_memory()
+    # What every search needs, before there is a task that waits for it.
+    from . import scorer  # noqa: F401
 
 
-def keep_memory() -> None:
-    """Keeps freed memory for the next tensor, where the C library is glibc: to get it anew costs time."""
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    set_option(trim_threshold, 2**31 - 1)
-    set_option(top_pad, 2**26)
-    set_option(mmap_threshold, 2**25)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+def _end_with_parent(lifeline: Connection) -> None:
+    lifeline.poll(None)
+    os._exit(1)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from timm.data import create_loader
+from timm.data.loader import fast_collate
 from timm.models import load_state_dict
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
@@ -21,6 +22,7 @@ from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import DataError, find_dataset, open_dataset
 from ..data.images import ImageFiles, image_mode
 from ..data.loader import ImageLoader, collate_good
+from ..data.shared_memory import collate_shared, memory_told
 from ..data.splits import known_split
 from ..data.statistics import model_data_config
 from ..messages import quote
@@ -81,7 +83,7 @@ def evaluate(
     start = time.perf_counter()
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            for inputs, labels in loader if progress is None else progress(loader):
+            for inputs, labels in memory_told(loader if progress is None else progress(loader)):
                 begin_step()
                 labels = labels.to(device, non_blocking=True)
                 logits = model(inputs.to(device, non_blocking=True))
@@ -198,6 +200,9 @@ def evaluation_loader(
         if isinstance(dataset, IterableDataset):
             raise DataError(f"{data} is a stream, of which only all images can be taken; leave out images=")
         chosen = Subset(dataset, _spaced(len(dataset), images).tolist())
+    collate = (
+        partial(collate_good, channels=config["input_size"][0]) if isinstance(dataset, ImageFiles) else fast_collate
+    )
     loader = create_loader(
         chosen,
         input_size=config["input_size"],
@@ -210,7 +215,7 @@ def evaluation_loader(
         num_workers=workers,
         pin_memory=_device(model).type == "cuda",
         device=_device(model),
-        collate_fn=partial(collate_good, channels=config["input_size"][0]) if isinstance(dataset, ImageFiles) else None,
+        collate_fn=partial(collate_shared, collate=collate),
     )
     # timm hands the transform to the subset, which has no use for it.
     dataset.transform = chosen.transform

@@ -16,6 +16,7 @@ from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import DataError, find_dataset, open_dataset
 from ..data.images import image_mode
 from ..data.loader import ImageLoader
+from ..data.shared_memory import collate_shared
 from ..data.splits import known_split, splits_in
 from ..data.statistics import model_data_config
 from ..messages import quote
@@ -167,6 +168,7 @@ def _timm_loader(
         mean=config["mean"],
         std=config["std"],
         num_workers=workers,
+        collate_fn=collate_shared,
         distributed=world_size > 1,
         pin_memory=device.type == "cuda",
         device=device,

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..genome import Genome
 from ..messages import quote
+from ..zoo.cards import MissingWeightsError
 from ..zoo.find import find_model
 from ..zoo.genomes import GENOMES
 from .evaluate import load_weights
@@ -43,7 +44,7 @@ def make_model(
     if pretrained and ":" not in full and not timm.is_model_pretrained(full):
         weights = timm.list_models(f"{full.partition('.')[0]}.*", pretrained=True)
         instead = f"use {weights[0]}" if weights else "use checkpoint=FILE, or pretrained=False for random weights"
-        raise ValueError(f"{full} has no pretrained weights; {instead}")
+        raise MissingWeightsError(full, instead)
     arguments = {"num_classes": num_classes, "in_chans": in_chans, "genome": genome}
     model = timm.create_model(full, pretrained=pretrained, **arguments)
     trained = model.pretrained_cfg.get("num_classes")

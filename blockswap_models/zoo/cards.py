@@ -46,16 +46,22 @@ class WeightsError(ValueError):
 class MissingWeightsError(WeightsError, RuntimeError):
     """There are no pretrained weights for a network: a RuntimeError too, as timm's own is."""
 
-    def __init__(self, name: str) -> None:
-        there = ", ".join(dict.fromkeys(each.partition(".")[0] for each in shipped())) or "no entry"
-        short = name.partition(".")[0].removeprefix("blockswap_")
-        students = {"wrn40_2": "wrn40_2", "resnet34": "resnet34.tv_in1k"}
-        teacher = next((f" --teacher {students[each]}" for each in students if short.startswith(f"{each}_")), "")
-        data = "torch/cifar10 --data-dir DATA" if "wrn" in name else "DATA"
-        super().__init__(
-            f"no pretrained weights for {name}; {there} {'has' if there == 'no entry' else 'have'} some, and "
-            f"'blockswap train {short}{teacher} --data {data} --out RUN' trains these"
-        )
+    def __init__(self, name: str, advice: str | None = None) -> None:
+        entry = name.partition(".")[0]
+        there = ", ".join(dict.fromkeys(each.partition(".")[0] for each in shipped())) or "no entry of the zoo"
+        text = f"no pretrained weights for {name}"
+        if entry in GENOMES:
+            text += f"; there are some for {there}, and '{_training_command(entry)}' trains these"
+        super().__init__(text + (f"; {advice}" if advice else ""))
+
+
+def _training_command(entry: str) -> str:
+    """Writes the command that trains an entry, from the teacher that the paper gives it."""
+    short = entry.removeprefix("blockswap_")
+    teachers = {"wrn40_2_": "wrn40_2", "resnet34_": "resnet34.tv_in1k"}
+    teacher = next((f" --teacher {name}" for start, name in teachers.items() if short.startswith(start)), "")
+    data = "torch/cifar10 --data-dir DATA" if "wrn" in short else "DATA"
+    return f"blockswap train {short}{teacher} --data {data} --out RUN"
 
 
 def file_digest(path: str | Path) -> str:

@@ -161,9 +161,24 @@ def test_a_draw_takes_the_next_minibatch_and_new_weights():
     assert rows[0]["score"] != rows[1]["score"]
 
 
-def test_the_fast_type_is_that_of_the_device():
+@pytest.mark.parametrize(
+    ("known", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"avx512_bf16": False, "amx_tile": False}, torch.float32),
+        ({"avx512_bf16": True, "amx_tile": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_tile": True}, torch.bfloat16),
+        ({"amx_tile": True}, torch.bfloat16),
+    ],
+)
+def test_the_fast_type_is_that_of_the_device(monkeypatch, known, dtype):
+    # Not every version of torch can say both.
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.delattr(torch.cpu, f"_is_{name}_supported", raising=False)
+    for name, answer in known.items():
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda answer=answer: answer, raising=False)
+    assert fast_dtype("cpu") == fast_dtype() == dtype
     assert fast_dtype("cuda") == torch.float32
-    assert fast_dtype("cpu") in (torch.float32, torch.bfloat16)
 
 
 @pytest.mark.gpu

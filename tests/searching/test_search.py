@@ -1,13 +1,5 @@
 import functools
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,7 +11,6 @@ from blockswap_models.searching.probe_images import affordable_parts, noise_mini
 from blockswap_models.searching.record import RecordError, read_record
 from blockswap_models.searching.scorer import fast_dtype
 from blockswap_models.searching.search import SearchError
-from blockswap_models.searching.workers import Shared, WorkerError, local_workers, map_in_order
 
 # One score a genome, and the same on every machine.
 search = functools.partial(blockswap_models.search, refine=0, dtype=torch.float32)
@@ -257,21 +248,6 @@ def test_a_budget_that_cannot_be_met_leaves_no_record(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-COMMAND = "search wrn16_1 --params 60k --samples 150 --batch-size 64 --workers 2 --json".split()
-
-
-def start(record, *more):
-    arguments = [sys.executable, "-m", "blockswap_models", *COMMAND, "--refine", "0", "--out", str(record), *more]
-    return subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell lets what it starts in the background ignore Ctrl-C, and that is handed down to here.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
 def test_refinement_gives_the_leaders_more_draws(tmp_path):
     record = tmp_path / "record.jsonl"
     once = search(SPACE, BUDGET, samples=16, batch_size=4)
@@ -302,97 +278,3 @@ def test_the_result_states_its_confidence():
         each for each in result.candidates[1:] if each.score * each.spread >= result.best.score / result.best.spread
     ]
     assert result.rivals == len(within)
-
-
-@pytest.mark.parametrize("kind", [ProcessPoolExecutor, ThreadPoolExecutor])
-def test_any_executor_gives_the_same_answer(kind):
-    expected = search(SPACE, BUDGET, refine=1, **SMALL)
-    with kind(2) as executor:
-        assert search(SPACE, BUDGET, refine=1, executor=executor, **SMALL) == expected
-        # The same workers, another search.
-        other = search(SPACE, BUDGET, seed=1, executor=executor, **SMALL)
-    assert other == search(SPACE, BUDGET, seed=1, **SMALL)
-
-
-def square(task):
-    time.sleep(0.02)
-    return os.getpid(), task**2
-
-
-@pytest.mark.parametrize("known", [False, True])
-def test_every_worker_learns_the_job_and_works(known):
-    shared = Shared(square)
-    start = local_workers(3, shared) if known else ProcessPoolExecutor(3)
-    with start as executor:
-        results = list(map_in_order(shared, range(600), executor))
-    assert [value for _, value in results] == [number**2 for number in range(600)]
-    # Each of three workers does its part.
-    assert all(count > 100 for count in Counter(worker for worker, _ in results).values())
-    assert len({worker for worker, _ in results}) == 3
-
-
-def test_what_workers_cannot_be_sent():
-    with pytest.raises(ValueError, match="what workers compute must be importable, such as a function of a module"):
-        search(SPACE, BUDGET, score=lambda *_: 1.0, workers=2, **SMALL)
-
-
-AFTER_EXPORT = """
-import torch
-from blockswap_models import Budget, SearchSpace, search
-
-def main():
-    torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
-    torch.ones(1, requires_grad=True).backward()
-    small = {"samples": 2, "refine": 0, "batch_size": 4}
-    results = [search(SearchSpace("wrn16_1"), Budget(params=60_000), workers=workers, **small) for workers in (1, 2)]
-    assert results[0].candidates == results[1].candidates
-
-if __name__ == "__main__":
-    main()
-"""
-
-
-def test_workers_compute_gradients_also_where_forks_cannot(tmp_path):
-    (tmp_path / "script.py").write_text(AFTER_EXPORT)
-    subprocess.run([sys.executable, tmp_path / "script.py"], check=True, timeout=120)
-
-
-def dies_once(folder, model, images, labels):
-    if not (folder / "died").exists():
-        (folder / "died").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return fisher_potential(model, images, labels)
-
-
-def test_a_worker_that_dies_loses_no_score(tmp_path):
-    record = tmp_path / "record.jsonl"
-    score = functools.partial(dies_once, tmp_path)
-    with pytest.raises(WorkerError, match=r"a worker died, .*; go on with resume=True and fewer workers="):
-        search(SPACE, BUDGET, score=score, workers=2, record=record, **SMALL)
-    result = search(SPACE, BUDGET, score=score, workers=2, record=record, resume=True, **SMALL)
-    assert [each.score for each in result.candidates] == [
-        each.score for each in search(SPACE, BUDGET, **SMALL).candidates
-    ]
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_and_resumed_gives_the_same_answer(tmp_path, how):
-    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
-    first = start(stopped)
-    until = time.monotonic() + 60
-    while not (stopped.exists() and stopped.read_bytes().count(b"\n") > 3) and time.monotonic() < until:
-        time.sleep(0.01)
-    lines = stopped.read_bytes().count(b"\n")
-    os.kill(first.pid, how)
-    _, errors = first.communicate(timeout=60)
-    assert first.returncode == (130 if how == signal.SIGINT else -9), f"at line {lines} of 151: {errors}"
-    if how == signal.SIGINT:
-        assert errors.splitlines()[-1].startswith(
-            "blockswap search: interrupted; go on with the same command and --resume"
-        )
-        assert "Traceback" not in errors
-    assert stopped.read_bytes().count(b"\n") < 151, "it was done before it was stopped"
-    resumed, uninterrupted = start(stopped, "--resume"), start(whole)
-    answers = [json.loads(each.communicate(timeout=120)[0]) for each in (resumed, uninterrupted)]
-    assert answers[0]["top"] == answers[1]["top"]
-    assert stopped.read_bytes() == whole.read_bytes()

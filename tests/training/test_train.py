@@ -195,14 +195,14 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 import test_train
-from blockswap_models.training import run_folder
-save, saved = run_folder.RunFolder.save, []
+from blockswap_models.training.run_folder import RunFolder
+save, saved = RunFolder.save, []
 def save_and_die(self, row, state):
     save(self, row, state)
     saved.append(row)
     if len(saved) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-run_folder.RunFolder.save = save_and_die
+RunFolder.save = save_and_die
 test_train.run_tiny(Path(sys.argv[2]), True, 0.9)
 """
 

@@ -271,6 +271,12 @@ def test_mistakes_are_one_line(capsys, packed, tmp_path):
 # -- what comes with the package -------------------------------------------------------------------------------------
 
 
+def test_the_zoo_ships_weights_and_timm_knows_all_of_them():
+    # Where none are found, the tests below have nothing to look at.
+    assert shipped()
+    assert timm.list_pretrained("blockswap_*") == sorted(shipped())
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_weights_are_those_of_their_cards(name):
     weights = shipped()[name]

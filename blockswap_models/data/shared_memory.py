@@ -1,0 +1,56 @@
+"""Minibatches that processes read: what they hand over goes through shared memory, which can be too small."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from timm.data.loader import fast_collate
+from torch.utils.data import get_worker_info
+
+from .errors import DataError
+
+__all__ = ["collate_shared", "memory_told"]
+
+Minibatch = TypeVar("Minibatch")
+
+# What torch says where shared memory is full: by an exception of the process that reads, or by how it was killed.
+_SIGNS = ("unable to write to file </torch_", "shared memory", "Bus error", "bus error")
+
+
+def collate_shared(samples: Sequence[Any], collate: Callable[[Sequence[Any]], Any] = fast_collate) -> Any:
+    """Puts images and labels together, as timm or `collate` does, and into shared memory for another process.
+
+    A DataLoader does so by itself, but in a thread of which nobody hears: where memory is too small, it would wait for
+    ever.
+    """
+    batch = collate(samples)
+    if get_worker_info() is not None:
+        for each in batch:
+            each.share_memory_()
+    return batch
+
+
+def memory_told(loader: Iterable[Minibatch]) -> Iterator[Minibatch]:
+    """Yields the minibatches of a loader, and says what to do where shared memory is too small for them.
+
+    Raises:
+        DataError: The processes that read images ran out of shared memory.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _SIGNS):
+            raise
+        raise DataError(
+            f"the processes that read images ran out of shared memory{_size()}; use fewer (workers=), or 0 for none, "
+            "or give the container more (shm_size=2g of Docker)"
+        ) from None
+
+
+def _size() -> str:
+    try:
+        return f" (/dev/shm has {shutil.disk_usage('/dev/shm').total / 2**20:,.0f} MB)"
+    except OSError:
+        return ""

@@ -1,0 +1,37 @@
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from blockswap_models.cli.streams import make_writable
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [
+        ("utf-8", "4.21 ± 0.13 … × β é 語"),
+        ("cp866", "4.21 +- 0.13 ... x beta e ?"),
+        ("latin-1", "4.21 ± 0.13 ... × beta é ?"),
+        ("ascii", "4.21 +- 0.13 ... x beta e ?"),
+    ],
+)
+def test_letters_that_an_encoding_lacks_are_written_in_plain_ones(encoding, written):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    make_writable(stream)
+    print("4.21 ± 0.13 … × β é 語", end="", file=stream, flush=True)
+    assert stream.buffer.getvalue().decode(encoding) == written
+
+
+def test_streams_that_have_their_own_way_stay():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
+    make_writable(stream, io.StringIO())
+    assert stream.errors == "backslashreplace"
+
+
+def test_standard_output_of_a_terminal_with_another_encoding():
+    code = "from blockswap_models.cli.streams import make_writable\nmake_writable()\nprint('±')"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp866"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("+-\n", "")
