@@ -174,6 +174,15 @@ class Layout:
         raise ValueError(f"unknown network {quote(name)}; {advice}")
 
     @property
+    def reduction(self) -> int:
+        """How many times smaller than the images the last feature map is, in height and in width."""
+        return 2 ** (len(self.depths) - 1) * (1 if self.preact else 4)
+
+    def pool_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the last feature map of images of a size."""
+        return -(-height // self.reduction), -(-width // self.reduction)
+
+    @property
     def is_known(self) -> bool:
         """Whether its name stands for this very layout here, as that of a WRN, of a ResNet or of an own entry."""
         try:

@@ -6,12 +6,12 @@ import re
 
 import click
 
-__all__ = ["advise_when_interrupted", "as_options", "interruption_advice"]
+__all__ = ["advise_when_interrupted", "as_options", "given_words", "interruption_advice", "remember_words"]
 
 # Arguments of Python that have another name as options.
 _ALIASES = {"record": "out", "folder": "out", "root": "data_dir"}
 _VALUE = r"'[^']*'|\"[^\"]*\"|\w+(?:[./:+-]\w+)*"
-_ADVICE = "blockswap.advice"
+_ADVICE, _WORDS = "blockswap.advice", "blockswap.words"
 
 
 def as_options(message: str, command: click.Command | None) -> str:
@@ -56,3 +56,14 @@ def interruption_advice(ctx: click.Context) -> str:
     """The advice that was set, after a separator; empty where there is none."""
     advice = ctx.meta.get(_ADVICE)
     return f"; {advice}" if advice else ""
+
+
+def remember_words(ctx: click.Context, words: list[str]) -> None:
+    """Keeps the words of a command as they were given."""
+    ctx.meta[_WORDS] = list(words)
+
+
+def given_words() -> list[str]:
+    """The words of the running command as they were given, from the name of the subcommand on."""
+    words: list[str] = click.get_current_context().meta[_WORDS]
+    return words

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from .errors import as_options, interruption_advice
+from .errors import as_options, interruption_advice, remember_words
 
 __all__ = ["blockswap", "main"]
 
@@ -53,6 +53,7 @@ class _Blockswap(click.Group):
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        remember_words(ctx, args)
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:

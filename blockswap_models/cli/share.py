@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..messages import quote
-from ..training.recipes import RECIPES
 from ..zoo.cards import WeightsError, check_weights, make_card, read_card, shipped
-from ..zoo.genomes import GENOMES
 from .evaluate import measure
 from .parameters import device_option, exclusive, reader_option, subcommand
 from .tables import print_json, print_table
@@ -38,6 +36,7 @@ _DTYPE = "float16"
 @click.option("--tag", required=True, help="the tag of the weights, such as at_cifar10")
 @click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset, on which their error is measured")
 @click.option("--out", required=True, metavar="FOLDER", help="where MODEL.TAG.safetensors and .json go")
+@click.option("--note", metavar="TEXT", help="what a user must know first of all, such as what it was trained on")
 @reader_option
 @device_option
 def pack(as_json: bool, **arguments: Any) -> None:
@@ -67,8 +66,14 @@ def pack(as_json: bool, **arguments: Any) -> None:
     device = find_device(options.device)
     if device.type == "cpu":
         keep_memory()
+    if "command" not in summary:
+        raise WeightsError(f"the run in {quote(str(folder))} does not say its command; train it with this version")
     model = timm.create_model(
-        find_model(summary["model"]), num_classes=summary["num_classes"], genome=summary["genome"]
+        find_model(summary["model"]),
+        num_classes=summary["num_classes"],
+        in_chans=summary["input_size"][0],
+        genome=summary["genome"],
+        pretrained_cfg_overlay={"input_size": tuple(summary["input_size"])},
     )
     load_weights(model, folder / "model.safetensors")
     _halve(model)
@@ -83,7 +88,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
     loader = evaluation_loader(model, summary["data"], options.data_dir, workers=options.workers)
     tested = measure(model, loader, torch.float32)
     errors = {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
-    made = make_card(name, summary, content, _DTYPE, errors, training_command(summary))
+    made = make_card(name, summary, content, _DTYPE, errors, training_command(summary), options.note)
     weights.parent.mkdir(parents=True, exist_ok=True)
     write_whole(weights, content)
     write_whole(card, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode())
@@ -94,8 +99,9 @@ def pack(as_json: bool, **arguments: Any) -> None:
         ("card", card),
         ("size", f"{len(content):,} bytes"),
         ("top-1 error", f"{tested.top1_error:.2f} %, {summary['top1_error']:.2f} % in float32"),
-        ("top-5 error", f"{tested.top5_error:.2f} %, {summary['top5_error']:.2f} % in float32"),
     ]
+    if summary["num_classes"] > 5:
+        rows.append(("top-5 error", f"{tested.top5_error:.2f} %, {summary['top5_error']:.2f} % in float32"))
     print_table(("weights", str(weights)), rows)
 
 
@@ -172,7 +178,9 @@ def _model_of(card: dict[str, Any], weights: Path) -> nn.Module:
     from ..zoo.find import find_model
 
     name = find_model(card["name"].partition(".")[0])
-    model = timm.create_model(name, num_classes=card["num_classes"], genome=card["genome"])
+    size = card.get("input_size")
+    own = {} if size is None else {"in_chans": size[0], "pretrained_cfg_overlay": {"input_size": tuple(size)}}
+    model = timm.create_model(name, num_classes=card["num_classes"], genome=card["genome"], **own)
     load_weights(model, weights)
     return model
 
@@ -189,30 +197,32 @@ def _upload(folder: str, repository: str, private: bool) -> None:
         raise WeightsError(f"the Hub did not take {repository}: {str(error).splitlines()[0]}") from error
 
 
+# Options whose values are places on the machine of the run: what a card has in their place.
+_PLACES = {"--data-dir": "DATA", "--out": None, "--teacher-checkpoint": None, "--init": None}
+
+
 def training_command(summary: dict[str, Any]) -> str:
-    """Writes the command of a run from what its summary says; DATA stands for the folder of the dataset."""
-    model = summary["model"].removeprefix("blockswap_")
-    recipe = RECIPES["cifar10" if summary["data"].lower().startswith("torch/cifar") else "imagenet"]
-    # Those that shared a teacher were trained together.
-    names = [each.removeprefix("blockswap_") for each in summary.get("students", [model])]
-    words = [*names, "--data", summary["data"], "--data-dir", "DATA", "--out", model if len(names) == 1 else "students"]
-    if summary["genome"] is not None and summary["genome"] != GENOMES.get(f"blockswap_{model}"):
-        words += ["--genome", summary["genome"]]
-    if summary["teacher"] is not None:
-        words += ["--teacher", summary["teacher"]]
-    # A pretrained one has its weights' tag in its name.
-    if summary["teacher_weights"] is not None and "." not in summary["teacher"]:
-        words += ["--teacher-checkpoint", "TEACHER"]
-    for key, value in summary["recipe"].items():
-        if value != getattr(recipe, key):
-            words += [f"--{key.replace('_', '-')}", str(value)]
-    for key, otherwise in {"seed": 0, "amp": None, "ema": None}.items():
-        if summary[key] != otherwise:
-            words += [f"--{key}", str(summary[key])]
-    if summary["channels_last"]:
-        words.append("--channels-last")
-    if summary["compile"]:
-        words += ["--compile"] if summary["compile"] in (True, "default") else ["--compile", summary["compile"]]
-    processes = summary["processes"]
-    start = "blockswap" if processes == 1 else f"torchrun --nproc-per-node={processes} -m blockswap_models"
-    return f"{start} train {shlex.join(words)}"
+    """Writes the command of a run as it was given, with places on that machine by their last names only.
+
+    DATA stands for the folder of the dataset. That the run was resumed is left out.
+    """
+    words: list[str] = []
+    option = None
+    for word in summary["command"]:
+        name, sign, value = word.partition("=")
+        if option is not None:
+            words.append(_place(option, word))
+            option = None
+        elif name in _PLACES and sign:
+            words.append(f"{name}={_place(name, value)}")
+        elif word != "--resume":
+            words.append(word)
+            option = word if word in _PLACES or word == "--data" else None
+    return shlex.join(words)
+
+
+def _place(option: str, value: str) -> str:
+    if option == "--data":
+        # A folder, or the name of a dataset.
+        return "DATA" if Path(value).is_absolute() else value
+    return _PLACES[option] or Path(value).name

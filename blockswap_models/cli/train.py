@@ -12,7 +12,7 @@ import click
 from ..messages import quote
 from ..training.recipes import RECIPES, Recipe
 from ..zoo.cards import MissingWeightsError, file_digest
-from .errors import advise_when_interrupted
+from .errors import advise_when_interrupted, given_words
 from .evaluate import say_which
 from .parameters import GENOME, dataset_options, device_option, exclusive, reader_option, subcommand, together
 from .tables import print_json, print_table
@@ -159,7 +159,7 @@ def train_(as_json: bool, **arguments: Any) -> None:
             ("data", options.data),
             ("images", f"{each['test_images']:,}"),
             ("top-1 error", f"{each['top1_error']:.2f} %"),
-            ("top-5 error", f"{each['top5_error']:.2f} %"),
+            *([("top-5 error", f"{each['top5_error']:.2f} %")] if each["num_classes"] > 5 else []),
             ("time", f"{each['seconds']:,.1f} s, {recipe.epochs} epochs, {device}"),
         ]
         print_table(("model", name), rows)
@@ -176,6 +176,7 @@ def _train(
 ) -> dict[str, Any]:
     import torch
 
+    from ..data.cifar import CifarLoader
     from ..nets.devices import describe_machine
     from ..training.evaluate import evaluation_loader
     from ..training.loaders import training_loader
@@ -220,7 +221,18 @@ def _train(
         "compile": options.compile,
         "device": device.type,
     }
-    facts = {"params": told["params"], "macs": told["macs"], **describe_machine(device)}
+    start = ["blockswap"]
+    if world_size > 1:
+        start = ["torchrun", f"--nproc-per-node={world_size}", "-m", "blockswap_models"]
+    facts = {
+        **{key: told[key] for key in ("params", "macs", "input_size")},
+        **describe_machine(device),
+        "command": [*start, *given_words()],
+    }
+    # What the run used of the recipe: the log has all of it, the summary only this.
+    cifar = isinstance(getattr(loader, "whole", loader), CifarLoader)
+    used = {"recipe": recipe.used(teacher=options.teacher is not None, cifar=cifar)}
+    of_students = {name if len(students) > 1 else "": {**each, **used} for name, each in of_students.items()}
     advise_when_interrupted("go on with the same command and --resume")
     writer = _writer(options) if rank == 0 else None
     if rank == 0:
@@ -285,11 +297,13 @@ def _students(options: SimpleNamespace) -> dict[str, nn.Module]:
 
 
 def _facts(name: str, student: nn.Module) -> dict[str, Any]:
+    from ..data.statistics import model_data_config
     from ..nets.cost import count
 
     genome, cost = getattr(student, "genome", None), count(student)
     genome = None if genome is None else str(genome)
-    return {"model": name, "genome": genome, "params": cost.params, "macs": cost.macs}
+    size = list(model_data_config(student)["input_size"])
+    return {"model": name, "genome": genome, "params": cost.params, "macs": cost.macs, "input_size": size}
 
 
 def _task(

@@ -30,7 +30,17 @@ from ..genome import Genome, GenomeError
 from ..layout import Layout
 from ..nets.copies import plain_copy
 from ..nets.networks import ResNet, WideResNet
-from .cards import CARD, Card, MissingWeightsError, WeightsError, check_weights, describe, model_card, shipped
+from .cards import (
+    CARD,
+    Card,
+    MissingWeightsError,
+    WeightsError,
+    check_weights,
+    describe,
+    model_card,
+    read_card,
+    shipped,
+)
 from .genomes import GENOMES
 
 __all__ = ["COMMON", "create", "save_pretrained"]
@@ -54,8 +64,16 @@ def _cfgs() -> dict[str, dict[str, Any]]:
         cfg = _CIFAR10 if "wrn" in name else _IMAGENET
         weights = {tagged: path for tagged, path in there.items() if tagged.partition(".")[0] == name}
         # timm's default is the first.
-        cfgs |= {tagged: {**cfg, "file": str(path)} for tagged, path in weights.items()} or {name: cfg}
+        cfgs |= {tagged: {**cfg, **_cfg_of_weights(name, path)} for tagged, path in weights.items()} or {name: cfg}
     return cfgs
+
+
+def _cfg_of_weights(name: str, path: Path) -> dict[str, Any]:
+    """What the cfg of a weights file has of its own: the file, and the size of images where its card says it."""
+    size = read_card(path.with_suffix(".json")).get("input_size")
+    if size is None:
+        return {"file": str(path)}
+    return {"file": str(path), "input_size": tuple(size), "pool_size": Layout.named(name).pool_size(*size[1:])}
 
 
 default_cfgs = generate_default_cfgs(_cfgs())

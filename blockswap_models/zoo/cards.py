@@ -36,6 +36,9 @@ _OF_THE_RUN = (
     *("amp", "channels_last", "compile", "processes", "seconds", "versions", "hardware"),
 )
 
+# What the cards of older runs do not say.
+_OF_LATER_RUNS = ("input_size", "init", "init_weights")
+
 Card = dict[str, Any]
 
 
@@ -88,19 +91,40 @@ def read_card(path: str | Path) -> Card:
 
 
 def make_card(
-    name: str, summary: dict[str, Any], content: bytes, dtype: str, tested: dict[str, float], command: str
+    name: str,
+    summary: dict[str, Any],
+    content: bytes,
+    dtype: str,
+    tested: dict[str, float],
+    command: str,
+    note: str | None = None,
 ) -> Card:
-    """Makes the card of a weights file, its bytes and dtype, from the summary of the run that trained it.
+    """Makes the card of a weights file from the summary of the run that trained it.
 
-    `name` has a tag; `tested` are the errors of these very bytes, as in the summary; `command` is the run's.
+    Args:
+        name: The name of the weights, with a tag.
+        summary: What `blockswap train` wrote to `summary.json`.
+        content: The bytes of the file.
+        dtype: The type of its parameters.
+        tested: The errors of these very bytes, in percent, as in the summary.
+        command: The command of the run.
+        note: What a user must know first of all.
+
+    Returns:
+        The card, for JSON.
+
+    Raises:
+        WeightsError: The summary is not whole.
     """
     missing = [key for key in ("model", "top1_error", "top5_error", "test_images", *_OF_THE_RUN) if key not in summary]
     if missing:
         raise WeightsError(f"this is no summary of blockswap train: it has no {missing[0]}")
-    errors = ("top1_error", "top5_error")
+    # Of five classes one of the first five is always right.
+    errors = ("top1_error", "top5_error") if summary["num_classes"] > 5 else ("top1_error",)
     return {
         "name": name,
-        **{key: summary[key] for key in _OF_THE_RUN},
+        **({} if note is None else {"note": note}),
+        **{key: summary[key] for key in (*_OF_THE_RUN, *_OF_LATER_RUNS) if key in summary},
         # Those that shared a teacher, and the time.
         **({"students": summary["students"]} if "students" in summary else {}),
         "test": {
@@ -147,6 +171,8 @@ def model_card(card: Card, source: str) -> str:
     name, error = card["name"], card["test"][card["file"]["dtype"]]
     data = card["data"].rpartition("/")[2]
     teacher = "none" if card["teacher"] is None else f"`{card['teacher']}`, by attention transfer"
+    if card["recipe"].get("soft_labels"):
+        teacher += " and soft labels"
     recipe = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["recipe"].items())
     versions = ", ".join(f"{key} {value}" for key, value in card["versions"].items())
     hardware = ", ".join(f"{key} {value}" for key, value in card["hardware"].items())
@@ -158,12 +184,13 @@ def model_card(card: Card, source: str) -> str:
         "parameters": f"{card['params']:,}",
         "multiply-accumulates": f"{card['macs'] / 1e6:,.1f} M",
         f"top-1 error, {card['test']['images']:,} test images": f"{error['top1_error']:.2f} %",
-        "top-5 error": f"{error['top5_error']:.2f} %",
+        **({"top-5 error": f"{error['top5_error']:.2f} %"} if "top5_error" in error else {}),
         "teacher": teacher,
         "recipe": f"{recipe}, seed {card['seed']}",
         "trained on": f"{data}, {hours}, {hardware}, {versions}",
         "weights": f"{card['file']['dtype']}, {card['file']['bytes']:,} bytes, SHA-256 `{card['file']['sha256']}`",
     }
+    note = f"{card['note']}\n\n" if "note" in card else ""
     architecture = name.partition(".")[0]
     registered = "" if architecture in GENOMES else f'blockswap_models.register("{architecture}")\n'
     table = "\n".join(f"| {title} | {value} |" for title, value in rows.items())
@@ -177,7 +204,7 @@ datasets: [{data}]
 
 # {name}
 
-A residual network whose blocks were replaced by cheaper ones as
+{note}A residual network whose blocks were replaced by cheaper ones as
 [BlockSwap](https://openreview.net/forum?id=SklkDkSFPB) does, made with `blockswap_models`.
 
 ```python

@@ -75,12 +75,11 @@ def _full(layout: Layout, cfg: dict[str, Any]) -> dict[str, Any]:
     for key in ("mean", "std"):
         if len(cfg.get(key, usual[key])) != channels:
             raise ValueError(f"images of {channels} channels have as many numbers in {key}, not {quote(cfg[key])}")
-    reduction = 2 ** (len(layout.depths) - 1) * (1 if layout.preact else 4)
     return {
         **{key: usual[key] for key in ("mean", "std", "crop_pct", "interpolation")},
         **{key: COMMON[key] for key in ("first_conv", "classifier")},
         "input_size": layout.input_size,
         "num_classes": layout.num_classes,
-        "pool_size": (-(-height // reduction), -(-width // reduction)),
+        "pool_size": layout.pool_size(height, width),
         **cfg,
     }

@@ -22,6 +22,7 @@ from blockswap_models.training.loaders import GrowingLoader, training_loader
 from blockswap_models.training.loop import make_optimizer
 from blockswap_models.training.recipes import RECIPES, Recipe, learning_rate
 from blockswap_models.training.run_folder import TrainingError
+from blockswap_models.zoo.cards import MissingWeightsError
 
 __all__ = ["folder"]  # A fixture.
 
@@ -184,14 +185,14 @@ def test_folders_have_small_images_too(folder):
 def test_processes_that_train_together_seed_the_order_of_each_size(folder, monkeypatch):
     from torch.utils.data.distributed import DistributedSampler
 
-    from blockswap_models.training.loop import _set_epoch
+    from blockswap_models.training.loop import set_epoch
 
     monkeypatch.setattr("timm.data.loader.torch.utils.data.distributed.DistributedSampler", OneOfTwo)
     model = timm.create_model("blockswap_wrn16_1", num_classes=2)
     recipe = replace(TINY, epochs=2, small_size=16, small_share=0.5)
     loader = training_loader(model, str(folder), None, recipe, world_size=2, workers=0)
     for epoch in (0, 1):
-        _set_epoch(loader, 5, epoch, 0)
+        set_epoch(loader, 5, epoch, 0)
         assert isinstance(loader.sampler, DistributedSampler)
         assert (loader.sampler.seed, loader.sampler.epoch) == (5, epoch)
     assert loader.small.sampler is not loader.whole.sampler
@@ -483,7 +484,7 @@ def test_images_of_another_size(capsys, folder, tmp_path):
         (["--soft-labels", 0.5], "--soft-labels is for learning from a teacher; use --teacher MODEL"),
         (["--init", "teacher"], "there is no teacher to start from; use --teacher MODEL (--init)"),
         (["--init", "none.safetensors"], "no weights 'none.safetensors'; use a file, or 'teacher' (--init)"),
-        (["--pretrained"], "blockswap_wrn16_1 has no pretrained weights; leave out --pretrained, or use --init FILE"),
+        (["--pretrained"], f"{MissingWeightsError('blockswap_wrn16_1')}"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):

@@ -16,7 +16,8 @@ from blockswap_models.cli.main import main
 from blockswap_models.cli.share import training_command
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.searching.space import SearchSpace
-from blockswap_models.zoo.cards import WeightsError, check_weights, read_card, shipped
+from blockswap_models.zoo import blockswap
+from blockswap_models.zoo.cards import WeightsError, check_weights, make_card, model_card, read_card, shipped
 from blockswap_models.zoo.genomes import GENOMES
 
 GENOME = "2xW1/2xB2W1/2xW1"
@@ -48,27 +49,60 @@ def packed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("changes", "command"),
+    ("given", "command"),
     [
+        ("blockswap train wrn16_1 --num-classes 5", "blockswap train wrn16_1 --num-classes 5"),
         (
-            {"compile": "default", "processes": 4},
-            "torchrun --nproc-per-node=4 -m blockswap_models train wrn16_1 --out wrn16_1 --compile",
+            "blockswap train blockswap_wrn16_1 wrn40_1 --resume --lr=0.2",
+            "blockswap train blockswap_wrn16_1 wrn40_1 --lr=0.2",
         ),
-        ({"teacher": "wrn16_2", "teacher_weights": "sha256 0"}, "--teacher wrn16_2 --teacher-checkpoint TEACHER"),
         (
-            {"teacher": "blockswap_wrn16_2.cifar10", "teacher_weights": "sha256 0"},
-            "--teacher blockswap_wrn16_2.cifar10",
+            "torchrun --nproc-per-node=4 -m blockswap_models train wrn16_1 --data-dir=/a/b --out /c/run --data torch/x",
+            "torchrun --nproc-per-node=4 -m blockswap_models train wrn16_1 --data-dir=DATA --out run --data torch/x",
         ),
-        ({"students": ["wrn16_1", "blockswap_wrn40_1"]}, "blockswap train wrn16_1 wrn40_1 --out students"),
-        ({"amp": "bfloat16", "ema": 0.9, "channels_last": True}, "--amp bfloat16 --ema 0.9 --channels-last"),
+        (
+            "blockswap train wrn16_1 --data /a/photos --teacher-checkpoint /b/t.safetensors --init ../w.pth",
+            "blockswap train wrn16_1 --data DATA --teacher-checkpoint t.safetensors --init w.pth",
+        ),
     ],
 )
-def test_the_command_of_a_run(packed, changes, command):
-    summary = json.loads((packed.parent / "run" / "summary.json").read_text()) | changes
-    always = f" --data torch/cifar10 --data-dir DATA|--genome {GENOME} |--epochs 1 --batch-size 8 |--seed 3 ?"
-    found = re.sub(always, "", training_command(summary))
-    plain = "" if command.startswith(("blockswap", "torchrun")) else "blockswap train wrn16_1 --out wrn16_1 "
-    assert found.strip() == plain + command
+def test_the_command_of_a_run_is_the_one_that_was_given(given, command):
+    assert training_command({"command": given.split()}) == command
+
+
+def test_a_run_of_an_older_version_says_no_command(capsys, packed, tmp_path):
+    shutil.copytree(packed.parent / "run", tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    del summary["command"]
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    status, _, err = run(capsys, "pack", tmp_path / "run", "--tag", "x", "--out", tmp_path / "packed")
+    assert status == 2
+    assert "does not say its command; train it with this version" in err
+
+
+def test_five_classes_have_no_top5_error_and_a_note_comes_first(packed):
+    summary = json.loads((packed.parent / "run" / "summary.json").read_text())
+    tested = {"top1_error": 40.0, "top5_error": 0.0}
+    few = make_card("a.b", {**summary, "num_classes": 5}, b"", "float16", tested, "blockswap train a", "Not for ducks.")
+    assert few["test"]["float16"] == {"top1_error": 40.0}
+    text = model_card(few, "local-dir:x")
+    assert "top-5" not in text
+    assert text.partition("# a.b\n\n")[2].startswith("Not for ducks.\n\nA residual network")
+    many = make_card("a.b", summary, b"", "float16", tested, "blockswap train a")
+    assert many["test"]["float16"] == tested
+    assert "note" not in many
+    assert "top-5" in model_card(many, "local-dir:x")
+
+
+def test_the_cfg_of_weights_has_the_size_of_their_images(packed, monkeypatch, tmp_path):
+    card = {**read_card(packed), "name": "blockswap_resnet34_3m.mine", "input_size": [3, 128, 160]}
+    path = tmp_path / "blockswap_resnet34_3m.mine.safetensors"
+    path.with_suffix(".json").write_text(json.dumps(card))
+    path.touch()
+    monkeypatch.setattr(blockswap, "shipped", lambda: {path.stem: path})
+    cfg = blockswap._cfgs()["blockswap_resnet34_3m.mine"]
+    assert (cfg["input_size"], cfg["pool_size"], cfg["file"]) == ((3, 128, 160), (4, 5), str(path))
+    assert blockswap._cfgs()["blockswap_resnet34"]["input_size"] == (3, 224, 224)
 
 
 def test_weights_beyond_the_range_of_half_precision_are_refused(capsys, packed, tmp_path):
@@ -98,10 +132,11 @@ def test_a_card_says_what_was_trained_and_what_is_in_the_file(packed):
         assert card[key] == summary[key]
     assert card["test"]["float32"] == {key: summary[key] for key in ("top1_error", "top5_error")}
     assert (card["test"]["images"], card["file"]["bytes"]) == (24, weights.stat().st_size)
-    assert card["command"] == (
-        f"blockswap train wrn16_1 --data torch/cifar10 --data-dir DATA --out wrn16_1 --genome {GENOME} "
-        "--epochs 1 --batch-size 8 --seed 3"
-    )
+    assert card["command"] == (f"blockswap {TRAIN} --data-dir DATA --out run")
+    assert card["input_size"] == [3, 32, 32]
+    # What a run without a teacher, and by a cosine, has no use for.
+    assert not {"beta", "mode", "temperature", "step_epochs", "warmup", "small_size"} & card["recipe"].keys()
+    assert {"lr", "epochs", "cutout", "schedule"} <= card["recipe"].keys()
     tensors = safetensors.torch.load_file(weights)
     whole = safetensors.torch.load_file(packed.parent / "run" / "model.safetensors")
     halved = {name for name, each in tensors.items() if each.dtype == torch.float16}
