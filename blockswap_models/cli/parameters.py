@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +11,7 @@ import click
 from ..budget import parse_amount, parse_latency
 from ..genome import BlockType, Genome
 from ..layout import Layout
-from ..machine import default_workers
+from ..machine import default_workers, require_writable
 from ..messages import quote
 
 __all__ = [
@@ -90,8 +89,10 @@ class NewFile(click.ParamType):
         folder = path.resolve().parent
         if not folder.is_dir():
             self.fail(f"no folder {quote(str(path.parent))}; use a file in a folder that exists", param, ctx)
-        if not os.access(folder, os.W_OK):
-            self.fail(f"cannot write into {quote(str(path.parent))}; use a file in another folder", param, ctx)
+        try:
+            require_writable(path)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
         return path
 
 

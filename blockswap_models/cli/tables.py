@@ -26,7 +26,7 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[object]], right: 
 
 def print_json(value: Any) -> None:
     """Prints a value as JSON."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json.dumps(value, indent=1))
 
 
 def print_ranking(top: Sequence[Candidate]) -> None:

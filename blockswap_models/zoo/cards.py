@@ -25,6 +25,7 @@ __all__ = [
     "model_card",
     "read_card",
     "shipped",
+    "shipped_folder",
 ]
 
 # The card's name in a folder of one network, as on the Hugging Face Hub.
@@ -70,6 +71,11 @@ def _training_command(entry: str) -> str:
 def file_digest(path: str | Path) -> str:
     """Names a file by its content."""
     return f"sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+
+
+def shipped_folder() -> Path:
+    """The folder of the weights that come with the package."""
+    return _SHIPPED
 
 
 def shipped() -> dict[str, Path]:

@@ -130,4 +130,11 @@ def test_an_encoding_without_a_sign_is_no_error() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp866"}
     )
-    assert done.stdout.splitlines()[-1] == b"3.79 ? 0.01"
+    assert done.stdout.splitlines()[-1] == b"3.79 +- 0.01"
+
+
+def test_profile_finds_out_that_its_file_cannot_be_written_before_it_measures(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("blockswap_models.searching.profile.profile", lambda *_, **__: pytest.fail("it measured"))
+    status, _, err = run("profile", "wrn16_1", "--out", tmp_path / ("x" * 300))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "cannot write" in err
