@@ -82,10 +82,18 @@ class NewFile(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Returns the path; fails for one that cannot be written."""
         path = Path(value)
+        try:
+            self._check(path, str(value), param, ctx)
+        except OSError as error:
+            # Such as a name that is too long to ask whether it is there.
+            self.fail(f"cannot write {quote(str(value))}: {error.strerror}; use another name", param, ctx)
+        return path
+
+    def _check(self, path: Path, value: str, param: click.Parameter | None, ctx: click.Context | None) -> None:
         if not path.name or path.is_dir():
-            self.fail(f"{quote(str(value))} is a folder; use a file in it", param, ctx)
+            self.fail(f"{quote(value)} is a folder; use a file in it", param, ctx)
         if path.exists() and not self._replace:
-            self.fail(f"there is {quote(str(value))} already; use another name, or delete it", param, ctx)
+            self.fail(f"there is {quote(value)} already; use another name, or delete it", param, ctx)
         folder = path.resolve().parent
         if not folder.is_dir():
             self.fail(f"no folder {quote(str(path.parent))}; use a file in a folder that exists", param, ctx)
@@ -93,7 +101,6 @@ class NewFile(click.ParamType):
             require_writable(path)
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        return path
 
 
 def subcommand(name: str, text: str, **attributes: Any) -> Decorator:
