@@ -181,7 +181,7 @@ def _timm_loader(
         raise DataError(
             f"{len(dataset):,} images make no minibatch of {recipe.batch_size:,}{each}; use batch_size={most} or less"
         )
-    return ImageLoader(loader, dataset, told, training=True)
+    return ImageLoader(loader, dataset, workers, told, training=True)
 
 
 def _check_stream(dataset: Any, data: str, world_size: int, workers: int) -> None:
