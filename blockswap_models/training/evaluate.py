@@ -239,13 +239,13 @@ def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Reads the tensors of a checkpoint by name, as `load_weights` does; raises ValueError."""
     if not Path(path).is_file():
-        raise ValueError(f"no checkpoint {quote(str(path))}; write a .safetensors file, or a checkpoint of torch")
+        raise ValueError(f"no checkpoint {quote(str(path))}; use a .safetensors file, or a checkpoint of torch")
     try:
         return load_state_dict(str(path), weights_only=True)
     except (AttributeError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError):
         raise ValueError(
             f"cannot read the checkpoint {quote(str(path))}: it is damaged, or holds more than tensors, which could "
-            "run code; write a .safetensors file"
+            "run code; use a .safetensors file"
         ) from None
 
 
