@@ -120,7 +120,10 @@ def test_no_module_imports_private_names_of_another(path: Path) -> None:
 
 
 def options_named(source: str) -> list[str]:
-    """The texts of a module, but for its docstrings, that name an option of the command line."""
+    """The texts of a module, but for its docstrings, that name an option of the command line.
+
+    A quoted command of another program, such as 'docker run --rm', has options of its own.
+    """
     tree = ast.parse(source)
     docstrings = {
         id(node.body[0].value)
@@ -128,11 +131,18 @@ def options_named(source: str) -> list[str]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr)
     }
     texts = [each for each in ast.walk(tree) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
-    return [each.value for each in texts if id(each) not in docstrings and re.search(r"(?<![\w-])--[a-z]", each.value)]
+    ours = re.compile(r"(?<![\w-])--[a-z]")
+    return [
+        each.value
+        for each in texts
+        if id(each) not in docstrings and ours.search(re.sub(r"'(?!blockswap )[a-z]+ [^']*'", "", each.value))
+    ]
 
 
 def test_options_are_seen() -> None:
     assert options_named('"""--doc"""\nf"{a}; use --resume {b}"\n"a -- b"\n"use resume=True"') == ["; use --resume "]
+    source = """f"as 'docker run --rm' does"; "'blockswap train --out'"; "use --rm"; "'use', '--rm' or" """
+    assert options_named(source) == ["'blockswap train --out'", "use --rm", "'use', '--rm' or"]
 
 
 # What is missing from the zoo is trained by a command, which its message quotes.

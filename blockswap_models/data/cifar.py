@@ -26,14 +26,14 @@ _MEAN, _STD = (data_config(Layout.named("wrn40_2"))[key] for key in ("mean", "st
 def read_cifar(root: str | Path, name: str = "cifar10", train: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Reads the images, uint8 (N, 3, 32, 32), and labels (N,) of `cifar10` or `cifar100`; raises DataError."""
     if name not in _DATASETS:
-        raise DataError(f"no CIFAR data set {quote(name)}; write {' or '.join(_DATASETS)}")
+        raise DataError(f"no CIFAR data set {quote(name)}; use {' or '.join(_DATASETS)}")
     dataset_class = _DATASETS[name]
     try:
         dataset = dataset_class(str(root), train=train, download=False)
     except (RuntimeError, OSError):
         raise DataError(
             f"no whole {dataset_class.__name__} in {quote(str(root))}; "
-            f"write the folder that holds {dataset_class.base_folder}, as torchvision unpacks it"
+            f"use the folder that holds {dataset_class.base_folder}, as torchvision unpacks it"
         ) from None
     return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
 
@@ -162,7 +162,7 @@ class CifarLoader:
         if not len(self):
             raise DataError(
                 f"{len(images)} images make no minibatch of {batch_size} for {world_size} processes; "
-                "write a smaller batch_size, or drop_last=False"
+                "use a smaller batch_size, or drop_last=False"
             )
 
     def set_epoch(self, epoch: int) -> None:

@@ -40,12 +40,12 @@ def open_coco(root: str | Path, split: str) -> CocoDetection:
     _require_pycocotools()
     known = known_split(split)
     if known not in ("train", "val"):
-        raise ValueError(f"COCO has no split '{split}'; write train or val (split=)")
+        raise ValueError(f"COCO has no split '{split}'; use train or val (split=)")
     year = f"{known}2017"
     images, annotations = Path(root) / year, Path(root) / "annotations" / f"instances_{year}.json"
     for path in (annotations, images):
         if not path.exists():
-            raise ValueError(f"no {path.relative_to(root)} there; fetch it, or write the split that is (split=)")
+            raise ValueError(f"no {path.relative_to(root)} there; fetch it, or use the split that is (split=)")
     with redirect_stdout(io.StringIO()):
         return _CocoImages(str(images), str(annotations))
 
@@ -141,7 +141,7 @@ class CocoObjects(Dataset):
         """Keeps so many images, evenly spaced."""
         there = len(self.ids)
         if not 1 <= number <= there:
-            raise ValueError(f"there are {there:,} images, not {number:,}; write 1 to {there} (images=)")
+            raise ValueError(f"there are {there:,} images, not {number:,}; use 1 to {there} (images=)")
         self.whole.ids = [self.ids[place * there // number] for place in range(number)]
 
     def aspect_ratios(self) -> list[float]:

@@ -41,9 +41,9 @@ def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
         # One folder a class is not how COCO lies.
         name, root = "coco" if any(Path(name).glob("annotations/instances_*2017.json")) else "folder", name
     if root is None:
-        raise DataError(f"no folder {quote(name)}; write a folder of images, or torch/cifar10 and its folder (root=)")
+        raise DataError(f"no folder {quote(name)}; use a folder of images, or torch/cifar10 and its folder (root=)")
     if not Path(root).is_dir():
-        raise DataError(f"no data folder {quote(str(root))}; write the folder that holds {name} (root=)")
+        raise DataError(f"no data folder {quote(str(root))}; use the folder that holds {name} (root=)")
     # torchvision's reader of folders has other rules than this one.
     return "folder" if name.lower() in ("folder", "torch/folder", "torch/image_folder") else name, str(root)
 

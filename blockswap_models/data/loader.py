@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Sampler
 
 from .errors import DataError
 from .images import ImageFiles
+from .shared_memory import full_memory_told, memory_told
 
 __all__ = ["ImageLoader", "collate_good", "plain_errors"]
 
@@ -67,15 +68,19 @@ def plain_errors(loader: Iterable[Any]) -> Iterator[Any]:
 class ImageLoader:
     """A loader of timm's that says which images were damaged, and why its processes failed.
 
-    After each pass a warning names the damaged images. Loaders with one set `told` in common warn once in all where
-    they are for training; else each warns of images that it did not name before.
+    Its processes mark the damaged images in memory that they share, and after each pass a warning names them. Loaders
+    with one set `told` in common warn once in all where they are for training; else each warns of images that it did
+    not name before.
     """
 
-    def __init__(self, loader: Any, images: Dataset, told: set[str] | None = None, training: bool = False) -> None:
+    def __init__(
+        self, loader: Any, images: Dataset, workers: int, told: set[str] | None = None, training: bool = False
+    ) -> None:
         self.loader, self.images = loader, images
         self.told, self.training = set() if told is None else told, training
-        if isinstance(images, ImageFiles):
-            images.damaged.share_memory_()
+        if workers and isinstance(images, ImageFiles):
+            with full_memory_told():
+                images.damaged.share_memory_()
 
     @property
     def dataset(self) -> Dataset:
@@ -96,7 +101,7 @@ class ImageLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for images, labels in plain_errors(self.loader):
+        for images, labels in plain_errors(memory_told(self.loader)):
             if len(labels):
                 yield images, labels
         new = set(self.damaged) - self.told

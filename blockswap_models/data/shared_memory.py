@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from timm.data.loader import fast_collate
@@ -11,7 +12,7 @@ from torch.utils.data import get_worker_info
 
 from .errors import DataError
 
-__all__ = ["collate_shared", "memory_told"]
+__all__ = ["collate_shared", "full_memory_told", "memory_told"]
 
 Minibatch = TypeVar("Minibatch")
 
@@ -38,14 +39,25 @@ def memory_told(loader: Iterable[Minibatch]) -> Iterator[Minibatch]:
     Raises:
         DataError: The processes that read images ran out of shared memory.
     """
-    try:
+    with full_memory_told():
         yield from loader
+
+
+@contextmanager
+def full_memory_told() -> Iterator[None]:
+    """Says what to do where shared memory is too small for what is put into it.
+
+    Raises:
+        DataError: It is too small.
+    """
+    try:
+        yield
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _SIGNS):
             raise
         raise DataError(
             f"the processes that read images ran out of shared memory{_size()}; use fewer (workers=), or 0 for none, "
-            "or give the container more (shm_size=2g of Docker)"
+            "or give the container more, as 'docker run --shm-size 2g' does"
         ) from None
 
 

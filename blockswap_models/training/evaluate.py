@@ -22,7 +22,7 @@ from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import DataError, find_dataset, open_dataset
 from ..data.images import ImageFiles, image_mode
 from ..data.loader import ImageLoader, collate_good
-from ..data.shared_memory import collate_shared, memory_told
+from ..data.shared_memory import collate_shared
 from ..data.splits import known_split
 from ..data.statistics import model_data_config
 from ..messages import quote
@@ -83,7 +83,7 @@ def evaluate(
     start = time.perf_counter()
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            for inputs, labels in memory_told(loader if progress is None else progress(loader)):
+            for inputs, labels in loader if progress is None else progress(loader):
                 begin_step()
                 labels = labels.to(device, non_blocking=True)
                 logits = model(inputs.to(device, non_blocking=True))
@@ -170,7 +170,7 @@ def evaluation_loader(
         check_classes(model, data, CIFAR_CLASSES[cifar])
         known = known_split(split or "test")
         if known is None:
-            raise DataError(f"{data} has no split {quote(split)}; write train or test (split=)")
+            raise DataError(f"{data} has no split {quote(split)}; use train or test (split=)")
         pictures, labels = read_cifar(root, cifar, known == "train")
         chosen = _spaced(len(labels), images)
         return CifarLoader(
@@ -219,7 +219,7 @@ def evaluation_loader(
     )
     # timm hands the transform to the subset, which has no use for it.
     dataset.transform = chosen.transform
-    return ImageLoader(loader, dataset)
+    return ImageLoader(loader, dataset, workers)
 
 
 def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) -> None:
@@ -239,13 +239,13 @@ def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Reads the tensors of a checkpoint by name, as `load_weights` does; raises ValueError."""
     if not Path(path).is_file():
-        raise ValueError(f"no checkpoint {quote(str(path))}; write a .safetensors file, or a checkpoint of torch")
+        raise ValueError(f"no checkpoint {quote(str(path))}; use a .safetensors file, or a checkpoint of torch")
     try:
         return load_state_dict(str(path), weights_only=True)
     except (AttributeError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError):
         raise ValueError(
             f"cannot read the checkpoint {quote(str(path))}: it is damaged, or holds more than tensors, which could "
-            "run code; write a .safetensors file"
+            "run code; use a .safetensors file"
         ) from None
 
 

@@ -181,14 +181,14 @@ def _timm_loader(
         raise DataError(
             f"{len(dataset):,} images make no minibatch of {recipe.batch_size:,}{each}; use batch_size={most} or less"
         )
-    return ImageLoader(loader, dataset, told, training=True)
+    return ImageLoader(loader, dataset, workers, told, training=True)
 
 
 def _check_stream(dataset: Any, data: str, world_size: int, workers: int) -> None:
     """Sees that a stream has an order of its own for each epoch, and a shard for each process that reads it."""
     reader = dataset.reader
     if not hasattr(reader, "set_epoch"):
-        raise DataError(f"{data} is a stream, whose images have no order to resume; write a dataset that is not")
+        raise DataError(f"{data} is a stream, whose images have no order to resume; use a dataset that is not")
     shards = len(getattr(getattr(reader, "split_info", None), "filenames", ()))
     readers = max(1, workers) * world_size
     if 0 < shards < readers:

@@ -28,7 +28,6 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
-from ..data.shared_memory import memory_told
 from .distributed import barrier, rank_and_size
 from .evaluate import Minibatches, evaluate, step_marker
 from .recipes import Recipe, learning_rate
@@ -196,7 +195,7 @@ def train(
             model = averages[name].module
             set_epoch(loader, seed, recipe.epochs - 1, rank)
             # What a network of averaged weights computes has statistics of its own.
-            update_bn(((images, None) for images, _ in islice(memory_told(loader), BN_MINIBATCHES)), model, task.device)
+            update_bn(((images, None) for images, _ in islice(loader, BN_MINIBATCHES)), model, task.device)
         summaries[name] = _finish(model, test_loader, run.path / name, own)
     barrier()
     return summaries if together else summaries.get("", {})
@@ -252,7 +251,7 @@ def train_epoch(
     names, counted = list(progressed.names), progressed.step if progressed.sums is not None else 0
     begin_step = step_marker(task)
     set_epoch(loader, seed, epoch, rank)
-    minibatches, steps = memory_told(loader), len(loader)
+    minibatches, steps = iter(loader), len(loader)
     for step in count(1):
         # Each step for itself, so that a run can go on at any of them.
         _seed(seed, epoch, rank, step)

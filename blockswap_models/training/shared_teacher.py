@@ -29,7 +29,7 @@ class SharedTeacherTask(TrainingTask):
 
     def __init__(self, students: Mapping[str, AttentionTransferTask]) -> None:
         if not students:
-            raise ValueError("there are no students; write tasks by name, such as {'small': AttentionTransferTask(…)}")
+            raise ValueError("there are no students; use tasks by name, such as {'small': AttentionTransferTask(…)}")
         _check_alike(students)
         first = next(iter(students.values()))
         super().__init__(device=first.device, dtype=first.dtype, verbose=False)
@@ -73,7 +73,7 @@ class SharedTeacherTask(TrainingTask):
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """Refuses: there is one network a student."""
-        raise TypeError("several students are several networks; write task.students[name].get_eval_model()")
+        raise TypeError("several students are several networks; use task.students[name].get_eval_model()")
 
     def get_checkpoint_state(
         self, ema: bool = False, unwrap_fn: Callable[[nn.Module], nn.Module] = unwrap_model
@@ -123,7 +123,7 @@ def _check_alike(students: Mapping[str, AttentionTransferTask]) -> None:
         if other.teacher_stages != task.teacher_stages:
             raise ValueError(
                 f"{first} learns from stages {task.teacher_stages} of the teacher and {name} from "
-                f"{other.teacher_stages}; write the same teacher_stages=(…) for both"
+                f"{other.teacher_stages}; use the same teacher_stages=(…) for both"
             )
         if bool(other.soft_labels) != bool(task.soft_labels):
             raise ValueError(f"only one of {first} and {name} learns from soft labels; train each alone")

@@ -220,7 +220,7 @@ def test_without_training_images_are_in_order_and_whole():
         ({"labels": torch.arange(7)}, r"not torch.uint8 \(8, 3, 32, 32\) and \(7,\)"),
         ({"batch_size": 0}, "a minibatch has at least 1 image, not 0"),
         ({"rank": 2, "world_size": 2}, "the rank of one of 2 processes is 0 to 1, not 2"),
-        ({"batch_size": 9, "training": True}, "8 images make no minibatch of 9 for 1 processes; write a smaller"),
+        ({"batch_size": 9, "training": True}, "8 images make no minibatch of 9 for 1 processes; use a smaller"),
         ({"batch_size": 4, "world_size": 3, "drop_last": True}, "8 images make no minibatch of 4 for 3 processes"),
     ],
 )
@@ -284,13 +284,11 @@ def test_torchvisions_images_have_the_networks_channels(tmp_path, monkeypatch, c
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(DataError, match=r"no whole CIFAR10 in '.*'; write the folder that holds cifar-10-batches-py"):
+    with pytest.raises(DataError, match=r"no whole CIFAR10 in '.*'; use the folder that holds cifar-10-batches-py"):
         read_cifar(tmp_path)
-    with pytest.raises(
-        DataError, match=r"no whole CIFAR100 in 'nowhere'; write the folder that holds cifar-100-python"
-    ):
+    with pytest.raises(DataError, match=r"no whole CIFAR100 in 'nowhere'; use the folder that holds cifar-100-python"):
         read_cifar("nowhere", "cifar100", train=False)
-    with pytest.raises(DataError, match="no CIFAR data set 'cifar'; write cifar10 or cifar100"):
+    with pytest.raises(DataError, match="no CIFAR data set 'cifar'; use cifar10 or cifar100"):
         read_cifar(tmp_path, "cifar")
 
 

@@ -85,7 +85,7 @@ def test_training_leaves_out_crowds_and_empty_boxes_and_images(folder):
     assert [len(objects["labels"]) for _, objects in dataset] == [3, 2, 2]
     dataset.keep(2)
     assert dataset.ids == [1, 2]
-    with pytest.raises(ValueError, match=r"there are 2 images, not 3; write 1 to 2 \(--images\)"):
+    with pytest.raises(ValueError, match=r"there are 2 images, not 3; use 1 to 2 \(images=\)"):
         dataset.keep(3)
 
 
@@ -117,8 +117,8 @@ def test_average_precision_of_the_truth_is_100(folder):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("train", r"no annotations/instances_train2017.json there; fetch it, or write the split that is \(--split\)"),
-        ("test", r"COCO has no split 'test'; write train or val \(--split\)"),
+        ("train", r"no annotations/instances_train2017.json there; fetch it, or use the split that is \(split=\)"),
+        ("test", r"COCO has no split 'test'; use train or val \(split=\)"),
     ],
 )
 def test_errors_say_what_to_write(folder, split, message):
@@ -128,7 +128,7 @@ def test_errors_say_what_to_write(folder, split, message):
 
 
 def test_labels_must_fit_the_network(folder):
-    with pytest.raises(DataError, match="but the network has 1 classes; write --num-classes"):
+    with pytest.raises(DataError, match="but the network has 1 classes; use num_classes=2 or more"):
         dataset_minibatch(SearchSpace("resnet18", ["S"], num_classes=1, image_size=32), "coco", folder, 3, split="val")
 
 

@@ -111,8 +111,8 @@ def test_the_folder_of_a_split(tmp_path, folders, split, found):
 @pytest.mark.parametrize(
     ("files", "split", "message"),
     [
-        ("train/a/0.png test/a/0.png", "validation", r"no split 'validation' in '.*'; use test or train \(--split\)$"),
-        ("train/a/0.png val/a/0.png", "tset", r"no split 'tset' in '.*'; use train or val \(--split\)$"),
+        ("train/a/0.png test/a/0.png", "validation", r"no split 'validation' in '.*'; use test or train \(split=\)$"),
+        ("train/a/0.png val/a/0.png", "tset", r"no split 'tset' in '.*'; use train or val \(split=\)$"),
         (
             "a/0.png b/0.png",
             "tset",
@@ -150,7 +150,7 @@ def test_training_wants_both_splits(tmp_path):
 
 
 def test_a_mistyped_split_of_torchvision_is_not_its_test_images(tmp_path):
-    with pytest.raises(DataError, match=r"torch/mnist has no split 'tset'; use train or test \(--split\)"):
+    with pytest.raises(DataError, match=r"torch/mnist has no split 'tset'; use train or test \(split=\)"):
         open_dataset("torch/mnist", str(tmp_path), "tset")
 
 
@@ -375,7 +375,7 @@ def test_the_search_draws_others_for_damaged_images(tmp_path, caplog):
     # Of fewer good images there are fewer minibatches.
     damage(tmp_path / "b" / "2.png", "bomb")
     assert dataset_minibatch(space, str(tmp_path), batch_size=3, parts=2).parts == 1
-    with pytest.raises(DataError, match=r"folder has 5 images; write a batch size of at most 5 \(--batch-size\)"):
+    with pytest.raises(DataError, match=r"folder has 5 images; use a batch_size= of at most 5"):
         dataset_minibatch(space, str(tmp_path), batch_size=6)
 
 

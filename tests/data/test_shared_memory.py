@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from blockswap_models.data.folders import DataError
 from blockswap_models.data.shared_memory import collate_shared, memory_told
@@ -12,7 +13,7 @@ from blockswap_models.training.evaluate import evaluate, evaluation_loader
 from blockswap_models.training.loaders import training_loader
 from blockswap_models.training.recipes import RECIPES
 
-ADVICE = r"ran out of shared memory.*; use fewer \(--workers\), or 0 for none, or give the container more \(docker run "
+ADVICE = r"ran out of shared memory.*; use fewer \(workers=\), or 0 for none, or give .* more, as 'docker run --shm"
 
 
 @pytest.fixture
@@ -26,8 +27,10 @@ def folder(tmp_path):
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="readers must be forks of this")
 def test_full_shared_memory_is_an_error_at_once(folder, monkeypatch):
-    def full(_):
-        raise RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)")
+    def full(tensor):
+        if get_worker_info() is not None:
+            raise RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)")
+        return tensor
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     model = timm.create_model("blockswap_wrn16_1", num_classes=2)
@@ -35,11 +38,21 @@ def test_full_shared_memory_is_an_error_at_once(folder, monkeypatch):
     testing = evaluation_loader(model, str(folder), batch_size=2, workers=1)
     training = training_loader(model, str(folder), None, recipe, workers=1)
     for loader in (testing, training):
-        loader.loader.multiprocessing_context = "fork"
+        loader.loader.loader.multiprocessing_context = "fork"
     with pytest.raises(DataError, match=ADVICE):
         evaluate(model, testing)
     with pytest.raises(DataError, match=ADVICE):
-        next(memory_told(training))
+        next(iter(training))
+
+
+def test_full_shared_memory_is_an_error_before_there_are_processes(folder, monkeypatch):
+    def full(_):
+        raise RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    model = timm.create_model("blockswap_wrn16_1", num_classes=2)
+    with pytest.raises(DataError, match=ADVICE):
+        evaluation_loader(model, str(folder), batch_size=2, workers=1)
     # The process that does all by itself shares nothing.
     assert evaluate(model, evaluation_loader(model, str(folder), batch_size=2, workers=0)).images == 2
 

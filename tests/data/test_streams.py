@@ -79,9 +79,9 @@ def test_a_search_takes_its_minibatch_from_a_stream(shards):
 
 
 def test_each_process_reads_a_shard(model, shards):
-    with pytest.raises(DataError, match=r"2 shards for 3 processes that read them; write --workers 2$"):
+    with pytest.raises(DataError, match=r"2 shards for 3 processes that read them; use workers=2$"):
         training_loader(model, "wds/tiny", shards, RECIPE, workers=3)
-    with pytest.raises(DataError, match="2 shards for 4 processes that read them; write --workers 1 and 2 processes"):
+    with pytest.raises(DataError, match="2 shards for 4 processes that read them; use workers=1 and 2 processes"):
         training_loader(model, "wds/tiny", shards, RECIPE, world_size=4, workers=1)
 
 
@@ -89,4 +89,4 @@ def test_labels_beyond_the_classes_are_told(capsys, shards, tmp_path):
     arguments = f"train wrn16_1 --data wds/tiny --data-dir {shards} --epochs 1 --batch-size 4 --workers 1 --device cpu"
     assert main([*arguments.split(), "--out", str(tmp_path / "run")]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("blockswap train: a label is none of the network's classes; write more (--num-classes)")
+    assert told.startswith("blockswap train: a label is none of the network's classes; use more (--num-classes)")

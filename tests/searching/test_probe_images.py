@@ -63,7 +63,7 @@ def test_a_folder_of_images(folder, name):
             8,
             r"no data folder 'nowhere'; use the folder that holds torch/cifar10 \(root=\)",
         ),
-        ("nowhere", None, 8, r"no folder 'nowhere'; write a folder of images, or torch/cifar10 and its folder"),
+        ("nowhere", None, 8, r"no folder 'nowhere'; use a folder of images, or torch/cifar10 and its folder"),
         ("torch/cifar10", "", 8, r"no dataset torch/cifar10 in '.*': Dataset not found"),
         ("torch/no_such", "", 8, r"no dataset torch/no_such in '.*': .+"),
         ("folder", "", 13, r"folder has 12 images; use a batch_size= of at most 12"),

@@ -123,7 +123,9 @@ def test_a_worker_that_dies_loses_no_score(tmp_path):
     (tmp_path / "died").touch()
     search(SPACE, BUDGET, score=score, record=record, **{**SMALL, "samples": 2})
     (tmp_path / "died").unlink()
-    with pytest.raises(WorkerError, match=r"a worker died, perhaps for want of memory; go on \(--resume\) with fewer"):
+    with pytest.raises(
+        WorkerError, match=r"a worker died, perhaps for want of memory; go on with resume=True and fewer"
+    ):
         search(SPACE, BUDGET, score=score, workers=2, record=record, resume=True, **SMALL)
     result = search(SPACE, BUDGET, score=score, workers=2, record=record, resume=True, **SMALL)
     assert [each.score for each in result.candidates] == [

@@ -141,7 +141,7 @@ class Harm:
 
 def test_checkpoints_that_do_not_fit(tmp_path, capsys):
     model = timm.create_model("blockswap_wrn16_1", num_classes=3)
-    with pytest.raises(ValueError, match=r"no checkpoint 'nowhere'; write a \.safetensors file"):
+    with pytest.raises(ValueError, match=r"no checkpoint 'nowhere'; use a \.safetensors file"):
         load_weights(model, "nowhere")
     for name, content in {
         "a.safetensors": b"no tensors",
@@ -282,7 +282,7 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
         ("wrn40_2_404 --data .", "unknown model 'wrn40_2_404'; did you mean 'wrn40_2_404k'?"),
         ("resnet181 --data .", "unknown model 'resnet181'; did you mean 'resnet18"),
         ("?? --data .", "unknown model '??'; see 'blockswap list' and timm.list_models()"),
-        ("resnet18.mine --data .", "resnet18.mine has no pretrained weights; use resnet18."),
+        ("resnet18.mine --data .", "no pretrained weights for resnet18.mine; use resnet18."),
         (
             "resnet50 --no-pretrained --genome S --data .",
             "resnet50 has no genome; leave out --genome",
@@ -293,7 +293,7 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
         ("wrn16_1 --no-pretrained --data torch/cifar10 --data-dir nowhere", "no data folder 'nowhere'"),
         (
             "wrn16_1 --no-pretrained --data torch/cifar10 --data-dir .",
-            "no whole CIFAR10 in '.'; write the folder that holds cifar-10-batches-py",
+            "no whole CIFAR10 in '.'; use the folder that holds cifar-10-batches-py",
         ),
         (
             "wrn16_1 --no-pretrained --data torch/cifar100 --data-dir .",
@@ -315,7 +315,7 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
         ),
         ("wrn16_1 --no-pretrained --data images --images 0", "an error is measured on at least 1 image, not 0"),
         ("wrn16_1 --no-pretrained --data images --batch-size 0", "a minibatch has at least 1 image, not 0"),
-        ("wrn16_1 --checkpoint nowhere --data images", "no checkpoint 'nowhere'; write a .safetensors file"),
+        ("wrn16_1 --checkpoint nowhere --data images", "no checkpoint 'nowhere'; use a .safetensors file"),
         ("wrn16_1 --checkpoint images --data images", "the checkpoint 'images' is a folder; use a file in it, or"),
         (
             "wrn16_1 --checkpoint a --pretrained --data images",
@@ -337,7 +337,8 @@ def test_mistakes_are_one_line(capsys, folder, monkeypatch, arguments, message):
 def test_a_network_without_weights(capsys, monkeypatch):
     monkeypatch.setattr(timm, "is_model_pretrained", lambda _: False)
     _, _, err = run(capsys, "evaluate", "wrn16_1", "--data", ".")
-    assert "blockswap_wrn16_1 has no pretrained weights; write --checkpoint FILE, or --no-pretrained for random" in err
+    assert err.startswith("blockswap evaluate: no pretrained weights for blockswap_wrn16_1; there are some for ")
+    assert err.endswith("; use --checkpoint FILE, or --no-pretrained for random weights\n")
 
 
 @pytest.mark.data

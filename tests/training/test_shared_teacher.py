@@ -171,16 +171,16 @@ def test_a_checkpoint_has_the_state_of_each():
 def test_what_several_students_cannot_do_is_refused():
     network = teacher()
     task = together()
-    with pytest.raises(TypeError, match=r"^several students are several networks; write task.students\[name\]\.get_ev"):
+    with pytest.raises(TypeError, match=r"^several students are several networks; use task.students\[name\]\.get_ev"):
         task.get_eval_model()
     with pytest.raises(TypeError, match=r"^students who share a teacher cannot have their gradients clipped together"):
         task.get_clip_parameters()
-    with pytest.raises(ValueError, match=r"^there are no students; write tasks by name"):
+    with pytest.raises(ValueError, match=r"^there are no students; use tasks by name"):
         SharedTeacherTask({})
     with pytest.raises(ValueError, match=r"^w and v have different teachers; give both tasks the same network$"):
         SharedTeacherTask({"w": alone("w"), "v": alone("w")})
     deep = AttentionTransferTask(alone("w").get_eval_model(), network, stages=[3])
-    with pytest.raises(ValueError, match=r"^w learns from stages \[1, 2, 3\] of the teacher and v from \[3\]; write"):
+    with pytest.raises(ValueError, match=r"^w learns from stages \[1, 2, 3\] of the teacher and v from \[3\]; use"):
         SharedTeacherTask({"w": alone("w", network), "v": deep})
     student = alone("w").get_eval_model()
     student.pretrained_cfg = {**student.pretrained_cfg, "mean": (0.1, 0.2, 0.3)}
@@ -310,7 +310,7 @@ def test_the_command_trains_several_as_it_trains_one(capsys, tmp_path, monkeypat
     assert (header["model"], header["params"]) == (names, [175_066, 162_202])
     status, _, err = run(capsys, "train", *reversed(names), *common, "--out", tmp_path / "both", "--resume")
     assert status == 2
-    assert "has students wrn16_1 blockswap_wrn40_2_162k, not blockswap_wrn40_2_162k wrn16_1; write what" in err
+    assert "has students wrn16_1 blockswap_wrn40_2_162k, not blockswap_wrn40_2_162k wrn16_1; use what" in err
     status, out, err = run(capsys, "train", *names, *common, "--out", tmp_path / "both", "--resume", "--json")
     assert status == 0, err
     assert json.loads(out)["wrn16_1"]["model"] == "wrn16_1"

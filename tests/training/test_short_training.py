@@ -493,3 +493,12 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message
     status, out, err = run(capsys, *command, "--device", "cpu", "--batch-size", 16, *arguments)
     assert (status, out) == (2, "")
     assert err == f"blockswap train: {message}\n"
+
+
+def test_a_start_from_pretrained_weights_that_are_not_there(capsys, tmp_path, monkeypatch):
+    few_images(monkeypatch)
+    command = ["train", "wrn16_1", "--data", "torch/cifar10", "--data-dir", tmp_path, "--out", tmp_path / "run"]
+    status, out, err = run(capsys, *command, "--device", "cpu", "--pretrained")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("blockswap train: no pretrained weights for blockswap_wrn16_1; there are some for ")
+    assert not (tmp_path / "run").exists()

@@ -256,7 +256,7 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path):
     with pytest.raises(TrainingError, match=r"^there is a run in '.*/run'; use resume=True, or another folder=$"):
         run_tiny(tmp_path / "run", recipe=one)
     for other, message in [
-        ({"recipe": replace(one, weight_decay=0.1)}, "has weight-decay 0.0005, not 0.1; write what it has, or"),
+        ({"recipe": replace(one, weight_decay=0.1)}, "has weight-decay 0.0005, not 0.1; use what it has, or"),
         ({"recipe": replace(one, epochs=2)}, "has epochs 1, not 2;"),
         ({"seed": 3}, "has seed 0, not 3;"),
         ({"arguments": {"teacher": "wrn40_2"}}, "has teacher none, not wrn40_2;"),
@@ -287,7 +287,7 @@ class Poisoned(ClassificationTask):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, value, log_every):
     # Four steps an epoch: the sixth is in the second.
     task = Poisoned(make_task().trainable_module, 6, value)
-    with pytest.raises(TrainingError, match=r"^the loss is no longer finite; the last checkpoint is kept, .*--lr\)$"):
+    with pytest.raises(TrainingError, match=r"^the loss is no longer finite; the last checkpoint is kept, .*lr=\)$"):
         train(task, *loaders(), TINY, tmp_path, progress=False, log_every=log_every)
     assert task.left == (0 if log_every == 1 else -2)
     state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
@@ -530,7 +530,7 @@ def test_tensorboard_where_it_is_there(capsys, tmp_path, monkeypatch):
         (["--beta", 3], "--beta is for learning from a teacher; use --teacher MODEL"),
         (["--lr", 0], "--lr is above 0, not 0.0"),
         (["--ema", 1], "the decay of an average is between 0 and 1, not 1.0 (--ema)"),
-        (["--teacher", "wrn40_1"], "the teacher blockswap_wrn40_1 has no pretrained weights; use --teacher-check"),
+        (["--teacher", "wrn40_1"], "no pretrained weights for blockswap_wrn40_1; there are some for "),
         (["--teacher", "wrn16_1", "--teacher-checkpoint", "none.safetensors"], "no checkpoint 'none.safetensors'"),
         (["--genome", "S/S/S"], "blockswap_wrn16_1 has stages of"),
         (["--log-every", 0], "the loss is looked at every step or less often, not every 0"),
