@@ -1,20 +1,19 @@
-"""The networks that benchmarks/table2.py and table6.py compare, and how these train them."""
+"""The networks that benchmarks/paper/table2.py and table6.py compare, and how these train them."""
 
 import json
 
 import pytest
-import table2
-import table6
 import timm
 import torch
 import torch.nn.functional as F
-from comparison import main
-from condensenet import CondenseNet, CondensingTask, LearnedGroupConv, condensenet_86
-from images import cifar_images, noise_images
-from pruning import l1_prune, nonzero_parameters, snip
 from torch import nn
-from trained import Trainer, facts_of, records
 
+from benchmarks.lib.comparison import main
+from benchmarks.lib.images import cifar_images, noise_images
+from benchmarks.lib.pruning import l1_prune, nonzero_parameters, snip
+from benchmarks.lib.trained import Trainer, facts_of, records
+from benchmarks.paper import table2, table6
+from benchmarks.paper.condensenet import CondenseNet, CondensingTask, LearnedGroupConv, condensenet_86
 from blockswap_models import Budget, SearchSpace, count
 from blockswap_models.data.folders import DataError
 from blockswap_models.training.evaluate import load_weights

@@ -1,6 +1,6 @@
 """How fast a candidate is scored: as the paper describes it, and as this package does, on the same genomes and weights.
 
-    python benchmarks/search_speed.py --data torch/cifar10 --data-dir path/to/cifar10
+    python -m benchmarks.speed.search_speed --data torch/cifar10 --data-dir path/to/cifar10
 
 The paper's way: minibatch of 128, float32, plain memory layout, hooks, and a full backward pass with weight gradients.
 Ours: the default (32 images, and bfloat16 where the CPU computes in it), the same in float32, and exact (the same 128
@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-import platform
 import resource
 import time
 
-import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.lib.correlation import spearman
+from benchmarks.lib.report import processor, versions
 from blockswap_models import Budget, Genome, SearchSpace
 from blockswap_models.nets.networks import residual_blocks
 from blockswap_models.searching.probe_images import Minibatch, dataset_minibatch, noise_minibatch
@@ -56,11 +55,6 @@ def as_the_paper(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -
 def peak() -> float:
     """The largest memory that this process has held, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-def agreement(one: list[float], other: list[float]) -> float:
-    """Spearman's rank correlation."""
-    return float(np.corrcoef(np.argsort(np.argsort(one)), np.argsort(np.argsort(other)))[0, 1])
 
 
 def minibatch(space: SearchSpace, options: argparse.Namespace, size: int) -> Minibatch:
@@ -104,9 +98,9 @@ def run(name: str, params: int, options: argparse.Namespace) -> None:
         difference = max(abs(a / b - 1) for a, b in zip(scores[way], scores["paper"], strict=True))
         print(
             f"  {way:8s} {seconds[way] / len(genomes):10.3f} {seconds['paper'] / seconds[way]:7.1f} "
-            f"{agreement(scores[way], scores['paper']):20.3f}  {f'{difference:.1e}' if way == 'exact' else ''}"
+            f"{spearman(scores[way], scores['paper']):20.3f}  {f'{difference:.1e}' if way == 'exact' else ''}"
         )
-    print(f"  default, other weights: Spearman {agreement(other, scores['default']):.3f}", flush=True)
+    print(f"  default, other weights: Spearman {spearman(other, scores['default']):.3f}", flush=True)
 
 
 def paper(job: Job, task: tuple[Genome, int]) -> dict[str, float]:
@@ -129,11 +123,7 @@ def main() -> None:
     if options.smoke:
         options.candidates, options.batch_size = 3, 16
     torch.set_num_threads(1)
-    print(
-        f"torch {torch.__version__}, timm {timm.__version__}, "
-        f"{platform.processor() or platform.machine()}, one thread, seed 0, "
-        f"default in {str(fast_dtype()).removeprefix('torch.')}"
-    )
+    print(f"{versions()}, {processor()}, one thread, seed 0, default in {str(fast_dtype()).removeprefix('torch.')}")
     for name, params in CASES[:1] if options.smoke else [CASES[each] for each in options.cases]:
         run(name, params, options)
 

@@ -1,6 +1,6 @@
 """Whether a search survives kills: killed (-9) at random moments and resumed, it is to end as if never touched.
 
-    python benchmarks/search_kills.py --kills 20 --samples 1000
+    python -m benchmarks.search.kills --kills 20 --samples 1000
 
 One search runs undisturbed. The same search runs again, is killed so many times, and resumed with `--resume` each time.
 Checked: after each kill, that the record is byte for byte the start of the undisturbed one, but for a last line that
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -27,6 +26,8 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from benchmarks.lib.report import processor
 
 # What the kills in turn aim at.
 AIMS = ("start-up", "writing", "any", "any", "any")
@@ -232,7 +233,7 @@ def main() -> int:
     if options.smoke:
         options.kills, options.network, options.params = 2, "wrn16_1", "60k"
         options.samples, options.batch_size = 40, 8
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, moments of seed {options.seed}")
+    print(f"{processor()}, {os.cpu_count()} cores, moments of seed {options.seed}")
     with tempfile.TemporaryDirectory() as folder:
         try:
             failures = torture(options, Path(folder))

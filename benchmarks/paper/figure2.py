@@ -1,7 +1,7 @@
 """Figure 2 of the paper: errors of random mixed networks, beside those of the single-type network of each budget.
 
-    python benchmarks/figure2.py
-    python benchmarks/figure2.py --train --data-dir path/to/cifar10 --networks 100 --together 8 --plot figure2.png
+    python -m benchmarks.paper.figure2
+    python -m benchmarks.paper.figure2 --train --data-dir path/to/cifar10 --networks 100 --together 8 --plot figure2.png
 
 Counts the networks of a single block type nearest to each budget, and the one that the paper names. With --train it
 trains them and the random networks, which are those of table1.py: in the same --out they are trained once.
@@ -10,11 +10,11 @@ trains them and the random networks, which are those of table1.py: in the same -
 from __future__ import annotations
 
 import argparse
-import statistics
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from genomes import (
+
+from benchmarks.lib.genomes import (
     BUDGETS,
     Student,
     add_random_options,
@@ -30,10 +30,10 @@ from genomes import (
     single,
     suffix,
     train_all,
-    versions,
 )
-from pictures import BLUE, ORANGE, picture
-from trained import Trainer
+from benchmarks.lib.pictures import BLUE, ORANGE, picture
+from benchmarks.lib.report import mean_and_deviation, versions
+from benchmarks.lib.trained import Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,9 +102,8 @@ def print_budget(budget: int, options: argparse.Namespace) -> None:
         print(f"  mixed: not trained yet   paper's mean {PAPER_MEAN.get(budget, '-')}")
         return
     values = [*errors(rows).values()]
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     print(
-        f"  mixed: {len(values)} networks, {form(rows)}, error {statistics.mean(values):.2f}{spread}   "
+        f"  mixed: {len(values)} networks, {form(rows)}, error {mean_and_deviation(values)}   "
         f"paper's mean {PAPER_MEAN.get(budget, '-')}"
     )
     quantiles = zip(QUANTILES, np.percentile(values, QUANTILES), strict=True)

@@ -1,7 +1,7 @@
 """How fast networks are trained, and what part of the machine's limit that is: the teacher, and each student.
 
-    python benchmarks/train_speed.py
-    python benchmarks/train_speed.py --device cuda --compile reduce-overhead --together
+    python -m benchmarks.speed.train_speed
+    python -m benchmarks.speed.train_speed --device cuda --compile reduce-overhead --together
 
 Images are random, of CIFAR's shape, and weights are too: neither matters to speed. A student is trained by
 cross-entropy, and by attention transfer from the teacher. 'steps' are bare steps on one minibatch: forward pass under
@@ -26,10 +26,10 @@ from typing import Any
 
 import timm
 import torch
-from roofline import Clock, Work, measure_limits
 from timm.task import ClassificationTask, TrainingTask
 from tqdm import tqdm
 
+from benchmarks.speed.roofline import Clock, Work, measure_limits
 from blockswap_models.data.cifar import CIFAR_CLASSES, CifarLoader
 from blockswap_models.machine import find_device, keep_memory
 from blockswap_models.nets.devices import describe_device

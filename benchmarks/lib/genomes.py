@@ -16,9 +16,9 @@ from typing import Any
 import timm
 import torch
 from torch import nn
-from trained import TEACHER, Trainer, add_options, facts_of, finished, records
 
-import blockswap_models
+from benchmarks.lib.report import mean_and_deviation
+from benchmarks.lib.trained import TEACHER, Trainer, add_options, facts_of, finished, records
 from blockswap_models import Budget, Genome, SearchSpace
 from blockswap_models.genome import SEARCH_TYPES, GenomeError
 from blockswap_models.layout import Layout
@@ -42,7 +42,6 @@ __all__ = [
     "single",
     "suffix",
     "train_all",
-    "versions",
 ]
 
 # Parameters (paper, sections 4.1 and 4.2).
@@ -244,16 +243,10 @@ def error_text(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return "not trained yet"
     values = [row["top1_error"] for row in rows]
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread} ({len(values)} x {form(rows)})"
+    return f"{mean_and_deviation(values)} ({len(values)} x {form(rows)})"
 
 
 def form(rows: Sequence[dict[str, Any]]) -> str:
     """Says how long the networks of some records of one form were trained."""
     epochs = rows[0]["epochs"]
     return f"{epochs} epoch{'s' * (epochs != 1)} of {rows[0]['train_images']:,} images"
-
-
-def versions() -> str:
-    """Says which versions give the figures that are printed."""
-    return f"blockswap_models {blockswap_models.__version__}, torch {torch.__version__}, timm {timm.__version__}"

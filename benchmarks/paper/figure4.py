@@ -1,7 +1,7 @@
 """Figure 4 of the paper: the error of WRN-40-2 with one block replaced, for each of its 18 blocks.
 
-    python benchmarks/figure4.py
-    python benchmarks/figure4.py --train --data-dir path/to/cifar10 --together 6 --plot figure4.png
+    python -m benchmarks.paper.figure4
+    python -m benchmarks.paper.figure4 --train --data-dir path/to/cifar10 --together 6 --plot figure4.png
 
 Counts the 18 networks. With --train it trains them, shortly without a GPU. The same command goes on where it stopped.
 """
@@ -11,10 +11,18 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from genomes import Student, add_student_options, error_text, longest, run_script, suffix, train_all, versions
-from pictures import BLUE, GREY, ORANGE, picture
-from trained import TEACHER, Trainer
-
+from benchmarks.lib.genomes import (
+    Student,
+    add_student_options,
+    error_text,
+    longest,
+    run_script,
+    suffix,
+    train_all,
+)
+from benchmarks.lib.pictures import BLUE, GREY, ORANGE, picture
+from benchmarks.lib.report import versions
+from benchmarks.lib.trained import TEACHER, Trainer
 from blockswap_models import Genome
 from blockswap_models.genome import BlockType
 from blockswap_models.layout import Layout

@@ -1,7 +1,7 @@
 """Table 1 of the paper: how rankings of random networks agree with their errors once they are trained.
 
-    python benchmarks/table1.py --train --data-dir path/to/cifar10 --networks 100 --together 8
-    python benchmarks/table1.py --score --data-dir path/to/cifar10
+    python -m benchmarks.paper.table1 --train --data-dir path/to/cifar10 --networks 100 --together 8
+    python -m benchmarks.paper.table1 --score --data-dir path/to/cifar10
 
 Trains random networks of WRN-40-2 at three budgets, ranks them by each score after 1, 10 and 100 minibatches of
 training, and prints Spearman's rank correlation of the scores with the errors beside the paper's. Errors are kept in
@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from correlation import correlate
-from genomes import (
+from benchmarks.lib.correlation import correlate
+from benchmarks.lib.genomes import (
     BUDGETS,
     add_random_options,
     errors,
@@ -32,10 +32,10 @@ from genomes import (
     short,
     suffix,
     train_all,
-    versions,
 )
-from ranked import RANKINGS, Scores, describe, score_all
-from trained import Trainer
+from benchmarks.lib.report import versions
+from benchmarks.lib.trained import Trainer
+from benchmarks.paper.ranked import RANKINGS, Scores, describe, score_all
 
 MINIBATCHES = (1, 10, 100)
 # After 1, 10 and 100 minibatches, at 200 K, 400 K and 800 K.

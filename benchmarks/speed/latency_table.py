@@ -1,6 +1,6 @@
 """How close the sum of a latency table comes to the latency of whole networks.
 
-    python benchmarks/latency_table.py --network wrn40_2 --params 400k --genomes 30
+    python -m benchmarks.speed.latency_table --network wrn40_2 --params 400k --genomes 30
 
 Profiles the search space as `blockswap profile` does; then runs random genomes within the budget whole and in turn, as
 often as the profile ran its networks, and compares. Both times are the lower quartile of the repeats.
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.lib.correlation import spearman
 from blockswap_models import Budget, LatencyTable, SearchSpace, profile
 from blockswap_models.budget import parse_amount
 from blockswap_models.machine import threads_set
@@ -33,11 +34,6 @@ def measure(networks: list[nn.Module], table: LatencyTable, rounds: int) -> list
                 network(x)
                 found += [stopwatch.whole(network, x) for _ in range(3)]
     return [typical(found) for found in times]
-
-
-def agreement(one: list[float], other: list[float]) -> float:
-    """Spearman's rank correlation."""
-    return float(np.corrcoef(np.argsort(np.argsort(one)), np.argsort(np.argsort(other)))[0, 1])
 
 
 def main() -> None:
@@ -79,7 +75,7 @@ def main() -> None:
     absolute = np.abs(errors)
     print(
         f"{len(genomes)} genomes within params {options.params}: median relative error {np.median(absolute):.1%}, "
-        f"largest {absolute.max():.1%}, Spearman {agreement(predicted, measured):.3f}"
+        f"largest {absolute.max():.1%}, Spearman {spearman(predicted, measured):.3f}"
     )
 
 

@@ -1,6 +1,6 @@
 """What each part of the short recipe is worth: complete short runs that differ in one part.
 
-    python benchmarks/recipes.py --data-dir path/to/cifar10 --out runs/recipes
+    python -m benchmarks.weights.recipes --data-dir path/to/cifar10 --out runs/recipes
 
 Trains one network, WRN-16-1 unless `--name` says otherwise, for `--epochs` epochs of CIFAR-10 without a teacher: by the
 recipe `cifar10-30` at that length, and then once for each variant, in which one part is taken out or changed. All runs

@@ -1,6 +1,6 @@
 """The weights of the zoo, trained and packed by one command, and what attention transfer gains.
 
-    python benchmarks/zoo_weights.py --data-dir path/to/cifar10 --out runs -- --amp bfloat16 --channels-last
+    python -m benchmarks.weights.zoo_weights --data-dir path/to/cifar10 --out runs -- --amp bfloat16 --channels-last
 
 First the teacher, WRN-40-2, by cross-entropy; then the students together, from the teacher as it is shipped; then one
 student by itself with more seeds, with the teacher and without it. What stands after `--` goes to each `blockswap

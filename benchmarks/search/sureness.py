@@ -1,6 +1,6 @@
 """How surely a search finds the best: whether two searches of the same genomes, on other random numbers, agree.
 
-    python benchmarks/search_sureness.py --data torch/cifar10 --data-dir path/to/cifar10 --out sureness
+    python -m benchmarks.search.sureness --data torch/cifar10 --data-dir path/to/cifar10 --out sureness
 
 Searches A and B score the same genomes; the seed of weights and minibatch is all in which they differ. Scores and order
 are those that a search reports at its end: a genome that was refined has the geometric mean of all its draws.
@@ -21,7 +21,6 @@ import inspect
 import json
 import math
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -29,12 +28,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-from search_speed import agreement
 from tqdm import tqdm
 
-from blockswap_models import Budget, Genome, SearchResult, SearchSpace, __version__, search
+from benchmarks.lib.correlation import spearman
+from benchmarks.lib.report import processor, versions
+from blockswap_models import Budget, Genome, SearchResult, SearchSpace, search
 from blockswap_models.budget import parse_amount
 from blockswap_models.machine import default_workers
 from blockswap_models.searching.probe_images import affordable_parts, dataset_minibatch
@@ -137,7 +135,7 @@ def over_top(one: SearchResult, other: SearchResult, top: int) -> float:
     first = one.candidates[:top]
     pairs = [[each.score for each in first], [scores[each.genome] for each in first]]
     # No score is the worst.
-    return agreement(*([score if math.isfinite(score) else -math.inf for score in scores] for scores in pairs))
+    return spearman(*([score if math.isfinite(score) else -math.inf for score in scores] for scores in pairs))
 
 
 def place(genome: Genome, result: SearchResult) -> int:
@@ -153,8 +151,7 @@ def benchmark(options: argparse.Namespace, folder: Path) -> None:
     seeds = (options.seed, options.seed + 1)
     top = min(options.top, len(genomes))
     print(
-        f"blockswap_models {__version__}, torch {torch.__version__}, timm {timm.__version__}, "
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.workers} workers\n"
+        f"{versions()}, {processor()}, {os.cpu_count()} cores, {options.workers} workers\n"
         f"wrn40_2, params {options.params}, {len(genomes)} genomes of seed {options.seed}, "
         f"{options.data or '1/f noise'}; searches A and B: seeds {seeds[0]} and {seeds[1]}",
         flush=True,
@@ -172,12 +169,12 @@ def benchmark(options: argparse.Namespace, folder: Path) -> None:
         (one, seconds), (other, more) = (run(space, genomes, way, seed, folder, options) for seed in seeds)
         seconds = (seconds + more) / 2
         base = seconds if way is chosen[0] else base
-        spearman = over_top(one, other, top), over_top(other, one, top)
+        agreement = over_top(one, other, top), over_top(other, one, top)
         places = place(one.best.genome, other), place(other.best.genome, one)
         print(
             f"{way.name:{width}s}  {way.batch_size:6d}  {way.draws:5d}  {way.refine:6d}  {seconds:7.1f}  "
             f"{seconds / base:4.2f}  {sum(len(each.draws) for each in one.candidates):6d}  "
-            f"{spearman[0]:6.3f}  {spearman[1]:6.3f}  {sum(spearman) / 2:6.3f}  "
+            f"{agreement[0]:6.3f}  {agreement[1]:6.3f}  {sum(agreement) / 2:6.3f}  "
             f"{places[0]:7d}  {places[1]:7d}  {'yes' if max(places) <= TEN else 'no'}",
             flush=True,
         )

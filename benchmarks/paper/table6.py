@@ -1,7 +1,7 @@
 """Table 6 of the paper: BlockSwap's students beside random genomes and the teacher pruned by magnitude.
 
-    python benchmarks/table6.py
-    python benchmarks/table6.py --train --data-dir path/to/cifar10 --rows random l1-10
+    python -m benchmarks.paper.table6
+    python -m benchmarks.paper.table6 --train --data-dir path/to/cifar10 --rows random l1-10
 
 Counts every network of the table and prints the paper's figures beside. With --train it trains them, each seed with a
 teacher of its own, as the paper does; without a GPU a few of them, shortly. The same command goes on where it stopped.
@@ -13,12 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 import timm
-from comparison import Network, Paper, main, student
-from pruning import l1_prune, nonzero_parameters
-from table2 import SIZES
 from torch import nn
-from trained import TEACHER, Trainer, facts_of
 
+from benchmarks.lib.comparison import Network, Paper, main, student
+from benchmarks.lib.pruning import l1_prune, nonzero_parameters
+from benchmarks.lib.trained import TEACHER, Trainer, facts_of
+from benchmarks.paper.table2 import SIZES
 from blockswap_models import Budget, SearchSpace, count
 
 WRN40_2 = f"blockswap_{TEACHER}"

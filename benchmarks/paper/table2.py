@@ -1,7 +1,7 @@
 """Table 2 of the paper: students of WRN-40-2 for CIFAR-10, of BlockSwap and of other methods.
 
-    python benchmarks/table2.py
-    python benchmarks/table2.py --train --data-dir path/to/cifar10 --rows wrn16_2 snip blockswap-404k
+    python -m benchmarks.paper.table2
+    python -m benchmarks.paper.table2 --train --data-dir path/to/cifar10 --rows wrn16_2 snip blockswap-404k
 
 Counts every network of the table and prints the paper's figures beside. With --train it trains them, each seed with a
 teacher of its own, as the paper does; without a GPU a few of them, shortly. The same command goes on where it stopped.
@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import timm
-from comparison import Network, Paper, main, student
-from condensenet import CondenseNet, CondensingTask, condensenet_86
-from images import noise_images
-from pruning import nonzero_parameters, snip
-from trained import TEACHER, Trainer, facts_of
 
+from benchmarks.lib.comparison import Network, Paper, main, student
+from benchmarks.lib.images import noise_images
+from benchmarks.lib.pruning import nonzero_parameters, snip
+from benchmarks.lib.trained import TEACHER, Trainer, facts_of
+from benchmarks.paper.condensenet import CondenseNet, CondensingTask, condensenet_86
 from blockswap_models.training.evaluate import load_weights
 
 # The paper's errors of SNIP and of BlockSwap, at the sizes of the six students.

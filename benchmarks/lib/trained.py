@@ -17,10 +17,10 @@ from typing import Any
 
 import timm
 import torch
-from images import ALL_IMAGES, Images, cifar_images, noise_images
 from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 
+from benchmarks.lib.images import ALL_IMAGES, Images, cifar_images, noise_images
 from blockswap_models import AttentionTransferTask, count
 from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.data.folders import DataError

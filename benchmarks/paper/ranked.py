@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm import tqdm
-from trained import TEACHER, Trainer
 
+from benchmarks.lib.trained import TEACHER, Trainer
 from blockswap_models import Genome, SearchSpace
 from blockswap_models.budget import Cost
 from blockswap_models.searching.candidates import Candidate

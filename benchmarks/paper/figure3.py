@@ -1,6 +1,6 @@
 """Figure 3 of the paper: error against parameters, of all networks that the other benchmarks have trained.
 
-    python benchmarks/figure3.py --records baselines --out figure3.png
+    python -m benchmarks.paper.figure3 --records baselines --out figure3.png
 
 Reads `records.jsonl` of table1.py, table2.py, table6.py, figure2.py, figure4.py and best_of.py, and draws one point for
 each network, the mean over its seeds; what was trained by --labels-alone is left out. Hollow points are the figures
@@ -16,14 +16,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import table2
-import table6
-from comparison import Network
-from genomes import versions
-from images import ALL_IMAGES
-from pictures import picture
-from trained import records
-
+from benchmarks.lib.comparison import Network
+from benchmarks.lib.images import ALL_IMAGES
+from benchmarks.lib.pictures import picture
+from benchmarks.lib.report import versions
+from benchmarks.lib.trained import records
+from benchmarks.paper import table2, table6
 from blockswap_models.training.recipes import RECIPES
 
 if TYPE_CHECKING:

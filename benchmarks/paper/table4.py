@@ -1,7 +1,7 @@
 """Table 4 of the paper: Mask R-CNN on COCO, with ResNet-34-G(N) and BlockSwap for backbones, and ResNet-34.
 
-    python benchmarks/table4.py
-    torchrun --nproc-per-node 8 benchmarks/table4.py --train blockswap-3m --data-dir path/to/coco
+    python -m benchmarks.paper.table4
+    torchrun --nproc-per-node 8 -m benchmarks.paper.table4 --train blockswap-3m --data-dir path/to/coco
 
 Counts the networks and prints the paper's figures beside. With --train it trains one of them from scratch by the
 settings of torchvision's reference for Mask R-CNN, as the paper does, on any folder with `annotations`, `train2017` and
@@ -19,11 +19,11 @@ from typing import Any
 
 import timm
 import torch
-from detecting import NORMS, Recipe, build, train, transforms
-from genomes import versions
-from noise_coco import write_noise
-from table3 import single
 
+from benchmarks.lib.report import versions
+from benchmarks.paper.detecting import NORMS, Recipe, build, train, transforms
+from benchmarks.paper.noise_coco import write_noise
+from benchmarks.paper.table3 import single
 from blockswap_models import count
 from blockswap_models.data.coco import AP_NAMES, CocoObjects
 from blockswap_models.machine import find_device, keep_memory
@@ -177,7 +177,7 @@ def _train(options: argparse.Namespace, recipe: Recipe) -> bool:
         return False
     _print_run(summary)
     if options.draw:
-        from detection_picture import draw
+        from benchmarks.paper.detection_picture import draw
 
         load_weights(model, folder / "model.safetensors")
         draw(model, test_dataset, options.draw)

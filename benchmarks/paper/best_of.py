@@ -1,7 +1,7 @@
 """Section 4.3 of the paper: the error of the best of 10, 100 and 1,000 random networks by Fisher potential.
 
-    python benchmarks/best_of.py
-    python benchmarks/best_of.py --train --data-dir path/to/cifar10
+    python -m benchmarks.paper.best_of
+    python -m benchmarks.paper.best_of --train --data-dir path/to/cifar10
 
 Scores 1,000 genomes of WRN-40-2 within 2.5 % of 400 K parameters as the paper does, on one minibatch of 128 images, and
 counts the best of the first 10, 100 and 1,000 of them; with --refine the best get more draws, as in `blockswap search`.
@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from figure2 import PAPER_SINGLE
-from genomes import (
+from tqdm import tqdm
+
+from benchmarks.lib.genomes import (
     Student,
     add_student_options,
     digest,
@@ -25,11 +26,10 @@ from genomes import (
     short,
     suffix,
     train_all,
-    versions,
 )
-from tqdm import tqdm
-from trained import TEACHER, Trainer
-
+from benchmarks.lib.report import versions
+from benchmarks.lib.trained import TEACHER, Trainer
+from benchmarks.paper.figure2 import PAPER_SINGLE
 from blockswap_models import Budget, SearchSpace, search
 from blockswap_models.machine import default_workers
 from blockswap_models.searching.probe_images import dataset_minibatch, noise_minibatch

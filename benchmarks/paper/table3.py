@@ -1,7 +1,7 @@
 """Table 3 of the paper: students of ResNet-34 for ImageNet, of BlockSwap, of one block type, and ResNet-18.
 
-    python benchmarks/table3.py
-    torchrun --nproc-per-node 8 benchmarks/table3.py --train blockswap-3m --data path/to/imagenet
+    python -m benchmarks.paper.table3
+    torchrun --nproc-per-node 8 -m benchmarks.paper.table3 --train blockswap-3m --data path/to/imagenet
 
 Counts every network of the table and prints the paper's figures beside. With --train it trains one of them by attention
 transfer and the paper's recipe for ImageNet, on any folder with `train` and `val` of one folder of images a class.
@@ -21,11 +21,11 @@ from typing import Any
 
 import timm
 import torch
-from genomes import versions
 from timm.models import register_model
 from torch import nn
 from torchvision.io import write_png
 
+from benchmarks.lib.report import versions
 from blockswap_models import count
 from blockswap_models.cli.main import main as blockswap
 from blockswap_models.layout import Layout

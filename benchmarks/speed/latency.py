@@ -1,7 +1,7 @@
 """How fast the zoo's networks for ImageNet are, beside torchvision's and timm's of like size, on a CPU.
 
-    python benchmarks/latency.py
-    python benchmarks/latency.py --networks torchvision/resnet18 blockswap_resnet34_3m --ways eager --threads 1
+    python -m benchmarks.speed.latency
+    python -m benchmarks.speed.latency --networks torchvision/resnet18 blockswap_resnet34_3m --ways eager --threads 1
 
 Every network runs in every way, in turn, round after round, so that all suffer alike where the machine drifts. A figure
 is the median of the rounds: milliseconds for batches of one image, images a second for larger ones. Beside it stands

@@ -1,6 +1,6 @@
 """The least time that a machine can take for some computation, from how fast it copies and multiplies; prints these.
 
-    python benchmarks/roofline.py
+    python -m benchmarks.speed.roofline
 
 A machine has two limits, measured here: how fast it copies a tensor much larger than its caches (bytes read and bytes
 written), and how fast it multiplies large matrices of a type. `train_speed.py` runs one step of training and counts

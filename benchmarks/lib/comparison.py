@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +10,11 @@ from typing import Any
 
 import timm
 import torch
-from images import ALL_IMAGES
 from torch import nn
-from trained import Trainer, add_options, facts_of, records
 
-import blockswap_models
+from benchmarks.lib.images import ALL_IMAGES
+from benchmarks.lib.report import mean_and_deviation, versions
+from benchmarks.lib.trained import Trainer, add_options, facts_of, records
 
 __all__ = ["Network", "Paper", "main", "student"]
 
@@ -134,7 +133,7 @@ def _print(
     remarks: str,
 ) -> None:
     """Prints the table: parameters, MACs and errors, each ours first and the paper's beside it."""
-    print(f"blockswap_models {blockswap_models.__version__}, torch {torch.__version__}, timm {timm.__version__}")
+    print(versions())
     print(f"{'':32s}{'parameters':>18s}   {'MACs (M)':>14s}   top-1 error (%)")
     print(f"{'row':16s}{'network':16s}{'ours':>9s}{'paper':>9s}   {'ours':>7s}{'paper':>7s}   {'ours':34s}paper")
     for network, facts in zip(networks, counted, strict=True):
@@ -160,6 +159,5 @@ def _error(rows: Sequence[dict[str, Any]]) -> str:
         return ""
     images, epochs = max((row["train_images"], row["epochs"]) for row in rows)
     errors = [row["top1_error"] for row in rows if (row["train_images"], row["epochs"]) == (images, epochs)]
-    spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
     part = f" of {images:,}" if images < ALL_IMAGES else ""
-    return f"{statistics.mean(errors):.2f}{spread} ({len(errors)} x {epochs} ep.{part})"
+    return f"{mean_and_deviation(errors)} ({len(errors)} x {epochs} ep.{part})"

@@ -1,7 +1,7 @@
 """What training on ImageNet takes: images a second of the loader and of a step, and the days of the whole recipe.
 
-    python benchmarks/imagenet_speed.py --data path/to/imagenet
-    python benchmarks/imagenet_speed.py --data path/to/imagenet --device cuda --amp bfloat16 --batch-size 256
+    python -m benchmarks.speed.imagenet_speed --data path/to/imagenet
+    python -m benchmarks.speed.imagenet_speed --data path/to/imagenet --device cuda --amp bfloat16 --batch-size 256
 
 The folder has `train` and `val`, one folder a class, with as few images as there are. The loader is that of
 `blockswap train`; its rate is that of each process that reads. A step is one of attention transfer from the teacher, or
@@ -26,10 +26,10 @@ from typing import Any
 
 import timm
 import torch
-from roofline import Clock, Limits, Work, measure_limits
 from timm.task import ClassificationTask, TrainingTask
-from train_speed import learn, typical
 
+from benchmarks.speed.roofline import Clock, Limits, Work, measure_limits
+from benchmarks.speed.train_speed import learn, typical
 from blockswap_models.data.folders import DataError
 from blockswap_models.machine import find_device, keep_memory
 from blockswap_models.nets.devices import describe_device

@@ -1,7 +1,7 @@
 """What a search for latency finds: ResNet-34 as fast as torchvision's ResNet-18, and in half of its time.
 
-    python benchmarks/latency_search.py
-    python benchmarks/latency_search.py --data path/to/imagenet/train --samples 1000
+    python -m benchmarks.speed.latency_search
+    python -m benchmarks.speed.latency_search --data path/to/imagenet/train --samples 1000
 
 Profiles the search space on this machine, measures torchvision's ResNet-18, and searches genomes whose latency by the
 table is at most that, down to 5 % less; then at most half of it. What is found is built and measured whole, in turn
@@ -18,9 +18,9 @@ from pathlib import Path
 import timm
 import torch
 import torchvision
-from latency_table import measure
 from torch import nn
 
+from benchmarks.speed.latency_table import measure
 from blockswap_models import Budget, LatencyTable, SearchSpace, count, profile, search
 from blockswap_models.machine import default_workers
 from blockswap_models.searching.probe_images import Minibatch, affordable_parts, dataset_minibatch

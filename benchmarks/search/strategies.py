@@ -1,6 +1,6 @@
 """How good the genomes are that each strategy of the search finds, after the same number of scored genomes.
 
-    python benchmarks/search_strategies.py
+    python -m benchmarks.search.strategies
 
 Each search scores its genomes once. Its leaders are then scored again, the same number for all, with new draws of the
 weights; the one that leads by these, "refined", and the one that led by its single draw, "single", are scored once more
@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import timm
 import torch
 from torch import nn
 
+from benchmarks.lib.report import processor, versions
 from blockswap_models import Budget, Genome, SearchSpace, fisher_potential, search
 from blockswap_models.searching.candidates import Candidate
 from blockswap_models.searching.probe_images import noise_minibatch
@@ -135,9 +134,7 @@ def main() -> None:
     # The package has no evolution, because of what this prints.
     STRATEGIES.update(random=uniform, evolution=evolution, surrogate=surrogate)
     torch.set_num_threads(1)
-    print(
-        f"torch {torch.__version__}, timm {timm.__version__}, {platform.processor() or platform.machine()}, one thread"
-    )
+    print(f"{versions()}, {processor()}, one thread")
     print(f"{name}, {options.samples} genomes a search, 1/f noise, {options.batch_size} images")
     print("  params  seed  strategy  " + "".join(f"{column:>12s}" for column in COLUMNS) + " seconds")
     space = SearchSpace(name)
