@@ -100,7 +100,7 @@ def _chosen(networks: Sequence[Network], rows: Sequence[str] | None) -> list[Net
     known = {network.name for network in networks} | {network.name.partition("-")[0] for network in networks} | {"all"}
     for row in rows or ():
         if row not in known:
-            raise ValueError(f"no row '{row}'; write {', '.join(network.name for network in networks)} or all (--rows)")
+            raise ValueError(f"no row '{row}'; use {', '.join(network.name for network in networks)} or all (--rows)")
     return [
         network for network in networks if not rows or {"all", network.name, network.name.partition("-")[0]} & set(rows)
     ]

@@ -40,7 +40,7 @@ def cifar_images(root: str | Path, number: int | None = None) -> Images:
         return whole
     there = len(whole.train[1])
     if not 1 <= number <= there:
-        raise DataError(f"CIFAR-10 has {there:,} training images, not {number:,}; write 1 to {there} (--images)")
+        raise DataError(f"CIFAR-10 has {there:,} training images, not {number:,}; use 1 to {there} (--images)")
 
     def part(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         wanted = max(1, len(labels) * number // there)

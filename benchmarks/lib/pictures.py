@@ -21,7 +21,7 @@ def picture(out: str | Path, size: tuple[float, float], draw: Callable[[Figure],
     """Draws a figure of a size in inches to a PNG or SVG file; raises ValueError where it cannot."""
     out = Path(out)
     if out.suffix.lower() not in (".png", ".svg"):
-        raise ValueError(f"unknown suffix '{out.suffix}' of {out}; write .png or .svg")
+        raise ValueError(f"unknown suffix '{out.suffix}' of {out}; use .png or .svg")
     try:
         import matplotlib
         from matplotlib.figure import Figure

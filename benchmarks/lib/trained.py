@@ -85,7 +85,7 @@ class Trainer:
             recipe = replace(RECIPES["cifar10"], epochs=1, batch_size=_SMOKE_BATCH, lr=0.01)
             return cls(noise_images(2 * _SMOKE_BATCH), options.out, recipe, source="white noise")
         if options.data_dir is None:
-            raise DataError("to train, write the folder of CIFAR-10 (--data-dir)")
+            raise DataError("training needs the folder of CIFAR-10; use --data-dir")
         device = find_device(options.device)
         epochs, images = options.epochs, options.images
         if device.type == "cpu":
@@ -258,7 +258,7 @@ class Trainer:
             return self.weights(TEACHER, seed)
         path = Path(self.teacher_checkpoint.replace("{seed}", str(seed)))
         if not path.is_file():
-            raise TrainingError(f"no teacher's weights '{path}'; write a file of model.safetensors")
+            raise TrainingError(f"no teacher's weights '{path}'; use the model.safetensors of a run")
         return path
 
     def fit_teacher(self, seed: int) -> dict[str, Any]:
@@ -304,7 +304,7 @@ def finished(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     has = {**summary["recipe"], **summary}
     for name, value in json.loads(json.dumps(wanted)).items():
         if has.get(name) != value:
-            raise TrainingError(f"the run in '{folder}' has {name} {has.get(name)}, not {value}; write another --out")
+            raise TrainingError(f"the run in '{folder}' has {name} {has.get(name)}, not {value}; use another --out")
     return summary
 
 

@@ -153,7 +153,7 @@ def train(
     rank, world_size = rank_and_size()
     if recipe.batch_size % world_size:
         raise TrainingError(
-            f"a batch of {recipe.batch_size} does not divide between {world_size} processes; write another --batch-size"
+            f"a batch of {recipe.batch_size} does not divide between {world_size} processes; use another --batch-size"
         )
     model.to(device)
     optimizer = torch.optim.SGD(

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     students = replaced(options.type)
     for block in options.blocks or ():
         if not 1 <= block <= len(students):
-            raise ValueError(f"there is no block {block}; write 1 to {len(students)} (--blocks)")
+            raise ValueError(f"there is no block {block}; use 1 to {len(students)} (--blocks)")
     print(versions())
     if options.train:
         trainer = Trainer.of(options)

@@ -107,7 +107,7 @@ def main() -> None:
     code = 0
     if options.train:
         if options.data is None:
-            parser.error("to train, write the folder of images (--data)")
+            parser.error("training needs a folder of images; use --data")
         code = train(options.train, options.data, Path(options.out), others)
     if not code and int(os.environ.get("RANK", 0)) == 0:
         print_table(Path(options.out))

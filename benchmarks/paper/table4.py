@@ -31,7 +31,7 @@ from blockswap_models.training.distributed import process_group, rank_and_size
 from blockswap_models.training.evaluate import load_weights
 
 RESNET34 = "blockswap_resnet34"
-# Without a GPU: learns a few images by heart. Two images a step are too few for BN.
+# Without a GPU: is overfitted to a few images. Two images a step are too few for BN.
 REDUCED = {"epochs": 75, "batch_size": 2, "lr": 0.01, "image_size": 192, "rois": 64, "norm": "group"}
 REDUCED_IMAGES = 16
 _SMOKE = Recipe(epochs=1, batch_size=2, lr=0.001, image_size=64, rois=8)
@@ -112,11 +112,11 @@ def _run(options: argparse.Namespace) -> None:
         return
     if options.train:
         if options.data_dir is None:
-            raise ValueError("to train, write the folder of COCO (--data-dir)")
+            raise ValueError("training needs the folder of COCO; use --data-dir")
         if not _train(options, _recipe(options)):
             return
     elif options.draw:
-        raise ValueError("a drawing is of a trained network; write its --train and --data-dir too")
+        raise ValueError("--draw needs a trained network; use --train and --data-dir too")
     print_table(Path(options.out))
 
 

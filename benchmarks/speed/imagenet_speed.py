@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
         options.names, options.teacher = ["blockswap_resnet18"], "blockswap_resnet34"
         options.batch_size, options.steps, options.threads, options.amp = 2, 1, 1, "float32"
     elif options.data is None:
-        raise DataError("write the folder of ImageNet, with train and val (--data)")
+        raise DataError("the loader needs the folder of ImageNet, with train and val; use --data")
     device = find_device(options.device)
     if device.type == "cpu":
         keep_memory()
