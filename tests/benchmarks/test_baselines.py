@@ -1,20 +1,19 @@
-"""The networks that benchmarks/table2.py and table6.py compare, and how these train them."""
+"""The networks that benchmarks/paper/table2.py and table6.py compare, and how these train them."""
 
 import json
 
 import pytest
-import table2
-import table6
 import timm
 import torch
 import torch.nn.functional as F
-from comparison import main
-from condensenet import CondenseNet, CondensingTask, LearnedGroupConv, condensenet_86
-from images import cifar_images, noise_images
-from pruning import l1_prune, nonzero_parameters, snip
 from torch import nn
-from trained import Trainer, facts_of, records
 
+from benchmarks.lib.comparison import main
+from benchmarks.lib.images import cifar_images, noise_images
+from benchmarks.lib.pruning import l1_prune, nonzero_parameters, snip
+from benchmarks.lib.trained import Trainer, facts_of, records
+from benchmarks.paper import table2, table6
+from benchmarks.paper.condensenet import CondenseNet, CondensingTask, LearnedGroupConv, condensenet_86
 from blockswap_models import Budget, SearchSpace, count
 from blockswap_models.data.folders import DataError
 from blockswap_models.training.evaluate import load_weights
@@ -270,7 +269,7 @@ def test_a_finished_run_is_a_record_and_is_not_trained_again(tmp_path):
     assert {"macs", "top1_error", "top5_error", "seconds", "versions", "hardware", "train_images"} <= record.keys()
     (folder / "checkpoint.pth").unlink()
     assert fit(trainer, lambda: pytest.fail("it is trained again")) == summary
-    with pytest.raises(TrainingError, match=r"has lr 0\.05, not 0\.025; write another --out"):
+    with pytest.raises(TrainingError, match=r"has lr 0\.05, not 0\.025; use another --out"):
         fit(trainer, lr_factor=0.5)
 
 
@@ -331,8 +330,8 @@ def test_a_student_names_its_teacher(tmp_path):
 def test_what_is_missing_or_unknown_is_said_in_one_line(tmp_path, capsys, monkeypatch):
     networks = table2.networks()[:2]
     for arguments, message in {
-        ("--train", "--out", str(tmp_path)): "to train, write the folder of CIFAR-10 (--data-dir)",
-        ("--rows", "wrn"): "no row 'wrn'; write wrn40_2, wrn16_2 or all (--rows)",
+        ("--train", "--out", str(tmp_path)): "training needs the folder of CIFAR-10; use --data-dir",
+        ("--rows", "wrn"): "no row 'wrn'; use wrn40_2, wrn16_2 or all (--rows)",
     }.items():
         monkeypatch.setattr("sys.argv", ["table2.py", *arguments])
         with pytest.raises(SystemExit, match="2"):
@@ -344,5 +343,5 @@ def test_what_is_missing_or_unknown_is_said_in_one_line(tmp_path, capsys, monkey
 def test_a_part_of_cifar_keeps_its_shares(data_dir):
     images = cifar_images(data_dir, 100)
     assert (len(images.train[1]), len(images.test[1])) == (100, 20)
-    with pytest.raises(DataError, match=r"write 1 to 50000 \(--images\)"):
+    with pytest.raises(DataError, match=r"use 1 to 50000 \(--images\)"):
         cifar_images(data_dir, 60_000)

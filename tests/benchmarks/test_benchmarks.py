@@ -1,16 +1,29 @@
+import re
 import runpy
+import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
 
+from benchmarks.lib.report import mean_and_deviation
+from benchmarks.search.sureness import over_top
 from blockswap_models.searching.strategies import STRATEGIES
 
-FILES = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.py"))
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
 # The others are modules that scripts share.
 SCRIPTS = [file for file in FILES if '__name__ == "__main__"' in file.read_text(encoding="utf-8")]
+README = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+RESULTS = sorted((ROOT / "benchmarks" / "results").iterdir())
+
+
+def module_of(script: Path) -> str:
+    return ".".join(script.relative_to(ROOT).with_suffix("").parts)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -19,13 +32,71 @@ def test_smoke(script, capsys, monkeypatch):
         pytest.importorskip("pycocotools", reason='needs pip install "blockswap_models[detection]"')
     # In this process, which has torch loaded already.
     monkeypatch.setattr(sys, "argv", [str(script), "--smoke"])
+    # As `python -m` does where it was not imported before.
+    monkeypatch.delitem(sys.modules, module_of(script), raising=False)
     status = None
     # One of them adds a strategy, which is for it alone.
     with torch.random.fork_rng(devices=[]), mock.patch.dict(STRATEGIES):
         try:
-            runpy.run_path(str(script), run_name="__main__")
+            runpy.run_module(module_of(script), run_name="__main__", alter_sys=True)
         except SystemExit as ended:
             status = ended.code
     out, err = capsys.readouterr()
     assert not status, err
     assert out
+
+
+def test_scripts_are_found_as_modules_from_the_checkout():
+    # In a process without the paths that tests have; found, not run, since all load torch.
+    code = "import sys, importlib.util as u; [print(u.find_spec(each).origin) for each in sys.argv[1:]]"
+    names = map(module_of, SCRIPTS)
+    done = subprocess.run([sys.executable, "-E", "-c", code, *names], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == list(map(str, SCRIPTS)), done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_script_and_the_readme_name_its_command(script):
+    command = re.compile(rf"(python|torchrun .*) -m {re.escape(module_of(script))}\b")
+    assert command.search(script.read_text(encoding="utf-8").partition('"""\n\nfrom')[0])
+    name = script.relative_to(ROOT / "benchmarks").as_posix()
+    assert f"| [`{name}`]({name}) |" in README
+    assert f"python -m {module_of(script)}" in README
+
+
+def test_the_readme_names_no_command_that_is_not_there():
+    assert set(re.findall(r"-m (benchmarks[\w.]+)", README)) == {module_of(script) for script in SCRIPTS}
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    assert [link for link in links if not (ROOT / "benchmarks" / link).exists()] == []
+    # And every result is linked.
+    assert {f"results/{path.name}" for path in RESULTS} <= set(links)
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_a_result_says_where_it_comes_from(path):
+    head: dict[str, list[str]] = {}
+    for line in takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines()):
+        title, _, text = line.removeprefix("# ").partition(": ")
+        head.setdefault(title, []).append(text)
+    assert list(head)[:3] == ["command", "hardware", "versions"]
+    modules = {module_of(script) for script in SCRIPTS}
+    assert {command.split()[2] for command in head["command"]} <= modules
+    assert head["hardware"][0]
+    assert re.search(r"torch \d.*timm \d", head["versions"][0])
+
+
+def test_searches_are_compared_with_ties_sharing_a_rank():
+    def result(*scores):
+        return SimpleNamespace(candidates=[SimpleNamespace(genome=i, score=score) for i, score in enumerate(scores)])
+
+    # Ranks 1, 2, 3 and 4 against 1, 2.5, 2.5 and 4, whichever of the equal ones comes first.
+    for other in ((2.0, 1.0, 1.0, 0.0), (0.0, 1.0, 1.0, 2.0)):
+        sign = 1 if other[0] else -1
+        assert over_top(result(4.0, 3.0, 2.0, 1.0), result(*other), 4) == pytest.approx(sign * 0.9**0.5)
+
+
+def test_a_mean_of_one_value_has_no_deviation():
+    assert mean_and_deviation([4.0]) == "4.00"
+    assert mean_and_deviation([4.0, 5.0]) == "4.50 ± 0.71"

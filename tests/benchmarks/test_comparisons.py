@@ -1,26 +1,20 @@
-"""What benchmarks/table1.py, table3.py, figure2.py, figure3.py, figure4.py and best_of.py compare, and how."""
+"""What benchmarks/paper/table1.py, table3.py, figure2.py, figure3.py, figure4.py and best_of.py compare, and how."""
 
 import json
 from argparse import Namespace
 
-import best_of
-import figure2
-import figure3
-import figure4
 import numpy as np
 import pytest
-import table1
-import table2
-import table3
 import timm
 import torch
-from correlation import correlate, spearman
-from genomes import BUDGETS, Student, errors, longest, mixed, nearest_single, single, train_all
-from images import noise_images
-from ranked import RANKINGS, Scores, describe, fisher_log, score_all
 from torch import nn
-from trained import Trainer, records
 
+from benchmarks.lib.correlation import correlate, spearman
+from benchmarks.lib.genomes import BUDGETS, Student, errors, longest, mixed, nearest_single, single, train_all
+from benchmarks.lib.images import noise_images
+from benchmarks.lib.trained import Trainer, records
+from benchmarks.paper import best_of, figure2, figure3, figure4, table1, table2, table3
+from benchmarks.paper.ranked import RANKINGS, Scores, describe, fisher_log, score_all
 from blockswap_models import Budget, Genome, SearchSpace, count, fisher_potential
 from blockswap_models.searching.fisher import fisher_by_block
 from blockswap_models.training.recipes import Recipe
@@ -43,20 +37,6 @@ def test_spearman_of_cases_known_by_hand():
     assert np.isnan(spearman(np.ones(4), np.arange(4.0)))
 
 
-def test_spearman_of_counted_pairs_is_that_of_repeated_ones():
-    generator = np.random.default_rng(0)
-    scores, values = generator.normal(size=(2, 12)).round(1)
-    counts = generator.multinomial(12, [1 / 12] * 12, size=20)
-    repeated = [spearman(np.repeat(scores, each), np.repeat(values, each)) for each in counts]
-    np.testing.assert_allclose(spearman(scores, values, counts), repeated)
-
-
-def test_spearman_agrees_with_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    scores, values = np.random.default_rng(1).normal(size=(2, 40)).round(1)
-    assert spearman(scores, values) == pytest.approx(stats.spearmanr(scores, values).statistic)
-
-
 def test_the_interval_holds_the_correlation_and_narrows():
     generator = np.random.default_rng(0)
     one = generator.normal(size=400)
@@ -75,6 +55,14 @@ def test_scores_that_failed_rank_last():
     assert correlate([3.0, None, 2.0, float("nan")], [1.0, 4.0, 2.0, 4.0])[::4] == pytest.approx((-1, 2))
     assert correlate([float("-inf"), 1.0], [2.0, 1.0]).failed == 1
     assert np.isnan(correlate([1.0], [2.0]).rho)
+
+
+def test_samples_of_equal_values_are_left_out_of_the_interval(recwarn):
+    # One sample in nine of three networks has a single one of them.
+    found = correlate([1.0, 2.0, 3.0], [3.0, 2.0, 1.0])
+    assert found[:3] == pytest.approx((-1, -1, -1))
+    assert np.isnan(correlate([1.0, 1.0], [1.0, 2.0])[:3]).all()
+    assert not recwarn.list
 
 
 # -- networks --------------------------------------------------------------------------------------------------------
@@ -193,7 +181,7 @@ def test_an_interrupted_group_goes_on(tmp_path, teacher, monkeypatch):
     trainer = trainer_of(tmp_path, teacher)
     # The training is done, and its results are being put away.
     with monkeypatch.context() as patch:
-        patch.setattr("genomes._put_away", stopping)
+        patch.setattr("benchmarks.lib.genomes._put_away", stopping)
         with pytest.raises(KeyboardInterrupt):
             train_all(trainer, SMALL[:2], options_of(together=2))
     assert not records(tmp_path)
@@ -216,14 +204,16 @@ def test_labels_alone_have_names_of_their_own(tmp_path):
 def test_scores_are_kept_and_new_ones_join(tmp_path, monkeypatch):
     trainer, genome = Trainer(noise_images(4), tmp_path, TINY, source="white noise"), str(SMALL[0].genome)
     path, data = tmp_path / "scores.jsonl", describe(trainer)
-    monkeypatch.setattr("ranked.RANKINGS", {"fisher": fisher_potential})
+    monkeypatch.setattr("benchmarks.paper.ranked.RANKINGS", {"fisher": fisher_potential})
     score_all(Scores(path), trainer, [genome], [1, 2], 1, 0)
     before = path.read_text()
     score_all(Scores(path), trainer, [genome], [1, 2], 1, 0)
     assert path.read_text() == before
     with open(path, "a") as file:
         file.write('\n{"genome": "cut o')
-    monkeypatch.setattr("ranked.RANKINGS", {"fisher": fisher_potential, "failing": lambda *_: float("nan")})
+    monkeypatch.setattr(
+        "benchmarks.paper.ranked.RANKINGS", {"fisher": fisher_potential, "failing": lambda *_: float("nan")}
+    )
     score_all(Scores(path), trainer, [genome], [1], 2, 0)
     scores = Scores(path)
     assert len(scores.values) == 2 + 1 + 2

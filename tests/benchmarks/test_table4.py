@@ -1,18 +1,17 @@
-"""What benchmarks/table4.py trains, and how: the networks, the order of the images, and going on with a run."""
+"""What benchmarks/paper/table4.py trains, and how: the networks, the order of the images, and going on with a run."""
 
 import json
 from collections import Counter
 
-import detecting
 import pytest
-import table4
 import timm
 import torch
-from detecting import AspectBatches, Recipe, learning_rate, train, transforms
-from noise_coco import write_noise
 from small_detectors import small_heads
 from torch import nn
 
+from benchmarks.paper import detecting, table4
+from benchmarks.paper.detecting import AspectBatches, Recipe, learning_rate, train, transforms
+from benchmarks.paper.noise_coco import write_noise
 from blockswap_models import count
 from blockswap_models.detection import mask_rcnn
 from blockswap_models.training.run_folder import TrainingError

@@ -1,0 +1,1 @@
+"""How far the search can be trusted: its agreement, its strategies, and kills."""

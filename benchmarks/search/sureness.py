@@ -1,0 +1,210 @@
+"""How surely a search finds the best: whether two searches of the same genomes, on other random numbers, agree.
+
+    python -m benchmarks.search.sureness --data torch/cifar10 --data-dir path/to/cifar10 --out sureness
+
+Searches A and B score the same genomes; the seed of weights and minibatch is all in which they differ. Scores and order
+are those that a search reports at its end: a genome that was refined has the geometric mean of all its draws.
+"Spearman over A's" is the rank correlation of A's scores with B's over the 100 that A puts first (`--top`), and the
+other way round; the mean of both is the figure. "place of A's best" is its place in B's order, which is to be one of
+the top ten.
+
+The ways: one draw at batch 128, one draw at batch 32, what `search()` does by default, and each `--plan
+draws,refine` at the default batch size (`draws,refine,images` at another). Ways of one batch size share a record, so
+that no score is computed twice, but the cost of each counts all the scores that it needs: seconds from one score to the
+next, times workers. A folder `--out` keeps records and times; the same command goes on with what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.lib.correlation import spearman
+from benchmarks.lib.report import processor, versions
+from blockswap_models import Budget, Genome, SearchResult, SearchSpace, search
+from blockswap_models.budget import parse_amount
+from blockswap_models.machine import default_workers
+from blockswap_models.searching.probe_images import affordable_parts, dataset_minibatch
+
+TEN = 10
+
+
+@dataclass(frozen=True)
+class Way:
+    name: str
+    batch_size: int
+    draws: int
+    refine: int
+
+
+class Times:
+    """What each score of a record took, in seconds of a worker, kept in a file beside it."""
+
+    def __init__(self, record: Path, workers: int, label: str) -> None:
+        self.path = record.with_suffix(".seconds")
+        self.workers = workers
+        self.label = label
+        self.seconds: dict[tuple[str, int], float] = {}
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                genome, draw, seconds = json.loads(line)
+            except ValueError:
+                # Empty, or cut off when the benchmark was killed.
+                continue
+            self.seconds[genome, draw] = seconds
+
+    def __call__(self, results: Iterable[Any], total: int, done: int, round_name: str) -> Iterator[Any]:
+        """Measures the scores of a search as they come: its `progress`."""
+        with open(self.path, "a") as file:
+            before = time.perf_counter()
+            for row in tqdm(results, f"{self.label}, {round_name}", total, initial=done, mininterval=10, unit="score"):
+                now = time.perf_counter()
+                seconds = (now - before) * self.workers
+                before = now
+                self.seconds[row["genome"], row["draw"]] = seconds
+                # The end of a line comes first, so that one that was cut off spoils no other.
+                file.write("\n" + json.dumps([row["genome"], row["draw"], seconds]))
+                file.flush()
+                yield row
+
+    def spent(self, result: SearchResult) -> float:
+        """Seconds of a worker for all scores of a search; one whose time is not known took as long as the others."""
+        needed = [(each.genome, draw) for each in result.candidates for draw in range(len(each.draws))]
+        known = [self.seconds[score] for score in needed if score in self.seconds]
+        return sum(known) / len(known) * len(needed) if known else math.nan
+
+
+def ways(options: argparse.Namespace) -> list[Way]:
+    defaults = {name: each.default for name, each in inspect.signature(search).parameters.items()}
+    by_default = Way("search()'s defaults", defaults["batch_size"], defaults["draws"], defaults["refine"])
+    plans = []
+    for draws, refine, *images in options.plan:
+        name = f"plan {','.join(map(str, (draws, refine, *images)))}"
+        plans.append(Way(name, images[0] if images else by_default.batch_size, draws, refine))
+    return [Way("one draw at batch 128", 128, 1, 0), Way("one draw at batch 32", 32, 1, 0), by_default, *plans]
+
+
+def plan(text: str) -> tuple[int, ...]:
+    numbers = tuple(map(int, text.split(",")))
+    if len(numbers) not in (2, 3):
+        raise ValueError
+    return numbers
+
+
+def run(
+    space: SearchSpace, genomes: list[Genome], way: Way, seed: int, folder: Path, options: argparse.Namespace
+) -> tuple[SearchResult, float]:
+    """Searches, or goes on with a search; returns the result and the seconds of a worker that all of it took."""
+    record = folder / f"wrn40_2-params{options.params}-batch{way.batch_size}-seed{seed}.jsonl"
+    times = Times(record, options.workers, f"{way.name}, seed {seed}")
+    data = None
+    if options.data is not None:
+        parts = affordable_parts(space, way.batch_size)
+        data = dataset_minibatch(space, options.data, options.data_dir, way.batch_size, seed, parts=parts)
+    result = search(
+        space,
+        Budget(params=parse_amount(options.params)),
+        seed=seed,
+        genomes=genomes,
+        data=data,
+        batch_size=way.batch_size,
+        draws=way.draws,
+        refine=way.refine,
+        workers=options.workers,
+        record=record,
+        resume=record.exists() and record.stat().st_size > 0,
+        progress=times,
+    )
+    return result, times.spent(result)
+
+
+def over_top(one: SearchResult, other: SearchResult, top: int) -> float:
+    """Spearman's rank correlation of the scores of two searches, over the genomes that the first puts first."""
+    scores = {each.genome: each.score for each in other.candidates}
+    first = one.candidates[:top]
+    pairs = [[each.score for each in first], [scores[each.genome] for each in first]]
+    # No score is the worst.
+    return spearman(*([score if math.isfinite(score) else -math.inf for score in scores] for scores in pairs))
+
+
+def place(genome: Genome, result: SearchResult) -> int:
+    return 1 + [each.genome for each in result.candidates].index(genome)
+
+
+def benchmark(options: argparse.Namespace, folder: Path) -> None:
+    space = SearchSpace("wrn40_2")
+    genomes = space.sample(options.samples, Budget(params=parse_amount(options.params)), options.seed)
+    chosen = ways(options)
+    if options.smoke:
+        chosen = [replace(way, batch_size=max(2, way.batch_size // 16)) for way in chosen]
+    seeds = (options.seed, options.seed + 1)
+    top = min(options.top, len(genomes))
+    print(
+        f"{versions()}, {processor()}, {os.cpu_count()} cores, {options.workers} workers\n"
+        f"wrn40_2, params {options.params}, {len(genomes)} genomes of seed {options.seed}, "
+        f"{options.data or '1/f noise'}; searches A and B: seeds {seeds[0]} and {seeds[1]}",
+        flush=True,
+    )
+    width = max(len(way.name) for way in chosen)
+    print(
+        f"{'':{width}s}                         worker                Spearman over {top} of  place of best of  both in"
+    )
+    print(
+        f"{'way':{width}s}  images  draws  refine  seconds  cost  scores     A's     B's    mean   A in B   B in A  "
+        f"top {TEN}"
+    )
+    base = math.nan
+    for way in chosen:
+        (one, seconds), (other, more) = (run(space, genomes, way, seed, folder, options) for seed in seeds)
+        seconds = (seconds + more) / 2
+        base = seconds if way is chosen[0] else base
+        agreement = over_top(one, other, top), over_top(other, one, top)
+        places = place(one.best.genome, other), place(other.best.genome, one)
+        print(
+            f"{way.name:{width}s}  {way.batch_size:6d}  {way.draws:5d}  {way.refine:6d}  {seconds:7.1f}  "
+            f"{seconds / base:4.2f}  {sum(len(each.draws) for each in one.candidates):6d}  "
+            f"{agreement[0]:6.3f}  {agreement[1]:6.3f}  {sum(agreement) / 2:6.3f}  "
+            f"{places[0]:7d}  {places[1]:7d}  {'yes' if max(places) <= TEN else 'no'}",
+            flush=True,
+        )
+    print(f"worker seconds: those of one search, mean of A and B; cost: against {chosen[0].name}; records: {folder}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="torch/cifar10 or another dataset (1/f noise)")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--params", default="400k", metavar="AMOUNT")
+    parser.add_argument("--samples", type=int, default=1000, help="genomes that both searches score (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the genomes and search A; B has the next (%(default)s)")
+    parser.add_argument("--top", type=int, default=100, help="how many to correlate over (%(default)s)")
+    parser.add_argument("--workers", type=int, default=default_workers())
+    parser.add_argument("--plan", type=plan, action="append", default=[], metavar="DRAWS,REFINE[,IMAGES]")
+    parser.add_argument("--out", type=Path, help="the folder of records, to go on with (sureness)")
+    parser.add_argument("--smoke", action="store_true", help="few genomes, tiny minibatches; leaves no records")
+    options = parser.parse_args()
+    if options.smoke:
+        options.samples, options.top = 6, 4
+        options.plan = options.plan or [(1, 1)]
+        if options.out is None:
+            with tempfile.TemporaryDirectory() as folder:
+                benchmark(options, Path(folder))
+            return
+    folder = options.out or Path("sureness")
+    folder.mkdir(parents=True, exist_ok=True)
+    benchmark(options, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How fast candidates are scored, and networks trained and run."""

@@ -1,0 +1,123 @@
+"""What a search for latency finds: ResNet-34 as fast as torchvision's ResNet-18, and in half of its time.
+
+    python -m benchmarks.speed.latency_search
+    python -m benchmarks.speed.latency_search --data path/to/imagenet/train --samples 1000
+
+Profiles the search space on this machine, measures torchvision's ResNet-18, and searches genomes whose latency by the
+table is at most that, down to 5 % less; then at most half of it. What is found is built and measured whole, in turn
+with ResNet-18 and the zoo's networks, in the circumstances of the table. Where the space has nothing so fast, its least
+latency is the budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from benchmarks.speed.latency_table import measure
+from blockswap_models import Budget, LatencyTable, SearchSpace, count, profile, search
+from blockswap_models.machine import default_workers
+from blockswap_models.searching.probe_images import Minibatch, affordable_parts, dataset_minibatch
+
+# How far below the latency that is wanted a network may be.
+SLACK = 0.05
+
+
+def budget_for(space: SearchSpace, seconds: float) -> Budget:
+    """The budget of at most so many seconds, or of the least that the space can meet."""
+    least = space.range("latency")[0]
+    high = max(seconds, least * (1 + SLACK))
+    return Budget(latency=(high * (1 - SLACK), high))
+
+
+def images_of(options: argparse.Namespace, space: SearchSpace) -> Minibatch | None:
+    """The minibatches of the search: noise where no data is given."""
+    if options.data is None:
+        return None
+    parts = affordable_parts(space, options.batch_size)
+    return dataset_minibatch(space, options.data, options.data_dir, options.batch_size, options.seed, parts=parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="resnet34", help="what to search (%(default)s)")
+    parser.add_argument("--like", default="resnet18", help="the network of torchvision (%(default)s)")
+    parser.add_argument("--beside", nargs="*", default=["resnet34", "resnet34_8m", "resnet34_3m"], help="entries")
+    parser.add_argument("--parts", type=float, nargs="+", default=[1.0, 0.5], help="of its latency (1 and 0.5)")
+    parser.add_argument("--samples", type=int, default=100, help="genomes of each search (%(default)s)")
+    parser.add_argument("--refine", type=int, default=2, help="rounds of more draws for the best (%(default)s)")
+    parser.add_argument("--data", help="images of the search: a timm dataset, or a folder (noise)")
+    parser.add_argument("--data-dir", help="the folder of the dataset")
+    parser.add_argument("--batch-size", type=int, default=32, help="images of a score (%(default)s)")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--table", metavar="FILE", help="the latency table, read where it is there, else written")
+    parser.add_argument("--device", default="cpu", help="where latency counts (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=default_workers(), help="processes that score (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="of measuring (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="a tiny form")
+    options = parser.parse_args()
+    if options.smoke:
+        options.image_size, options.samples, options.refine, options.rounds, options.workers = 32, 3, 0, 1, 1
+        options.batch_size, options.beside = 4, ["resnet34_3m"]
+    run(options)
+
+
+def run(options: argparse.Namespace) -> None:
+    space = SearchSpace(options.network, image_size=options.image_size)
+    start = time.perf_counter()
+    if options.table is not None and Path(options.table).exists():
+        table = LatencyTable.load(options.table)
+    else:
+        table = profile(space, device=options.device, threads=options.threads, rounds=options.rounds)
+        if options.table is not None:
+            table.save(options.table)
+    about = f"{table.about['processor']}, {table.threads} threads, 1 x {'x'.join(map(str, table.input_size))}"
+    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {table.device}, {about}")
+    print(f"profiled in {time.perf_counter() - start:.0f} s, {options.rounds} rounds, seed {options.seed}")
+    space = SearchSpace(options.network, image_size=options.image_size, latency=table)
+    networks: dict[str, nn.Module] = {f"torchvision {options.like}": torchvision.models.get_model(options.like)}
+    (wanted,) = measure(list(networks.values()), table, options.rounds)
+    networks |= {f"blockswap_{name}": timm.create_model(f"blockswap_{name}") for name in options.beside}
+    data = images_of(options, space)
+    print(f"torchvision {options.like}: {wanted * 1000:.2f} ms", flush=True)
+    for part in options.parts:
+        budget = budget_for(space, part * wanted)
+        start = time.perf_counter()
+        result = search(
+            space,
+            budget,
+            options.samples,
+            options.seed,
+            data=data,
+            batch_size=options.batch_size,
+            refine=options.refine,
+            workers=options.workers,
+        )
+        spent = time.perf_counter() - start
+        low, high = (each * 1000 for each in budget.windows["latency"])
+        fitting = f"{space.count(budget):.1e} genomes, {len(result.candidates)} scored in {spent:.0f} s"
+        print(f"{part:g} x {options.like}, {low:.2f} to {high:.2f} ms: {fitting}\n  {result.best.genome}", flush=True)
+        networks[f"found for {part:g} x {options.like}"] = space.build(result.best.genome)
+    times = measure(list(networks.values()), table, options.rounds)
+    print(f"\n{'network':28s}{'parameters':>12s}{'MACs (M)':>10s}{'by table':>11s}{'measured':>11s}{'ratio':>7s}")
+    for (name, network), seconds in zip(networks.items(), times, strict=True):
+        cost = count(network, space.input_size)
+        genome = getattr(network, "genome", None)
+        told = "" if genome is None else f"{table.latency(genome) * 1000:.2f} ms"
+        print(
+            f"{name:28s}{cost.params:12,}{cost.macs / 1e6:10,.1f}{told:>11s}{seconds * 1000:8.2f} ms"
+            f"{seconds / times[0]:7.2f}"
+        )
+    print("Measured times are of one run, each network in turn; ratio: to the first. No network has been trained.")
+
+
+if __name__ == "__main__":
+    main()

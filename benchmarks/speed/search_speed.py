@@ -1,0 +1,132 @@
+"""How fast a candidate is scored: as the paper describes it, and as this package does, on the same genomes and weights.
+
+    python -m benchmarks.speed.search_speed --data torch/cifar10 --data-dir path/to/cifar10
+
+The paper's way: minibatch of 128, float32, plain memory layout, hooks, and a full backward pass with weight gradients.
+Ours: the default (32 images, and bfloat16 where the CPU computes in it), the same in float32, and exact (the same 128
+images, in float32). The ways alternate, on one thread; their times include the making of the network. The last line of
+each case states how far default scores of other weights agree, which bounds what any agreement is worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import resource
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.lib.correlation import spearman
+from benchmarks.lib.report import processor, versions
+from blockswap_models import Budget, Genome, SearchSpace
+from blockswap_models.nets.networks import residual_blocks
+from blockswap_models.searching.probe_images import Minibatch, dataset_minibatch, noise_minibatch
+from blockswap_models.searching.scorer import Job, fast_dtype
+
+CASES = [("wrn40_2", 200_000), ("wrn40_2", 400_000), ("wrn40_2", 800_000), ("resnet34", 3_000_000)]
+
+
+def as_the_paper(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Fisher potential by hooks and a whole backward pass."""
+    model.train()
+    scores: list[float] = []
+    outputs: list[torch.Tensor] = []
+
+    def probe(_: nn.Module, __: object, output: torch.Tensor) -> None:
+        # By its place in a list: a hook that held the output itself would never be freed.
+        place = len(outputs)
+        outputs.append(output.detach())
+
+        def measure(gradient: torch.Tensor) -> None:
+            by_channel = (outputs[place] * gradient).sum(dim=(2, 3))
+            scores.append(float(by_channel.square().sum() / (2 * len(images))))
+
+        output.register_hook(measure)
+
+    for block in residual_blocks(model):
+        block.get_submodule(block.branch_end).register_forward_hook(probe)
+    F.cross_entropy(model(images), labels).backward()
+    return sum(scores)
+
+
+def peak() -> float:
+    """The largest memory that this process has held, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def minibatch(space: SearchSpace, options: argparse.Namespace, size: int) -> Minibatch:
+    if options.data is None or space.layout.name != "blockswap_wrn40_2":
+        return noise_minibatch(space, size)
+    return dataset_minibatch(space, options.data, options.data_dir, size)
+
+
+def run(name: str, params: int, options: argparse.Namespace) -> None:
+    space = SearchSpace(name)
+    genomes = space.sample(options.candidates, Budget(params=params))
+    many = minibatch(space, options, options.batch_size)
+    size = options.batch_size // 4
+    few = Minibatch(many.images[:size], many.labels[:size], many.source)
+    ways = {
+        "default": Job(space, few, dtype=fast_dtype()),
+        "float32": Job(space, few),
+        "exact": Job(space, many),
+        "paper": functools.partial(paper, Job(space, many)),
+    }
+    seconds = dict.fromkeys(ways, 0.0)
+    scores: dict[str, list[float]] = {way: [] for way in ways}
+    first = (name, params) == CASES[0]
+    for way, job in ways.items():
+        # A search makes the modules of its pool once, and a process's peak never falls: it tells something the first
+        # time only, and from the smallest way up.
+        for genome in genomes if isinstance(job, Job) and options.batch_size > 16 else []:
+            job.network(genome, 0)
+        job((genomes[0], 0))
+        if first:
+            print(f"peak memory after '{way}': {peak():.2f} GB")
+    for genome in genomes:
+        for way, job in ways.items():
+            start = time.perf_counter()
+            scores[way].append(job((genome, 0))["score"])
+            seconds[way] += time.perf_counter() - start
+    other = [ways["default"]((genome, 1))["score"] for genome in genomes]
+    print(f"{name} {params:,} parameters, {len(genomes)} genomes, {many.source}")
+    print("  way      s/candidate  ratio  Spearman with paper  largest relative difference")
+    for way in ("paper", "exact", "float32", "default"):
+        difference = max(abs(a / b - 1) for a, b in zip(scores[way], scores["paper"], strict=True))
+        print(
+            f"  {way:8s} {seconds[way] / len(genomes):10.3f} {seconds['paper'] / seconds[way]:7.1f} "
+            f"{spearman(scores[way], scores['paper']):20.3f}  {f'{difference:.1e}' if way == 'exact' else ''}"
+        )
+    print(f"  default, other weights: Spearman {spearman(other, scores['default']):.3f}", flush=True)
+
+
+def paper(job: Job, task: tuple[Genome, int]) -> dict[str, float]:
+    """Scores as the paper describes it, with the weights of a job."""
+    start = {} if job.space.layout.preact else {"zero_init_last": False}
+    torch.manual_seed(job.seed_of(*task))
+    model = job.space.build(task[0], **start)
+    return {"score": as_the_paper(model, job.data.images, job.data.labels)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="torch/cifar10 or another dataset for the WRN (1/f noise)")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="which of the four (all)")
+    parser.add_argument("--smoke", action="store_true", help="one tiny case")
+    options = parser.parse_args()
+    if options.smoke:
+        options.candidates, options.batch_size = 3, 16
+    torch.set_num_threads(1)
+    print(f"{versions()}, {processor()}, one thread, seed 0, default in {str(fast_dtype()).removeprefix('torch.')}")
+    for name, params in CASES[:1] if options.smoke else [CASES[each] for each in options.cases]:
+        run(name, params, options)
+
+
+if __name__ == "__main__":
+    main()

