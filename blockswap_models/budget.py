@@ -20,7 +20,13 @@ _NANOSECONDS = 9
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, multiply-accumulates for one image, and the seconds for one minibatch where they were measured."""
+    """What a network costs; costs can be added and subtracted.
+
+    Args:
+        params: Weights and biases of convolutions, BN and linear layers.
+        macs: Multiply-accumulates of convolutions and linear layers for one image.
+        latency: Seconds for one minibatch, where they were measured.
+    """
 
     params: int
     macs: int
@@ -64,8 +70,23 @@ Amount = int | float | tuple[float | None, float | None]
 class Budget:
     """A window for each cost that it names.
 
-    A number means that amount within ± `tolerance` of it (the paper's networks are within 2.5 %); a pair means from the
-    first to the second, where None leaves a side open. Latencies are in seconds.
+    A number means that amount ± `tolerance` (the paper's networks are within 2.5 %). A pair means from the first to the
+    second, where None leaves a side open.
+
+    Args:
+        params: Parameters.
+        macs: Multiply-accumulates for one image.
+        latency: Seconds for one minibatch.
+        tolerance: Width of the window around a number, as a fraction of it.
+
+    Raises:
+        BudgetError: No cost is named, or an amount is not a number or a pair of them.
+
+    Example:
+        ```python
+        Budget(params=400_000)  # 390,000 to 410,000
+        Budget(params=(None, 400_000), macs=60_000_000)
+        ```
     """
 
     params: Amount | None = None
@@ -107,7 +128,17 @@ class Budget:
         return round(amount * (1 - self.tolerance), digits), round(amount * (1 + self.tolerance), digits)
 
     def fits(self, cost: Cost) -> bool:
-        """Says whether a cost is within every window; raises BudgetError where its latency is needed and not known."""
+        """Says whether a cost is within every window.
+
+        Args:
+            cost: The cost of a network.
+
+        Returns:
+            Whether it fits.
+
+        Raises:
+            BudgetError: The budget names a latency, and the cost has none.
+        """
         if "latency" in self.windows and cost.latency is None:
             raise BudgetError(UNMEASURED)
         return all(low <= getattr(cost, name) <= high for name, (low, high) in self.windows.items())

@@ -85,16 +85,36 @@ def fpn_backbone(
 ) -> FPNBackbone:
     """Makes a backbone for torchvision's detectors from a name of timm or the zoo, or from a network (a copy of it).
 
-    The arguments are those of torchvision's `resnet_fpn_backbone`; the others go to `timm.create_model`.
+    The arguments are those of torchvision's `resnet_fpn_backbone`.
 
-    pretrained: loads timm's weights; of a network it says that its weights are trained ones.
-    norm_layer: takes the place of each BN, whose numbers it inherits. FrozenBatchNorm2d where pretrained, else none.
-    trainable_layers: how many layers train, counted from the last; a layer is the stem or a stage. 3 where pretrained,
-        else all. In the others all weights are fixed, and so is BN: it becomes FrozenBatchNorm2d, whatever norm_layer.
-    returned_layers: the levels to take, by their number in the network's `feature_info`: for a ResNet 1 to 4, which is
-        the default. For others it is the last level of each stride from 4 on, or from 2 on where the largest is 4, as
-        in a WRN, which is for images of some 64 to 128 pixels.
-    extra_blocks: makes further maps of the coarsest; LastLevelMaxPool where none is given.
+    Args:
+        name_or_model: A name, or a network, which is copied.
+        genome: The blocks, for a name of the zoo.
+        pretrained: Whether to load timm's weights; of a network, whether its weights are trained ones.
+        norm_layer: Takes the place of each BN, whose numbers it inherits. FrozenBatchNorm2d where pretrained, else BN
+            stays.
+        trainable_layers: How many layers train, counted from the last; a layer is the stem or a stage. 3 where
+            pretrained, else all. In the others all weights are fixed, and BN is a FrozenBatchNorm2d, whatever the
+            `norm_layer`.
+        returned_layers: The levels to use, by their number in the network's `feature_info`: for a ResNet 1 to 4, which
+            is the default. For others it is the last level of each stride from 4 on, or from 2 on where the largest is
+            4, as in a Wide ResNet, which is for images of 64 to 128 pixels.
+        extra_blocks: Makes further maps of the coarsest; LastLevelMaxPool where none is given.
+        out_channels: Channels of the maps.
+        **kwargs: Arguments of `timm.create_model`.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        TypeError: The network gives no features.
+        ValueError: The name is unknown or has no genome, or there are no such layers.
+
+    Example:
+        ```python
+        backbone = fpn_backbone("blockswap_resnet34_3m")
+        FasterRCNN(backbone, num_classes=91)
+        ```
     """
     if isinstance(name_or_model, str):
         body, info = _of_name(name_or_model, genome, pretrained, returned_layers, kwargs)
@@ -132,9 +152,32 @@ def mask_rcnn(
 ) -> MaskRCNN:
     """Makes torchvision's Mask R-CNN, as `maskrcnn_resnet50_fpn` does, on any network that `fpn_backbone` takes.
 
-    The arguments for the backbone are those of `fpn_backbone`; the others are torchvision's `MaskRCNN`'s. Where these
-    are not given, images are normalised as the network wants them, and anchors are eight strides wide: torchvision's,
-    for strides of 4 to 64. `num_classes` has the background in it: for COCO 91, as torchvision counts.
+    Images are normalised as the network wants them, and anchors are eight strides wide: torchvision's, for strides of 4
+    to 64.
+
+    Args:
+        name_or_model: A name of timm or the zoo, or a network, which is copied.
+        num_classes: Classes, the background included: for COCO 91, as torchvision counts.
+        genome: The blocks, for a name of the zoo.
+        pretrained_backbone: `pretrained` of `fpn_backbone`.
+        norm_layer: As of `fpn_backbone`.
+        trainable_backbone_layers: `trainable_layers` of `fpn_backbone`.
+        returned_layers: As of `fpn_backbone`.
+        extra_blocks: As of `fpn_backbone`.
+        **kwargs: Arguments of torchvision's `MaskRCNN`, such as `min_size`.
+
+    Returns:
+        The detector.
+
+    Raises:
+        TypeError: `MaskRCNN` has no such argument, or the network gives no features.
+        ValueError: The name is unknown or has no genome, or there are no such layers.
+
+    Example:
+        ```python
+        model = mask_rcnn("blockswap_resnet34", 91, genome="3xG4/4xG4/6xG4/3xG4", min_size=640)
+        losses = model.train()(images, targets)
+        ```
     """
     known = {
         name for each in (MaskRCNN, FasterRCNN, GeneralizedRCNNTransform) for name in inspect.signature(each).parameters

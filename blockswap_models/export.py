@@ -107,6 +107,11 @@ def export_model(
 
     Raises:
         ExportError: The network cannot be exported so.
+
+    Example:
+        ```python
+        export_model(timm.create_model("blockswap_wrn40_2_404k", pretrained=True), "net.onnx")
+        ```
     """
     format = format_of(path, format)
     if format == "onnx":
@@ -149,7 +154,20 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     The original stays as it was. In a post-activation network every BN follows a convolution; in a pre-activation one
     the first of each block follows an addition, and stays. So does every norm that is no BN, or that has no statistics.
     What `forward_intermediates` returns is the same too: the BN after a convolution that is one of its maps stays.
-    Raises ExportError for a model that torch.fx cannot trace.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ExportError: torch.fx cannot trace the model.
+
+    Example:
+        ```python
+        fast = fold_batchnorm(timm.create_model("blockswap_wrn40_2_404k", pretrained=True))
+        ```
     """
     folded = _plain_copy(model)
     try:

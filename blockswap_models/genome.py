@@ -48,9 +48,20 @@ class Conv:
 class BlockType:
     """One type of residual block (paper, section 3.1 and Table 5).
 
-    `family` is S, G (grouped + pointwise), B (bottleneck), M (inverted bottleneck) or D (DARTS separable convolution);
-    `factor` is the contraction of B or the expansion of M. A grouped 3x3 has either a number of `groups` or a `width`
-    of channels a group.
+    Args:
+        family: S (standard), G (grouped and pointwise), B (bottleneck), M (inverted bottleneck) or D (DARTS separable
+            convolution).
+        factor: Contraction of a bottleneck, or expansion of an inverted one.
+        groups: Groups of a grouped 3x3 convolution.
+        width: Channels in each group, in place of `groups`.
+
+    Raises:
+        GenomeError: There is no such type.
+
+    Example:
+        ```python
+        BlockType.parse("B2G4").convs(in_chs=32, out_chs=64, stride=2)
+        ```
     """
 
     family: str
@@ -66,7 +77,17 @@ class BlockType:
 
     @classmethod
     def parse(cls, text: str) -> BlockType:
-        """Reads one block type, such as `B2G4`; raises GenomeError."""
+        """Reads one block type, such as `B2G4`.
+
+        Args:
+            text: The block type.
+
+        Returns:
+            The block type.
+
+        Raises:
+            GenomeError: There is no such type.
+        """
         if not isinstance(text, str):
             raise GenomeError(f"a block type is text such as 'B2G4', not {type(text).__name__}")
         return cls(*_sizes(text))
@@ -80,9 +101,20 @@ class BlockType:
         return f"BlockType.parse({str(self)!r})"
 
     def convs(self, in_chs: int, out_chs: int, stride: int = 1) -> tuple[Conv, ...]:
-        """Lists the convolutions of the block's branch, in order; raises GenomeError where the widths do not divide.
+        """Lists the convolutions of the block's branch, in order.
 
-        Two blocks with the same convolutions are the same network, however they are spelled.
+        Two blocks of a family with the same convolutions are the same network, however they are spelled.
+
+        Args:
+            in_chs: Input channels of the block.
+            out_chs: Output channels of the block.
+            stride: Stride of the block.
+
+        Returns:
+            The convolutions.
+
+        Raises:
+            GenomeError: A number of channels does not divide.
         """
         if self.family == "S":
             return Conv(in_chs, out_chs, 3, stride), Conv(out_chs, out_chs, 3)
@@ -120,7 +152,21 @@ class Genome(str):
     """The canonical text of a genome, with its block types by stage.
 
     It is a string (no spaces, longest runs, no `1x`), so it goes wherever text goes: JSON, a shell, `genome=` of a timm
-    entry. Read one with `Genome.parse(text)` or `Genome(text)`; both take spaces and any runs and raise GenomeError.
+    entry. `Genome(text)` and `Genome.parse(text)` are the same.
+
+    Args:
+        text: A genome, with or without spaces, in any runs.
+
+    Attributes:
+        stages: The block types of each stage.
+
+    Raises:
+        GenomeError: The text is not a genome; the message says where.
+
+    Example:
+        ```python
+        Genome("S, G4, G4 / 2xB2")  # 'S,2xG4/2xB2'
+        ```
     """
 
     stages: tuple[tuple[BlockType, ...], ...]
@@ -141,7 +187,17 @@ class Genome(str):
 
     @classmethod
     def from_stages(cls, stages: Iterable[Iterable[BlockType | str]]) -> Genome:
-        """Makes a genome of block types by stage."""
+        """Makes a genome of block types by stage.
+
+        Args:
+            stages: The block types of each stage, or their texts.
+
+        Returns:
+            The genome.
+
+        Raises:
+            GenomeError: There is no such type, or a stage is empty.
+        """
         typed = tuple(
             tuple(block if isinstance(block, BlockType) else BlockType.parse(block) for block in stage)
             for stage in stages
@@ -154,7 +210,18 @@ class Genome(str):
 
     @classmethod
     def from_blocks(cls, blocks: Sequence[BlockType | str], depths: Sequence[int]) -> Genome:
-        """Makes a genome of a flat list of block types and the number of blocks in each stage."""
+        """Makes a genome of a flat list of block types.
+
+        Args:
+            blocks: The block types, or their texts, from the first block to the last.
+            depths: The number of blocks in each stage.
+
+        Returns:
+            The genome.
+
+        Raises:
+            GenomeError: The numbers of blocks differ, or there is no such type.
+        """
         if len(blocks) != sum(depths):
             raise GenomeError(f"{len(blocks)} block types do not fill stages of {listed(depths)} blocks")
         ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
@@ -162,7 +229,18 @@ class Genome(str):
 
     @classmethod
     def from_reference(cls, names: Sequence[str], depths: Sequence[int]) -> Genome:
-        """Translates the names of the reference code, whose `G4B2` is a bottleneck 2 with groups of *width* 4."""
+        """Translates the names of the authors' code, whose `G4B2` is a bottleneck 2 with groups of *width* 4.
+
+        Args:
+            names: The names of the blocks, such as `DConvA4`.
+            depths: The number of blocks in each stage.
+
+        Returns:
+            The genome.
+
+        Raises:
+            GenomeError: There is no such name.
+        """
         blocks = []
         for place, name in enumerate(names, start=1):
             block = _from_reference(name)

@@ -60,8 +60,19 @@ class Position:
 class Layout:
     """A residual network without its block types: `depths` blocks in stages of `channels`, after a stem of `stem_chs`.
 
-    `preact` is the order within a block: BN and ReLU before each convolution (WideResNet) or after it (ResNet). Every
-    stage but the first halves the images. Raises ValueError for what neither network can carry.
+    Every stage but the first halves the images. Use `Layout.named` or `Layout.custom` to make one.
+
+    Args:
+        name: Letters, digits and `_`.
+        depths: Blocks in each stage.
+        channels: Output channels of each stage.
+        stem_chs: Output channels of the stem.
+        preact: Whether BN and ReLU come before each convolution (Wide ResNet) or after it (ResNet).
+        input_size: Channels, height and width of the images.
+        num_classes: Classes.
+
+    Raises:
+        ValueError: Neither network can have these stages.
     """
 
     name: str
@@ -116,9 +127,27 @@ class Layout:
         input_size: Sequence[int] | None = None,
         num_classes: int | None = None,
     ) -> Layout:
-        """Makes a layout of stages of so many blocks and channels; what is left out is as in a WRN or a ResNet-34.
+        """Makes a layout of any stages; what is left out is as in WRN-40-2 or, with `preact=False`, ResNet-34.
 
-        `input_size` is (channels, height, width). Raises ValueError for what the network cannot carry.
+        Args:
+            name: A name of letters, digits and `_`, for `register`.
+            depths: Blocks in each stage.
+            channels: Output channels of each stage.
+            preact: Whether BN and ReLU come before each convolution (Wide ResNet) or after it (ResNet).
+            stem_chs: Output channels of the stem.
+            input_size: Channels, height and width of the images.
+            num_classes: Classes.
+
+        Returns:
+            The layout.
+
+        Raises:
+            ValueError: The network cannot have these stages.
+
+        Example:
+            ```python
+            Layout.custom("my_net", depths=(2, 3, 2), channels=(32, 64, 96), num_classes=200)
+            ```
         """
         usual = cls.wide_resnet(40, 2) if preact else cls.resnet(34)
         return cls(
@@ -133,7 +162,18 @@ class Layout:
 
     @classmethod
     def wide_resnet(cls, depth: int, widen: int) -> Layout:
-        """WRN-depth-widen for 32x32 images (Zagoruyko and Komodakis, 2016); raises ValueError for another depth."""
+        """Makes WRN-depth-widen for 32x32 images (Zagoruyko and Komodakis, 2016).
+
+        Args:
+            depth: 6n + 4, such as 16 or 40.
+            widen: Factor of the channels.
+
+        Returns:
+            The layout.
+
+        Raises:
+            ValueError: There is no network of this depth.
+        """
         if depth < 10 or (depth - 4) % 6 or widen < 1:
             raise ValueError(
                 f"there is no WRN-{depth}-{widen}: its depth is 6n + 4, such as 16, 22, 28 or 40, "
@@ -145,7 +185,17 @@ class Layout:
 
     @classmethod
     def resnet(cls, depth: int) -> Layout:
-        """ResNet-10, 18 or 34 for 224x224 images (He et al., 2016); raises ValueError for another depth."""
+        """Makes ResNet-10, 18 or 34 for 224x224 images (He et al., 2016).
+
+        Args:
+            depth: 10, 18 or 34.
+
+        Returns:
+            The layout.
+
+        Raises:
+            ValueError: There is no network of this depth.
+        """
         if depth not in _RESNET_DEPTHS:
             raise ValueError(
                 f"there is no ResNet-{depth} of basic blocks; write resnet10, resnet18 or resnet34, "
@@ -157,9 +207,16 @@ class Layout:
 
     @classmethod
     def named(cls, name: Layout | str) -> Layout:
-        """Finds the layout of a name such as `wrn40_2`, `resnet34_3m` or that of an own entry; raises ValueError.
+        """Finds the layout of a name.
 
-        A layout stands for itself.
+        Args:
+            name: Such as `wrn40_2`, `resnet34_3m` or a registered name; a layout stands for itself.
+
+        Returns:
+            The layout.
+
+        Raises:
+            ValueError: The name is unknown.
         """
         if isinstance(name, Layout):
             return name
@@ -213,7 +270,17 @@ class Layout:
                 in_chs = out_chs
 
     def fit(self, genome: Genome | str) -> Genome:
-        """Returns the genome if this layout can carry it; raises GenomeError with the place where it cannot."""
+        """Checks that a genome fits this layout.
+
+        Args:
+            genome: The genome, or its text.
+
+        Returns:
+            The genome.
+
+        Raises:
+            GenomeError: It does not fit; the message says where.
+        """
         genome = Genome(genome)
         if genome.depths != self.depths:
             raise GenomeError(

@@ -24,7 +24,19 @@ _MEAN, _STD = (data_config(Layout.named("wrn40_2"))[key] for key in ("mean", "st
 
 
 def read_cifar(root: str | Path, name: str = "cifar10", train: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reads the images, uint8 (N, 3, 32, 32), and labels (N,) of `cifar10` or `cifar100`; raises DataError."""
+    """Reads CIFAR from its folder.
+
+    Args:
+        root: The folder, as torchvision unpacks it.
+        name: `cifar10` or `cifar100`.
+        train: Whether to read the training images or the test images.
+
+    Returns:
+        Images, uint8 (N, 3, 32, 32), and labels (N,).
+
+    Raises:
+        DataError: There is no such dataset in the folder, or it is damaged.
+    """
     if name not in _DATASETS:
         raise DataError(f"no CIFAR data set {quote(name)}; use {' or '.join(_DATASETS)}")
     dataset_class = _DATASETS[name]

@@ -305,7 +305,19 @@ def _reset_parameters(model: nn.Module) -> None:
 
 
 def build(layout: Layout, genome: Genome | str | None = None, **kwargs: Any) -> WideResNet | ResNet:
-    """Builds the network of a layout and a genome (the original one where none is given)."""
+    """Builds a network with random weights.
+
+    Args:
+        layout: The layout.
+        genome: The blocks, standard ones where none are given.
+        **kwargs: Arguments of the network, such as `num_classes`, `in_chans` and `device`.
+
+    Returns:
+        The network.
+
+    Raises:
+        GenomeError: The genome does not fit.
+    """
     return WideResNet(layout, genome, **kwargs) if layout.preact else ResNet(layout, genome, **kwargs)
 
 

@@ -21,10 +21,27 @@ Score = Callable[[nn.Module, torch.Tensor, torch.Tensor], float]
 def fisher_potential(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Sums the Fisher potential of all blocks on one minibatch (paper, section 4), and leaves the model as it was.
 
-    `images` are (N, C, H, W), `labels` (N,). The loss is cross-entropy averaged over the minibatch, with BN in training
-    mode; dropout and stochastic depth are off. It is computed where the images are, and in their type: in bfloat16
-    scores differ by up to a tenth or so. Images in channels_last take faster kernels, whose sums are less accurate in
-    float32: scores differ by up to 1e-2.
+    The loss is cross-entropy averaged over the minibatch, with BN in training mode; dropout and stochastic depth are
+    off. It is computed where the images are, and in their type: in bfloat16 scores differ by up to a tenth or so.
+    Images in channels_last take faster kernels, whose sums are less accurate in float32: scores differ by up to 1e-2.
+
+    Args:
+        model: A network of the zoo.
+        images: Normalised images (N, C, H, W).
+        labels: Their classes (N,).
+
+    Returns:
+        The score.
+
+    Raises:
+        TypeError: The network has no residual blocks of this package.
+        ValueError: Every branch starts at zero; build the network with `zero_init_last=False`.
+
+    Example:
+        ```python
+        model = timm.create_model("blockswap_wrn40_2", genome="6xS/6xG4/6xB2")
+        fisher_potential(model, torch.randn(32, 3, 32, 32), torch.randint(10, (32,)))
+        ```
     """
     return sum(fisher_by_block(model, images, labels))
 

@@ -46,8 +46,29 @@ class Shape(NamedTuple):
 class LatencyTable:
     """The seconds that stem, head and each block type at each shape take for one minibatch, in evaluation mode.
 
-    `shapes` are those of the blocks, from first to last; `about` says what it was measured on and with. Times are
-    rounded to a power of ten nanoseconds, 1e-5 to 1e-4 of the slowest network.
+    `profile` measures one. Times are rounded to a power of ten nanoseconds, 1e-5 to 1e-4 of the slowest network.
+
+    Args:
+        layout: The network.
+        input_size: Channels, height and width of the images.
+        num_classes: Classes of the measured networks.
+        batch_size: Images in the minibatch.
+        device: Type of the device, such as `cpu`.
+        threads: Threads of the measurement.
+        about: Hardware and versions.
+        stem: Seconds of the stem.
+        head: Seconds of the head.
+        shapes: The shape of each block, from first to last.
+        blocks: Seconds of each block type at each shape.
+
+    Raises:
+        LatencyError: Times are missing, or are not numbers from 0 up.
+
+    Example:
+        ```python
+        profile(SearchSpace("wrn40_2"), threads=1).save("table.json")
+        space = SearchSpace("wrn40_2", latency=LatencyTable.load("table.json"))
+        ```
     """
 
     layout: Layout
@@ -103,7 +124,18 @@ class LatencyTable:
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:16]
 
     def of_block(self, index: int, block: BlockType) -> float:
-        """The seconds of a block type as the block of that index, from 0; raises GenomeError if not measured there."""
+        """Looks up the seconds of a block type at a position.
+
+        Args:
+            index: Number of the block, from 0.
+            block: The block type.
+
+        Returns:
+            Seconds for one minibatch.
+
+        Raises:
+            GenomeError: The type was not measured there.
+        """
         place = self.layout.positions[index]
         structure = place.structure(block)
         if structure is None or structure not in self._known[index]:  # type: ignore[attr-defined]
@@ -114,13 +146,31 @@ class LatencyTable:
         return self._known[index][structure]  # type: ignore[attr-defined]
 
     def latency(self, genome: Genome | str) -> float:
-        """Adds up the seconds of a genome for one minibatch: stem, blocks and head."""
+        """Adds up the seconds of a genome: stem, blocks and head.
+
+        Args:
+            genome: The genome.
+
+        Returns:
+            Seconds for one minibatch.
+
+        Raises:
+            GenomeError: The genome does not fit, or has a block type that was not measured.
+        """
         blocks = self.layout.fit(genome).blocks
         parts = [self.of_block(index, block) for index, block in enumerate(blocks)]
         return round(self.stem + self.head + sum(parts), 9)
 
     def require(self, layout: Layout, input_size: tuple[int, int, int]) -> None:
-        """Raises LatencyError unless the table is of such networks; the number of classes may be another."""
+        """Checks that the table is of such networks; the number of classes may be another.
+
+        Args:
+            layout: The network.
+            input_size: Channels, height and width of the images.
+
+        Raises:
+            LatencyError: It is not.
+        """
 
         def text(layout: Layout, size: tuple[int, int, int]) -> str:
             return f"{layout.name} at {'x'.join(map(str, size))}"
@@ -155,7 +205,14 @@ class LatencyTable:
         }
 
     def save(self, path: str | Path) -> None:
-        """Writes the table to a JSON file, whole or not at all; an older file is replaced."""
+        """Writes the table to a JSON file, whole or not at all; an older file is replaced.
+
+        Args:
+            path: The file.
+
+        Raises:
+            LatencyError: The file cannot be written.
+        """
         path = Path(path)
         partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
@@ -167,7 +224,17 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
-        """Reads a table that `save` or `blockswap profile` wrote; raises LatencyError for anything else."""
+        """Reads a table that `save` or `blockswap profile` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The table.
+
+        Raises:
+            LatencyError: The file cannot be read, or is not a latency table.
+        """
         try:
             content = json.loads(Path(path).read_bytes())
             if content["kind"] != _KIND:

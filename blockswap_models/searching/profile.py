@@ -46,10 +46,29 @@ def profile(
 ) -> LatencyTable:
     """Measures stem, head and every block type of a space at every shape, in float32 and evaluation mode.
 
-    In each of `rounds` every network is run in turn, so that all suffer alike where the machine drifts: once to warm
-    up, then `passes` times with clocks and as often without. On one core of an AMD EPYC that takes 24 seconds for
-    WRN-40-2 and two minutes for ResNet-34 at 224 pixels; the machine should have nothing else to do. `threads` are
-    torch's own number where none is given; `progress` wraps the iterable of rounds.
+    In each round every network runs in turn, so that all suffer alike where the machine drifts: once to warm up, then
+    several times with clocks and as often without. Nothing else should run on the machine.
+
+    Args:
+        space: The search space.
+        device: The device to measure.
+        batch_size: Images in a minibatch.
+        threads: Threads, torch's own number where none is given.
+        rounds: Rounds through all networks.
+        passes: Measurements of a network in each round.
+        progress: Wraps the iterable of rounds, as tqdm does.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: A number is below 1, or there is no such device.
+
+    Example:
+        ```python
+        table = profile(SearchSpace("wrn40_2"), threads=1)
+        table.latency("6xS/6xG4/6xB2")  # seconds
+        ```
     """
     for name, value in {"batch_size": batch_size, "threads": threads, "rounds": rounds, "passes": passes}.items():
         if value is not None and value < 1:

@@ -34,7 +34,13 @@ class SearchError(RuntimeError):
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The candidates of a search from best to worst: first those that were refined most, last those without a score."""
+    """What a search found.
+
+    Attributes:
+        space: The search space.
+        budget: The budget.
+        candidates: The scored genomes from best to worst: first those with most draws, last those without a score.
+    """
 
     space: SearchSpace
     budget: Budget
@@ -81,19 +87,47 @@ def search(
 ) -> SearchResult:
     """Chooses genomes within a budget, scores each on a minibatch, gives the best more draws, and ranks them.
 
-    The `strategy` "random" draws genomes uniformly; "surrogate" draws a hundred so, and then takes, fifty at a time,
-    the best by a model of the scores so far. Where `genomes` are given, exactly these are scored, each once; they too
-    must fit the budget, unless it is None. Each of `draws` has new weights and the next minibatch of `batch_size`
-    images of 1/f noise, or of `data`: what `dataset_minibatch` gives, a pair of images and labels (tensors or numpy
-    arrays), a dataset of torch or a DataLoader, as `user_minibatch` takes them. Each round of `refine`
-    gives the best quarter four times the draws. A score depends on the seed, the genome and the draw, never on order or
-    worker. It is computed in `dtype`, the fastest for this score where none is given. `workers` are processes on this
-    machine, of one thread each; any `executor` takes their place. With a `record` each score is written as it comes,
-    and `resume` goes on with it. `progress` is called for each round: it wraps the iterable of the round's scores. It
-    is also given how many scores the whole search has, how many of them are done, and the name of the round.
+    Each draw has new random weights and the next minibatch. A score depends on the seed, the genome and the draw, never
+    on the order of scores or on the worker.
 
-    Raises BudgetError where no genome fits or a given one does not, GenomeError for one that is not of this space,
-    RecordError for a record of another search, SearchError where no score is finite, WorkerError where workers died.
+    Args:
+        space: A search space, or the name of a network such as `wrn40_2`.
+        budget: What the networks may cost; None allows everything.
+        samples: Genomes to score.
+        seed: Seed of genomes, weights and noise.
+        genomes: Exactly these genomes are scored, each once. They too must fit the budget.
+        data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, or what
+            `dataset_minibatch` returns. Images of 1/f noise with random labels where none are given.
+        batch_size: Images in a minibatch.
+        score: A function of model, images and labels; higher is better.
+        strategy: "random" draws genomes uniformly. "surrogate" draws a hundred so and then, fifty at a time, takes the
+            best by a model of the scores so far.
+        draws: Draws of the weights for each genome.
+        refine: Rounds, each of which gives the best quarter four times the draws.
+        workers: Processes on this machine, of one thread each.
+        executor: Any executor, which takes the place of `workers`.
+        device: Where to score.
+        dtype: Precision of scores, the fastest for this score where none is given.
+        record: A file, to which each score is written as it comes.
+        resume: Whether to go on with that file.
+        progress: Called for each round with the iterable of its scores, the number of scores of the whole search, the
+            number that is done, and the name of the round; returns the iterable.
+
+    Returns:
+        The ranking.
+
+    Raises:
+        BudgetError: No genome fits, or a given one does not.
+        GenomeError: A given genome is not of this space.
+        RecordError: The record is of another search, or cannot be written.
+        SearchError: No score is finite.
+        WorkerError: Workers died.
+
+    Example:
+        ```python
+        result = search("wrn40_2", Budget(params=400_000), samples=100, workers=2)
+        model = timm.create_model("blockswap_wrn40_2", genome=result.best.genome)
+        ```
     """
     space = SearchSpace(space) if isinstance(space, str) else space
     for name, value in {"samples": samples, "draws": draws, "workers": workers, "batch_size": batch_size}.items():

@@ -25,11 +25,30 @@ _NANO = 1_000_000_000
 
 
 class SearchSpace:
-    """All genomes of one layout whose blocks come from `types` (the paper's 23 by default).
+    """All genomes of one layout whose blocks come from a set of types.
 
     A type that does not divide the widths at some position is left out there. Two types that give the same network at a
-    position, such as `G16` and `W2` on 32 channels, are one option; the first one's name is used. With a table of
-    measured latencies, costs tell the latency, and budgets may name it.
+    position, such as `G16` and `W2` on 32 channels, are one option; the first one's name is used.
+
+    Args:
+        layout: A layout, or a name such as `wrn40_2`, `resnet34` or a registered one.
+        types: The block types to choose from; the paper's 23 where none are given.
+        num_classes: Classes, the layout's own where none are given.
+        in_chans: Channels of the images, the layout's own where none are given.
+        image_size: Side of the images, or height and width; the layout's own where none is given.
+        latency: Measured times; costs then have a latency, and budgets may name it.
+
+    Raises:
+        GenomeError: There is no such type, or none of them fits some position.
+        LatencyError: The table is of other networks.
+        ValueError: The layout is unknown, or a number is below 1.
+
+    Example:
+        ```python
+        space = SearchSpace("wrn40_2", num_classes=100)
+        space.count(Budget(params=400_000))
+        space.sample(10, Budget(params=400_000))
+        ```
     """
 
     def __init__(
@@ -104,11 +123,33 @@ class SearchSpace:
         return fixed, options
 
     def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> torch.nn.Module:
-        """Builds the network of a genome, for this space's classes and channels; arguments as of the network."""
+        """Builds the network of a genome, with random weights.
+
+        Args:
+            genome: The genome.
+            layout: Another layout than the space's.
+            **kwargs: Arguments of the network, such as `device`.
+
+        Returns:
+            The network, for this space's classes and channels.
+
+        Raises:
+            GenomeError: The genome does not fit.
+        """
         return build(layout or self.layout, genome, num_classes=self.num_classes, in_chans=self.input_size[0], **kwargs)
 
     def cost(self, genome: Genome | str) -> Cost:
-        """Counts a genome of this space: stem, head and the sum over its blocks."""
+        """Counts a genome of this space: stem, head and the sum over its blocks.
+
+        Args:
+            genome: The genome.
+
+        Returns:
+            Its cost, with a latency where the space has a table of them.
+
+        Raises:
+            GenomeError: The genome is not of this space.
+        """
         genome = self.layout.fit(genome)
         total, options = self._costs
         for place, block, costs, choices in zip(
@@ -125,7 +166,17 @@ class SearchSpace:
         return total
 
     def range(self, cost: str = "params") -> tuple[float, float]:
-        """The smallest and the largest total of a cost (`params`, `macs` or `latency`) over all genomes."""
+        """Finds the smallest and the largest total of a cost over all genomes.
+
+        Args:
+            cost: `params`, `macs` or `latency`.
+
+        Returns:
+            Both totals.
+
+        Raises:
+            BudgetError: There are no measured latencies.
+        """
         fixed, totals = self._totals(cost)
         least, most = fixed + sum(map(min, totals)), fixed + sum(map(max, totals))
         return (least / _NANO, most / _NANO) if cost == "latency" else (least, most)
@@ -150,10 +201,18 @@ class SearchSpace:
     # -- counting ----------------------------------------------------------------------------------------------------
 
     def count(self, budget: Budget | None = None, distinct: bool = True) -> int:
-        """Counts the genomes that fit a budget, exactly: distinct networks, or spellings with `distinct=False`.
+        """Counts the genomes that fit a budget, exactly.
 
-        A budget names one cost: how many fit several at once is known only from samples (see `estimate`). So it is
-        where costs have no common divisor to speak of, as MACs at image sizes that the strides do not divide.
+        Args:
+            budget: A budget of one cost; None counts all genomes.
+            distinct: Whether genomes that build the same network count once.
+
+        Returns:
+            Their number.
+
+        Raises:
+            BudgetError: The budget names several costs, or one with too many different totals, as MACs at image sizes
+                that the strides do not divide; `estimate` takes these.
         """
         if budget is None:
             total = 1
@@ -174,7 +233,19 @@ class SearchSpace:
         return table.count(distinct)
 
     def estimate(self, budget: Budget, samples: int = 1000, seed: int = 0) -> tuple[int, int]:
-        """Estimates how many networks fit a budget of any costs; also says from how many that were found."""
+        """Estimates how many networks fit a budget of any costs.
+
+        Args:
+            budget: The budget.
+            samples: Networks to draw for the estimate.
+            seed: Seed of the draws.
+
+        Returns:
+            The estimate, and the number of networks that it was made from.
+
+        Raises:
+            BudgetError: No network fits.
+        """
         found, share = self.sample_stated(samples, budget, seed)
         return round(self._table(*self._exact_cost(budget)).count() * share), len(found)
 
@@ -187,9 +258,20 @@ class SearchSpace:
     def sample(self, number: int, budget: Budget | None = None, seed: int = 0) -> list[Genome]:
         """Draws distinct networks that fit a budget, uniformly and without replacement.
 
-        The first genomes of a longer list are those of a shorter one with the same seed. Returns all there are where
-        fewer than `number` fit; raises BudgetError, with the range that can be met, where none does. One cost of the
-        budget is met by construction, further ones by rejection.
+        The first genomes of a longer list are those of a shorter one with the same seed. One cost of the budget is met
+        by construction, further ones by rejection.
+
+        Args:
+            number: How many.
+            budget: The budget; None draws from all genomes.
+            seed: Seed of the draws.
+
+        Returns:
+            The genomes; all there are where fewer than `number` fit.
+
+        Raises:
+            BudgetError: None fits; the message says what can be met.
+            ValueError: The number is below 1.
         """
         budget = Budget(params=(0, None)) if budget is None else budget
         return self.sample_stated(number, budget, seed)[0]

@@ -24,9 +24,13 @@ _logger = logging.getLogger(__name__)
 
 
 def attention_maps(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Makes the attention map of each feature (N, C, H, W): the mean of A² over channels, over its L2 norm per image.
+    """Makes the attention map of each feature map: the mean of A² over channels, over its L2 norm per image.
 
-    Maps are (N, H, W), in float32 or finer whatever the features are, and zero where an image has no activation.
+    Args:
+        features: Feature maps (N, C, H, W).
+
+    Returns:
+        Attention maps (N, H, W), in float32 or finer, and zero where an image has no activation.
     """
     return [_attention_map(feature) for feature in features]
 
@@ -46,10 +50,21 @@ def attention_transfer_loss(
 ) -> torch.Tensor:
     """Measures how far a student's attention is from its teacher's, at L pairs of features (N, C, H, W).
 
-    Height and width of a pair must agree, channels need not. With q the attention maps, 'code' is what the authors'
-    code trains with, β · 3/L · Σ_stages mean((q_s - q_t)²), the mean over images and positions; 'paper' is the paper's
-    equation 1, β · Σ_stages mean(‖q_s - q_t‖₂), with the norm of each image over positions and the mean of these norms
-    over images. No gradient flows to the teacher's features.
+    Height and width of a pair must agree, channels need not. No gradient flows to the teacher's features.
+
+    Args:
+        student_features: Feature maps of the student.
+        teacher_features: Those of the teacher.
+        beta: Weight of the loss.
+        mode: With q the attention maps, 'code' is what the authors' code trains with, β · 3/L · Σ_stages
+            mean((q_s - q_t)²), the mean over images and positions. 'paper' is the paper's equation 1,
+            β · Σ_stages mean(‖q_s - q_t‖₂), with the norm of each image over positions and the mean over images.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: Sizes differ, or there is no such mode.
     """
     _check_mode(mode)
     return _loss_of_maps(attention_maps(student_features), attention_maps(teacher_features), beta, mode)
@@ -110,18 +125,39 @@ def _run_teacher(model: nn.Module, input: torch.Tensor, stages: list[int], logit
 class AttentionTransferTask(TrainingTask):
     """Trains a student by attention transfer, and by hard and soft labels, from any frozen network of timm.
 
-    The teacher is a network, the name of one that timm has weights for, or timm's `DistillationTeacher`. It stays in
-    evaluation mode and gets the images in its own normalisation, where both networks have a `pretrained_cfg`.
+    The teacher stays in evaluation mode and gets the images in its own normalisation, where both networks have a
+    `pretrained_cfg`.
 
-    `stages` are the indices, in `feature_info`, of the outputs to be made alike: of both networks, unless
-    `teacher_stages` names the teacher's. Without them it is every output of the student but the stem's, and, where the
-    teacher has more, those of its outputs that have the same reductions. `beta` and `mode` are those of
-    `attention_transfer_loss`; the paper has a beta of 1000 for CIFAR and 750 for ImageNet.
+    With soft labels of weight 0.9 the loss is 0.1 · cross-entropy + 0.9 · T² · KL(teacher ‖ student), the logits of
+    both over the temperature T (Hinton et al., arXiv:1503.02531), + attention transfer. It is the loss of timm's
+    `LogitDistillationTask` with a `task_loss_weight` of 0.1, from the same pass of each network.
 
-    `soft_labels` is the weight, 0 to 1, of the teacher's soft labels, and hard labels have the rest: with 0.9 the loss
-    is 0.1 · cross-entropy + 0.9 · T² · KL(teacher ‖ student), the logits of both over the `temperature` T (Hinton et
-    al., arXiv:1503.02531), + attention transfer. It is the loss of timm's `LogitDistillationTask` with a
-    `task_loss_weight` of 0.1, from the same pass of each network. The teacher then has the student's classes.
+    Args:
+        student: The network to train.
+        teacher: A network, the name of one that timm has weights for, or timm's `DistillationTeacher`.
+        criterion: The loss of hard labels, cross-entropy where none is given.
+        beta: Weight of attention transfer; the paper has 1000 for CIFAR and 750 for ImageNet.
+        mode: Form of the loss, as of `attention_transfer_loss`.
+        stages: Indices, in `feature_info`, of the outputs to compare: of both networks, unless `teacher_stages` is
+            given. Where both are left out it is every output of the student but the stem's, and, where the teacher has
+            more, those of its outputs that have the same reductions.
+        teacher_stages: Those of the teacher.
+        soft_labels: Weight, 0 to 1, of the teacher's soft labels; hard labels have the rest.
+        temperature: Temperature of soft labels.
+        criterion_kwargs: Arguments for timm's choice of a criterion.
+        device: The device of the task.
+        dtype: The type of the task's buffers.
+        verbose: Whether to log the settings.
+
+    Raises:
+        TypeError: A network does not give features as timm's do.
+        ValueError: Numbers of outputs, channels or classes of the networks differ, or a setting is out of its range.
+
+    Example:
+        ```python
+        task = AttentionTransferTask(student, teacher, beta=1000).train()
+        task(images, labels)["loss"].backward()
+        ```
     """
 
     def __init__(
@@ -229,9 +265,13 @@ class AttentionTransferTask(TrainingTask):
 
     @torch.no_grad()
     def teacher_outputs(self, input: torch.Tensor) -> TeacherOutputs:
-        """Computes what the teacher says of images (N, C, H, W) that are normalised for the student.
+        """Computes what the teacher says of images; several students can share it.
 
-        Several students can share it: hand it to each task's forward.
+        Args:
+            input: Images (N, C, H, W), normalised for the student.
+
+        Returns:
+            What `forward` of each task takes.
         """
         input = self.teacher.normalize_input(input, self.student_mean, self.student_std)
         return self._run_teacher(self.teacher.model, input, self.teacher_stages, self.soft_labels > 0)
@@ -239,10 +279,16 @@ class AttentionTransferTask(TrainingTask):
     def forward(
         self, input: torch.Tensor, target: torch.Tensor, teacher_outputs: TeacherOutputs | None = None
     ) -> dict[str, torch.Tensor]:
-        """Computes `loss` on a minibatch, its parts before they are weighted, and `output`, the logits.
+        """Computes the loss on a minibatch.
 
-        The parts are `task_loss`, `attention_loss` (with its beta) and, where there are soft labels, `soft_loss`. With
-        `teacher_outputs`, from `teacher_outputs()` on the same images, the teacher is not run.
+        Args:
+            input: Images (N, C, H, W), normalised for the student.
+            target: Labels (N,).
+            teacher_outputs: What `teacher_outputs()` returned for the same images; the teacher is then not run.
+
+        Returns:
+            `loss`; its parts before they are weighted, `task_loss`, `attention_loss` (with its beta) and, where there
+            are soft labels, `soft_loss`; and `output`, the logits.
         """
         output, student_maps = self.trainable_module(input)
         if teacher_outputs is None:

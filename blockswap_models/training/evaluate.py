@@ -69,9 +69,23 @@ def evaluate(
 ) -> Evaluation:
     """Measures the errors of a model on minibatches of images and labels, on its device, and leaves it as it was.
 
-    With another `dtype` than float32 it runs under autocast. The top-5 error of five classes or fewer is 0.
-    `progress` takes the loader and gives it back with a progress bar, as tqdm does. Raises DataError for labels that
-    the model has no classes for, and ValueError for outputs that are NaN.
+    Args:
+        model: Any classifier.
+        loader: Minibatches of images and labels, such as `evaluation_loader` opens.
+        dtype: With another type than float32 it runs under autocast.
+        progress: Wraps the loader, as tqdm does.
+
+    Returns:
+        The errors; the top-5 error of five classes or fewer is 0.
+
+    Raises:
+        DataError: There are no images, or labels that the model has no classes for.
+        ValueError: Outputs are NaN.
+
+    Example:
+        ```python
+        evaluate(model, evaluation_loader(model, "torch/cifar10", "path/to/cifar10")).top1_error
+        ```
     """
     device = _device(model)
     modes = [(module, module.training) for module in model.modules()]
@@ -223,10 +237,17 @@ def evaluation_loader(
 
 
 def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) -> None:
-    """Loads the weights of a checkpoint: a .safetensors file, or one of torch with tensors only; raises ValueError.
+    """Loads the weights of a checkpoint: a .safetensors file, or one of torch with tensors only.
 
-    Of a checkpoint of timm's training it takes the averaged weights (EMA) where there are any. With `any_classes` a
-    timm model takes on the checkpoint's number of classes.
+    Of a checkpoint of timm's training it takes the averaged weights (EMA) where there are any.
+
+    Args:
+        model: The model.
+        path: The checkpoint.
+        any_classes: Whether a timm model takes on the checkpoint's number of classes.
+
+    Raises:
+        ValueError: The checkpoint cannot be read, or is of another network.
     """
     state = read_weights(path)
     classifier = state.get(f"{getattr(model, 'pretrained_cfg', {}).get('classifier')}.weight")

@@ -39,10 +39,28 @@ def training_loader(
     channels_last: bool = False,
     workers: int = 4,
 ) -> Minibatches:
-    """Opens the training images of a dataset, for one of `world_size` processes; raises DataError.
+    """Opens the training images of a dataset.
 
-    `data` and `root` are those of `evaluation_loader`. CIFAR at its own size lies whole on the device, cropped, flipped
-    and with Cutout; all else goes through timm's loader: a crop of random size, flipped at random.
+    CIFAR at its own size lies whole on the device, cropped, flipped and with Cutout; all else goes through timm's
+    loader: a crop of random size, flipped at random.
+
+    Args:
+        model: The model that the images are for.
+        data: As of `evaluation_loader`.
+        root: As of `evaluation_loader`.
+        recipe: Size of minibatches, and augmentation.
+        seed: Seed of order and augmentation.
+        rank: Number of this process.
+        world_size: Number of processes that train together; each gets its share.
+        device: The device that images go to.
+        channels_last: Whether images are in channels_last.
+        workers: Processes that read images.
+
+    Returns:
+        The minibatches.
+
+    Raises:
+        DataError: There is no such dataset, or it does not fit the model or the processes.
     """
     if recipe.batch_size % world_size:
         raise DataError(

@@ -80,20 +80,47 @@ def train(
     """Trains the network of a task for the epochs of a recipe, and returns what it writes to `summary.json`.
 
     The folder gets `log.jsonl`, a line an epoch; `checkpoint.pth` at the end of each epoch and, within long ones, every
-    `checkpoint_minutes`; and at the end `model.safetensors`, the network of the last epoch (its average where the task
-    or the recipe has one), and `summary.json`. With `resume` the run goes on from the checkpoint, and ends as if it had
-    not been interrupted: the random numbers of a step depend on the seed, the epoch, the step and the process alone, so
-    no state of theirs has to be kept. Within an epoch the images before the checkpoint are read once more, and skipped.
+    few minutes; and at the end `model.safetensors`, the network of the last epoch (its average where the task or the
+    recipe has one), and `summary.json`. A resumed run ends as if it had not been interrupted: the random numbers of a
+    step depend on the seed, the epoch, the step and the process alone. Within an epoch the images before the checkpoint
+    are read once more, and skipped.
 
     The students of a `SharedTeacherTask` have the log and the checkpoint in common; `model.safetensors` and
-    `summary.json` of each go into a folder of its name, and the result is their summaries, by name. The seconds in them
-    are those of all.
+    `summary.json` of each go into a folder of its name. The seconds in them are those of all.
 
-    `arguments`, besides recipe and seed, are what a resumed run must have in common with the first; `facts` are for the
-    log; `of_students` has, by name, what the summary of a student says in their place. A `dtype` of bfloat16 is
-    autocast's. The test images are looked at after every `test_every` epochs and after the last. `writer` is a
-    SummaryWriter of TensorBoard. In a process group each process has a loader of its share, and the first evaluates and
-    writes. Raises TrainingError, also where the loss is no longer finite; the last good checkpoint is kept.
+    In a process group each process has a loader of its share, and the first evaluates and writes.
+
+    Args:
+        task: Any of timm's training tasks.
+        loader: Training images and labels.
+        test_loader: Images and labels to evaluate on.
+        recipe: The hyperparameters.
+        folder: The folder of the run.
+        seed: Seed of the steps.
+        arguments: What a resumed run must have in common with the first, besides recipe and seed.
+        facts: Further entries of log and summary.
+        of_students: By name, what the summary of a student has in place of `facts`.
+        resume: Whether to go on from the checkpoint.
+        dtype: bfloat16 is autocast's.
+        log_every: Steps between looks at the loss.
+        test_every: Epochs between evaluations; the last is evaluated too.
+        checkpoint_minutes: Minutes between checkpoints within an epoch.
+        progress: Whether to show a progress bar.
+        writer: A SummaryWriter of TensorBoard.
+
+    Returns:
+        The summary; of several students their summaries, by name.
+
+    Raises:
+        TrainingError: The loss is no longer finite, or the folder is of another run; the last good checkpoint is kept.
+
+    Example:
+        ```python
+        recipe = RECIPES["cifar10"]
+        loader = training_loader(student, "torch/cifar10", "path/to/cifar10", recipe)
+        test_loader = evaluation_loader(student, "torch/cifar10", "path/to/cifar10")
+        train(AttentionTransferTask(student, teacher), loader, test_loader, recipe, "run")
+        ```
     """
     rank, world_size = rank_and_size()
     if log_every < 1:

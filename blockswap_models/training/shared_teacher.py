@@ -23,8 +23,21 @@ class SharedTeacherTask(TrainingTask):
     all parameters does, as long as it treats each parameter by itself, as SGD does. Only random numbers that a forward
     draws, as for dropout, are other ones than alone.
 
-    Averages, compilation and DDP are those of each student's task. There is no one network to evaluate: take
+    Averages, compilation and DDP are those of each student's task. There is no one network to evaluate: use
     `students[name].get_eval_model()`.
+
+    Args:
+        students: The task of each student, by name.
+
+    Raises:
+        ValueError: There are no students, or their teachers differ.
+
+    Example:
+        ```python
+        first = AttentionTransferTask(student, teacher)
+        second = AttentionTransferTask(other, first.teacher)
+        SharedTeacherTask({"first": first, "second": second})(images, labels)["loss"].backward()
+        ```
     """
 
     def __init__(self, students: Mapping[str, AttentionTransferTask]) -> None:

@@ -179,12 +179,27 @@ def save_pretrained(
 ) -> None:
     """Saves weights (safetensors) and config.json; `timm.create_model('local-dir:…')` makes the same network from them.
 
-    With the `card` of these weights the folder gets `card.json`, with the hash of the new file, by which an altered one
-    is refused, and README.md, a model card; `source` is what the latter says to load, such as `hf-hub:user/name`. What
-    `torch.compile` or distributed training has wrapped is saved without the wrapper, and of what
-    `torch.nn.utils.prune` has pruned, the weights with their zeros. Further arguments go to timm's `save_for_hf`. Files
-    appear whole or not at all. Raises TypeError for a network that is not of the zoo, and ValueError for one that was
-    changed since it was made, as `fold_batchnorm` does.
+    What `torch.compile` or distributed training has wrapped is saved without the wrapper, and what
+    `torch.nn.utils.prune` has pruned is saved with its zeros. Files appear whole or not at all.
+
+    Args:
+        model: A network of the zoo, or a registered one.
+        directory: The folder, which is made where there is none.
+        card: The card of these weights. The folder then has `card.json`, with the hash of the new file, by which an
+            altered one is refused, and README.md, a model card.
+        source: What the model card says to load, such as `hf-hub:user/name`; this folder where it is left out.
+        **kwargs: Arguments of timm's `save_for_hf`.
+
+    Raises:
+        TypeError: The network is not of the zoo.
+        ValueError: The network was changed since it was made, as `fold_batchnorm` does.
+        WeightsError: The card is of weights in another precision.
+
+    Example:
+        ```python
+        save_pretrained(model, "my_net")
+        same = timm.create_model("local-dir:my_net", pretrained=True)
+        ```
     """
     model = unwrap_model(model)
     genome = getattr(model, "genome", None)

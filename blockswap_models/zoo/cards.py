@@ -84,7 +84,17 @@ def shipped() -> dict[str, Path]:
 
 
 def read_card(path: str | Path) -> Card:
-    """Reads a card; raises WeightsError."""
+    """Reads the card of a weights file.
+
+    Args:
+        path: The card, a JSON file that `blockswap pack` made.
+
+    Returns:
+        The card.
+
+    Raises:
+        WeightsError: It cannot be read, or is not a card.
+    """
     try:
         card = json.loads(Path(path).read_text(encoding="utf-8"))
         if not {"name", "file", "test", *_OF_THE_RUN} <= card.keys():

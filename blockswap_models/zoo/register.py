@@ -29,10 +29,25 @@ _OF_LAYOUT = ("architecture", "tag", "input_size", "num_classes", "pool_size", "
 def register(layout: Layout | str, genome: Genome | str | None = None, **cfg: Any) -> None:
     """Registers a network with timm, under its layout's name; its blocks are those of the genome, or all standard ones.
 
-    From then on `timm.create_model`, `SearchSpace`, `search` and `Layout.named` know the name. `layout` may also be the
-    name of a WRN or ResNet, such as `wrn28_10`. Further arguments are those of timm's `PretrainedCfg`, such as `mean`,
-    `std` and `crop_pct`, or `file`, for weights of this genome. What `save_pretrained` wrote is read by a program that
-    has registered the same network. Raises ValueError for a name that is taken; the same entry may come again.
+    From then on `timm.create_model`, `SearchSpace`, `search` and `Layout.named` know the name. A program that loads
+    what `save_pretrained` wrote must register the same network first.
+
+    Args:
+        layout: The layout, or the name of a Wide ResNet or ResNet such as `wrn28_10`.
+        genome: The blocks, standard ones where none are given.
+        **cfg: Fields of timm's `PretrainedCfg`, such as `mean`, `std` and `crop_pct`, or `file`, for weights of this
+            genome.
+
+    Raises:
+        ValueError: The name is taken by another network; the same one may be registered again.
+        TypeError: `PretrainedCfg` has no such field, or it follows from the layout.
+        GenomeError: The genome does not fit.
+
+    Example:
+        ```python
+        register(Layout.custom("my_net", depths=(2, 3, 2), channels=(32, 64, 96)))
+        model = timm.create_model("my_net", genome="2xS/3xG4/2xB2")
+        ```
     """
     layout = Layout.named(layout)
     name, genome = layout.name, layout.fit(layout.original if genome is None else genome)
