@@ -184,14 +184,14 @@ def test_folders_have_small_images_too(folder):
 def test_processes_that_train_together_seed_the_order_of_each_size(folder, monkeypatch):
     from torch.utils.data.distributed import DistributedSampler
 
-    from blockswap_models.training.loop import _set_epoch
+    from blockswap_models.training.loop import set_epoch
 
     monkeypatch.setattr("timm.data.loader.torch.utils.data.distributed.DistributedSampler", OneOfTwo)
     model = timm.create_model("blockswap_wrn16_1", num_classes=2)
     recipe = replace(TINY, epochs=2, small_size=16, small_share=0.5)
     loader = training_loader(model, str(folder), None, recipe, world_size=2, workers=0)
     for epoch in (0, 1):
-        _set_epoch(loader, 5, epoch, 0)
+        set_epoch(loader, 5, epoch, 0)
         assert isinstance(loader.sampler, DistributedSampler)
         assert (loader.sampler.seed, loader.sampler.epoch) == (5, epoch)
     assert loader.small.sampler is not loader.whole.sampler
