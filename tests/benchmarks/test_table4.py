@@ -103,5 +103,5 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(coco, tmp_path, monke
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert weights[0] == weights[1]
     assert json.loads((tmp_path / "stopped" / "summary.json").read_text())["recipe"]["batch_size"] == 1
-    with pytest.raises(TrainingError, match=r"the run in .* has seed 0, not 1; write what it has, or another --out"):
+    with pytest.raises(TrainingError, match=r"the run in .* has seed 0, not 1; use what it has, or another folder="):
         fit(coco, tmp_path / "stopped", seed=1)

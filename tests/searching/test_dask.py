@@ -10,11 +10,12 @@ distributed = pytest.importorskip("distributed", reason="needs the extra dask")
 
 def test_a_cluster_gives_the_same_answer_though_a_worker_is_killed():
     space, budget = SearchSpace("wrn16_1"), Budget(params=70_000)
-    expected = search(space, budget, samples=24, batch_size=8, refine=1)
+    small = {"samples": 10, "batch_size": 2, "refine": 1}
+    expected = search(space, budget, **small)
 
     def kill_one(rows, *_):
         for number, row in enumerate(rows):
-            if number == 5:
+            if number == 3:
                 os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
             yield row
 
@@ -22,7 +23,4 @@ def test_a_cluster_gives_the_same_answer_though_a_worker_is_killed():
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
-        assert (
-            search(space, budget, samples=24, batch_size=8, refine=1, executor=client.get_executor(), progress=kill_one)
-            == expected
-        )
+        assert search(space, budget, executor=client.get_executor(), progress=kill_one, **small) == expected
