@@ -36,7 +36,14 @@ class FPNBackbone(nn.Module):
     """The stages of a network and torchvision's feature pyramid on them: what its detectors take for a backbone.
 
     The maps are called `0`, `1`, … from fine to coarse, and after them come those of the extra block (`pool`).
-    `strides` are those of all maps.
+
+    Args:
+        body: A network that returns feature maps, with timm's `feature_info`.
+        out_channels: Channels of the maps.
+        extra_blocks: Makes further maps of the coarsest; LastLevelMaxPool where none is given.
+
+    Attributes:
+        strides: The strides of all maps.
     """
 
     def __init__(self, body: nn.Module, out_channels: int = 256, extra_blocks: ExtraFPNBlock | None = None) -> None:

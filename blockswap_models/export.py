@@ -59,10 +59,23 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Exported:
-    """What a file holds: `folded` of its `batchnorms` BN are folded; `difference` is the largest from PyTorch.
+    """What a file holds.
 
-    `mean` and `std` are those by which images are to be normalised before. `outputs` names what the network answers:
-    `logits`, or of a network made with `features_only=True` the layers whose maps they are, in order.
+    Attributes:
+        file: The file.
+        format: Its format.
+        bytes: Its size.
+        difference: The largest difference of its outputs from PyTorch's.
+        folded: How many BN are folded.
+        batchnorms: How many BN the network has.
+        opset: The opset of ONNX.
+        name: The name of the network.
+        genome: Its genome, where it has one.
+        input_size: Channels, height and width of the images.
+        mean: The mean by which images are to be normalised before.
+        std: The standard deviation by which images are to be normalised before.
+        outputs: The names of the outputs: `logits`, or the layers of the maps of a network made with
+            `features_only=True`, in order.
     """
 
     file: str

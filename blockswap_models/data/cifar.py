@@ -128,8 +128,25 @@ class CifarLoader:
     have no image twice and miss none, and the minibatches of one step together are that of one process with
     `world_size` times the batch size. Without `drop_last` a process may have a minibatch more than another.
 
-    `flip` is True for a chance of 1/2 an image and epoch, or 'alternate': half of the images are flipped in the first
-    epoch, and each image in every other epoch (arXiv:2404.00498). `size` resizes images, last of all.
+    Args:
+        images: The images, uint8 (N, 3, H, W).
+        labels: Their classes (N,).
+        batch_size: Images in a minibatch.
+        training: Whether images are shuffled and augmented.
+        padding: Border that is added for the random crop.
+        flip: True flips an image with probability 1/2; 'alternate' flips half of the images in the first epoch, and
+            each image in every other epoch (arXiv:2404.00498).
+        cutout: Side of the hidden square; 0 hides nothing.
+        size: Side to which images are resized, last of all.
+        drop_last: Whether a last minibatch that is not full is left out; in training it is, unless said otherwise.
+        mean: Mean that is taken out.
+        std: Standard deviation that is divided by.
+        seed: Seed of order and augmentation.
+        rank: Number of this process.
+        world_size: Number of processes.
+        device: The device that the images lie on.
+        dtype: Type of the minibatches.
+        channels_last: Whether minibatches are in channels_last.
     """
 
     def __init__(

@@ -22,7 +22,14 @@ HALVING = 4
 
 @dataclass(frozen=True)
 class Candidate:
-    """A scored genome: its cost, the score of each draw of its weights, and the share of each block in the score."""
+    """A scored genome.
+
+    Attributes:
+        genome: The genome.
+        cost: Its cost.
+        scores: The score of each draw of its weights.
+        shares: The share of each block in the score, where the score has parts.
+    """
 
     genome: Genome
     cost: Cost

@@ -59,10 +59,19 @@ STYLE = {
 
 
 def plot_record(path: str | Path, out: str | Path) -> Figure:
-    """Draws the record of a search to a PNG or SVG file, and returns the figure.
+    """Draws the record of a search to a PNG or SVG file.
 
-    Raises RecordError for a record that cannot be read or holds no scores, ValueError for another kind of file and
-    RuntimeError without matplotlib.
+    Args:
+        path: The record.
+        out: The picture, a `.png` or `.svg` file.
+
+    Returns:
+        The figure.
+
+    Raises:
+        RecordError: The record cannot be read, or holds no scores.
+        ValueError: The picture would be another kind of file.
+        RuntimeError: There is no matplotlib.
     """
     header, ranking = read_ranking(path)
     out = Path(out)

@@ -117,7 +117,15 @@ def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...
     """Reads a record: what was searched for, and its genomes from best to worst.
 
     Those that were refined most stand first, those without a finite score last. The record may still be written to.
-    Raises RecordError, also where no score is finite.
+
+    Args:
+        path: The record.
+
+    Returns:
+        The header of the record, and the ranking.
+
+    Raises:
+        RecordError: It is not a record, or none of its scores is finite.
     """
     header, rows = read_record(path)
     by_genome: dict[str, dict[int, dict[str, Any]]] = {}

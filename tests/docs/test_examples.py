@@ -6,11 +6,14 @@ prints; in it `…` stands for anything. A comment in the Markdown skips what ca
 """
 
 import contextlib
+import inspect
 import io
 import json
+import pkgutil
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 from unittest import SkipTest
 
 import matplotlib as mpl
@@ -20,6 +23,8 @@ from sybil import Document, Example
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 from test_rooms import MAY_IMPORT
+
+import blockswap_models
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -147,3 +152,33 @@ def test_the_tree_of_the_rooms_is_that_of_the_package():
             named.add(name.removesuffix("/").removesuffix(".py"))
             folder = path
     assert set(MAY_IMPORT) - {"core", "__main__"} <= named
+
+
+REFERENCE = [
+    name
+    for page in sorted((ROOT / "docs" / "reference").glob("*.md"))
+    for name in re.findall(r"^::: ([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+]
+
+
+def test_the_reference_has_every_public_name():
+    there = [pkgutil.resolve_name(name) for name in REFERENCE]
+    names = [name for name in blockswap_models.__all__ if not any(getattr(blockswap_models, name) is e for e in there)]
+    assert names == []
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_docstrings_name_what_a_caller_gives_and_gets(name):
+    thing = pkgutil.resolve_name(name)
+    if isinstance(thing, ModuleType | tuple) or (isinstance(thing, type) and issubclass(thing, Exception)):
+        return
+    text = inspect.getdoc(thing)
+    sections = set(re.findall(r"^(Args|Attributes|Returns|Raises|Example):$", text, re.MULTILINE))
+    if isinstance(thing, type):
+        assert sections & {"Args", "Attributes"}
+    else:
+        signature = inspect.signature(thing)
+        stars = {inspect.Parameter.VAR_KEYWORD: "**"}
+        wanted = [stars.get(each.kind, "") + each.name for each in signature.parameters.values()]
+        assert re.findall(r"^    ([*\w]+): ", text.partition("\nReturns:")[0].partition("\nRaises:")[0], re.M) == wanted
+        assert "Returns" in sections or signature.return_annotation in ("None", None)
