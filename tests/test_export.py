@@ -1,6 +1,8 @@
 """Folding of BN, and exported files: they answer as PyTorch does, for batches of any size, without this package."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -102,6 +104,16 @@ def test_maps_of_features_stay_the_same(name):
     expected, wanted = model.forward_intermediates(images())
     for one, other in zip([expected, *wanted], [final, *maps], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_full_disk_is_an_error_of_exporting(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("blockswap_models.files.os.fsync", fail)
+    with pytest.raises(ExportError, match=r"^cannot write '.*a\.pt2': No space left on device$"):
+        export_model(timm.create_model("blockswap_wrn16_1"), tmp_path / "a.pt2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_norms_are_left_alone():

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..files import write_atomic
 from ..genome import BlockType, Genome, GenomeError
 from ..layout import Layout, Structure
 
@@ -156,14 +156,7 @@ class LatencyTable:
 
     def save(self, path: str | Path) -> None:
         """Writes the table to a JSON file, whole or not at all; an older file is replaced."""
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            partial.write_text(json.dumps(self.content(), indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise LatencyError(f"cannot write the latency table {path}: {error.strerror}") from None
+        write_atomic(path, (json.dumps(self.content(), indent=1) + "\n").encode(), LatencyError)
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..genome import Genome
 from .block_cache import NetworkPool
+from .candidates import ScoredDraw
 from .fisher import Score, fisher_by_block, fisher_potential
 from .probe_images import Minibatch
 from .space import SearchSpace
@@ -53,8 +54,8 @@ class Job:
         vars(self).update(state)
         self.__post_init__()
 
-    def __call__(self, task: tuple[Genome, int]) -> dict[str, Any]:
-        """Scores (genome, draw); returns the row of a record."""
+    def __call__(self, task: tuple[Genome, int]) -> ScoredDraw:
+        """Scores a genome with one draw of its weights."""
         genome, draw = task
         model = self.network(genome, draw)
         images, labels = self.minibatch(draw)
@@ -67,10 +68,7 @@ class Job:
                 model = copy.deepcopy(model).to(self.device)
             blocks, value = None, float(self.score(model, images, labels))
         cost = self.space.cost(genome)
-        row = {"genome": genome, "params": cost.params, "macs": cost.macs, "draw": draw, "score": value}
-        if cost.latency is not None:
-            row["latency"] = cost.latency
-        return row if blocks is None else {**row, "blocks": blocks}
+        return ScoredDraw(genome, cost, draw, value, None if blocks is None else tuple(blocks))
 
     def network(self, genome: Genome, draw: int) -> nn.Module:
         """The network that is scored; the next call ends it."""

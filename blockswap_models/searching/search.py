@@ -16,7 +16,7 @@ from ..budget import Budget, BudgetError
 from ..genome import Genome, GenomeError
 from ..layout import Layout
 from ..machine import find_device
-from .candidates import HALVING, Candidate
+from .candidates import HALVING, Candidate, ScoredDraw, rank
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch, affordable_parts, noise_minibatch, user_minibatch
 from .record import Record
@@ -128,7 +128,7 @@ def search(
     with ExitStack() as stack:
         described = _describe(job, budget, strategy)
         kept = stack.enter_context(Record(record, described, resume) if record is not None else nullcontext())
-        rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
+        scored: dict[tuple[Genome, int], ScoredDraw] = kept.draws if kept else {}
 
         # All random genomes are one round, which is shorter than asked for where fewer fit.
         planned = len(chosen) if strategy == "random" else samples
@@ -140,45 +140,45 @@ def search(
         def evaluate(genomes: Sequence[Genome], number: int, new: int, round_name: str) -> list[Candidate]:
             """Scores genomes by so many draws, of which so many are new in this round."""
             nonlocal executor, finished
-            tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in rows]
+            tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in scored]
             if tasks and local and executor is None:
                 # A search that was done before it was resumed needs none.
                 executor = stack.enter_context(local_workers(workers))
-            results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor, cancel=not local)
+            results: Iterable[ScoredDraw] = map_in_order(shared, tasks, executor, cancel=not local)
             finished += len(genomes) * new
             if progress and tasks:
                 results = progress(results, total, max(0, finished - len(tasks)), round_name)
             try:
-                for row in results:
-                    kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})
+                for each in results:
+                    if kept:
+                        kept.add(each)
+                    scored[each.genome, each.draw] = each
             except WorkerError:
-                if rows:
+                if scored:
                     raise
                 raise WorkerError(
                     "a worker died before the first score, perhaps for want of memory; use fewer workers="
                 ) from None
-            return [Candidate.of_rows([rows[genome, draw] for draw in range(number)]) for genome in genomes]
+            return [Candidate.of_draws([scored[genome, draw] for draw in range(number)]) for genome in genomes]
 
-        ranked: list[Candidate] = []
+        candidates: list[Candidate] = []
         while chosen:
-            ranked += evaluate(chosen, draws, draws, "scoring")
-            left = samples - len(ranked)
-            chosen = propose(space, budget, seed, ranked, left) if left else []
-        ranked.sort(key=_best_first)
+            candidates += evaluate(chosen, draws, draws, "scoring")
+            left = samples - len(candidates)
+            chosen = propose(space, budget, seed, candidates, left) if left else []
+        # In the order in which they were proposed, as the record has them: so ties are ranked alike.
+        by_genome = {each.genome: each for each in candidates}
+        ranked = rank(candidates)
         for each_round in range(1, refine + 1):
             leaders = [each.genome for each in ranked[: max(1, len(ranked) // HALVING**each_round)]]
             number = draws * HALVING**each_round
             round_name = f"refining, round {each_round} of {refine}"
-            scored = evaluate(leaders, number, number - number // HALVING, round_name)
-            ranked[: len(leaders)] = sorted(scored, key=_best_first)
+            refined = evaluate(leaders, number, number - number // HALVING, round_name)
+            by_genome.update({each.genome: each for each in refined})
+            ranked = rank(by_genome.values())
     if not math.isfinite(ranked[0].score):
         raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
     return SearchResult(space, budget, tuple(ranked))
-
-
-def _best_first(each: Candidate) -> float:
-    """Sorts scores; ties, and scores that are not finite, keep their order."""
-    return -each.score if math.isfinite(each.score) else math.inf
 
 
 def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) -> list[Genome]:
@@ -186,7 +186,7 @@ def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) 
     found: dict[Genome, None] = {}
     for number, text in enumerate(genomes, start=1):
         try:
-            genome = space.layout.fit(text)
+            genome = Genome(text)
             cost = space.cost(genome)
         except GenomeError as error:
             raise GenomeError(f"genome {number} of those to score: {error}") from None

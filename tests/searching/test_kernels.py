@@ -158,7 +158,7 @@ def test_a_draw_takes_the_next_minibatch_and_new_weights():
     genome = space.layout.original
     rows = [job((genome, draw)) for draw in (0, 1, 0)]
     assert rows[0] == rows[2]
-    assert rows[0]["score"] != rows[1]["score"]
+    assert rows[0].score != rows[1].score
 
 
 @pytest.mark.parametrize(
@@ -188,4 +188,4 @@ def test_a_model_on_the_cpu_is_scored_on_the_gpu():
     genome = "S,G4/W1,B2/S,M6"
     data = noise_minibatch(space, 8)
     rows = [Job(space, data, device=device)((genome, 0)) for device in ("cpu", "cuda")]
-    assert rows[1]["score"] == pytest.approx(rows[0]["score"], rel=1e-2)
+    assert rows[1].score == pytest.approx(rows[0].score, rel=1e-2)

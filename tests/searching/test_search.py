@@ -200,8 +200,8 @@ def test_scores_that_are_not_finite_stand_last_and_are_kept(tmp_path):
     result = search(SPACE, BUDGET, score=score, record=record, **SMALL)
     assert result.candidates[-1].genome == broken
     assert math.isnan(result.candidates[-1].score)
-    _, rows = read_record(record)
-    assert [row["genome"] for row in rows if row["score"] is None] == [broken]
+    _, scored = read_record(record)
+    assert [each.genome for each in scored if math.isnan(each.score)] == [broken]
     assert search(SPACE, BUDGET, score=score, record=record, resume=True, **SMALL).best == result.best
 
 

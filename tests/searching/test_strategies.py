@@ -266,8 +266,8 @@ def test_more_samples_are_more_rounds(quick, tmp_path) -> None:
     for refine in (0, 1):
         search(SPACE, BUDGET, record=record, refine=refine, resume=refine == 1, **quick)
     assert search(SPACE, BUDGET, record=record, resume=True, **more) == search(SPACE, BUDGET, record=whole, **more)
-    first = [(row["genome"], row["score"]) for row in read_record(record)[1] if row["draw"] == 0]
-    assert first == [(row["genome"], row["score"]) for row in read_record(whole)[1]]
+    first = [(each.genome, each.score) for each in read_record(record)[1] if each.draw == 0]
+    assert first == [(each.genome, each.score) for each in read_record(whole)[1]]
     # Other draws are other evidence, and so another way.
     assert search(SPACE, BUDGET, record=record, resume=True, draws=2, **more) == search(SPACE, BUDGET, draws=2, **more)
 
@@ -325,11 +325,11 @@ def test_the_command_takes_a_strategy(tmp_path, monkeypatch, capsys) -> None:
     assert main([*arguments, "--samples", "110", "--refine", "0", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["record"] == "wrn16_1-params60k-macs-surrogate-seed0.jsonl"
-    header, rows = read_record(report["record"])
+    header, scored = read_record(report["record"])
     assert header["strategy"] == "surrogate"
-    assert len(rows) == 110
+    assert len(scored) == 110
     assert main(["show", report["record"]]) == 0
     assert "\ngenomes  110\nchosen   by strategy surrogate\n" in capsys.readouterr().out
     # It has learned which types have many MACs for few parameters.
-    macs = [row["macs"] for row in rows]
+    macs = [each.cost.macs for each in scored]
     assert np.median(macs[100:]) > max(macs[:100])
