@@ -119,6 +119,31 @@ def test_no_module_imports_private_names_of_another(path: Path) -> None:
     assert private_imports(path.read_text(encoding="utf-8")) == []
 
 
+def private_names(source: str) -> tuple[set[str], set[str]]:
+    """The underscored attributes of a module's own classes, and those that it takes of other objects."""
+    own, taken = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            own |= {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+        elif isinstance(node, ast.Attribute):
+            of_itself = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            (own if of_itself else taken).add(node.attr)
+    return tuple({name for name in names if re.match("_[^_]", name)} for names in (own, taken))
+
+
+def test_private_attributes_are_seen() -> None:
+    source = "class A:\n    def _b(self): self._c = other._d + a.f._e + torch.__f__"
+    assert private_names(source) == ({"_b", "_c"}, {"_d", "_e"})
+
+
+def test_no_module_takes_private_attributes_of_another() -> None:
+    names = {path: private_names((PACKAGE / path).read_text(encoding="utf-8")) for path in FILES}
+    for path, (own, taken) in names.items():
+        of_others = set().union(*(theirs for other, (theirs, _) in names.items() if other != path))
+        # What named tuples have, under names that a class of ours may have too.
+        assert not (taken - own - {"_asdict", "_fields", "_replace"}) & of_others, path
+
+
 def options_named(source: str) -> list[str]:
     """The texts of a module, but for its docstrings, that name an option of the command line."""
     tree = ast.parse(source)

@@ -75,7 +75,8 @@ def create(
 ) -> nn.Module:
     """Makes the network of an entry, as timm's `create_model` asks for it; `own` is the entry's genome."""
     layout = Layout.named(name)
-    genome = layout.fit(own if genome is None else genome)
+    # The network itself sees whether the layout can carry it.
+    genome = own if genome is None else Genome(genome)
     source = _genome_of_weights(name, own, **kwargs)
     if pretrained and source is not None and genome != source:
         raise GenomeError(

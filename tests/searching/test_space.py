@@ -110,7 +110,7 @@ def test_some_spellings_are_one_network() -> None:
     # The blocks are 16 to 16 channels, again, 16 to 32, 32 to 32, 32 to 64 and 64 to 64.
     assert SMALL.count(distinct=False) == 4 * 4 * 4 * 5 * 5 * 5
     assert SMALL.count() == 3 * 3 * 4 * 4 * 5 * 5
-    assert [str(block) for block, _ in SMALL._options[0]] == ["S", "G16", "B2"]
+    assert [str(block) for block, _ in SMALL.options[0]] == ["S", "G16", "B2"]
 
 
 def test_a_type_that_is_given_twice_counts_once() -> None:
@@ -196,10 +196,10 @@ def test_messages_for_genomes(call, message: str) -> None:
 )
 def test_draws_are_uniform(space: SearchSpace, budget: Budget) -> None:
     (name, window), *_ = budget.windows.items()
-    picks = np.concatenate(list(itertools.islice(space._table(name, window).draw(seed=5), 60)))
+    picks = np.concatenate(list(itertools.islice(space.cost_table(name, window).draw(seed=5), 60)))
     drawn = Counter(map(tuple, picks.tolist()))
     expected = brute_force(space).genomes(budget)
-    assert {space._decode(each)[0] for each in drawn} == set(expected)
+    assert {space.decode(each)[0] for each in drawn} == set(expected)
     assert len(drawn) == len(expected)
     assert uniform(list(drawn.values()))
 
@@ -289,7 +289,7 @@ def test_a_large_space_meets_two_costs() -> None:
 
 def test_a_search_for_a_second_cost_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     # A small space that is taken for one too large to list; what it decodes is kept, to be quick.
-    decode = lru_cache(SPARSE._decode)
+    decode = lru_cache(SPARSE.decode)
     monkeypatch.setattr(SPARSE, "_decode", lambda picks: decode(tuple(picks)))
     monkeypatch.setattr(Table, "count", lambda *_: 10**9)
     some = Budget(params=(0, None), macs=(None, 11_000_000))

@@ -50,8 +50,8 @@ def fitting(budget: Budget) -> np.ndarray:
 
 def choices(space: SearchSpace, genome: Genome) -> np.ndarray:
     """The entries of a genome's blocks in a list of the options of all positions."""
-    sizes = [len(options) for options in space._options]
-    names = [[block for block, _ in options] for options in space._options]
+    sizes = [len(options) for options in space.options]
+    names = [[block for block, _ in options] for options in space.options]
     starts = np.cumsum([0, *sizes[:-1]])
     return starts + [each.index(block) for each, block in zip(names, genome.blocks, strict=True)]
 
@@ -61,7 +61,7 @@ def total(space: SearchSpace, values: np.ndarray, genome: Genome) -> float:
 
 
 def random_values(space: SearchSpace, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(sum(map(len, space._options)))
+    return np.random.default_rng(seed).standard_normal(sum(map(len, space.options)))
 
 
 def judged(space: SearchSpace, genomes: Sequence[Genome], values: np.ndarray, noise: float = 0.0) -> list[Candidate]:

@@ -332,7 +332,7 @@ def test_macs_of_many_different_numbers(monkeypatch):
     for low, high in [(None, totals[60]), (totals[100], None), (totals[80], totals[150]), (totals[7], totals[7])]:
         budget = Budget(macs=(low, high))
         window = [genome for genome in everything if budget.fits(ODD.cost(genome))]
-        table = ODD._table("macs", budget.windows["macs"])
+        table = ODD.cost_table("macs", budget.windows["macs"])
         assert not table.exact
         assert table.count() >= len(window)
         assert set(ODD.sample(1000, budget)) == set(window)
@@ -351,7 +351,7 @@ def test_macs_of_many_different_numbers(monkeypatch):
 
 def test_a_resnet_at_a_size_that_strides_do_not_divide():
     space, budget = SearchSpace("resnet18", "S G4 W1 B2".split(), image_size=225), Budget(macs=600_000_000)
-    assert not space._table("macs", budget.windows["macs"]).exact
+    assert not space.cost_table("macs", budget.windows["macs"]).exact
     genomes = space.sample(50, budget)
     assert len(set(genomes)) == 50
     assert all(budget.fits(space.cost(genome)) for genome in genomes)
