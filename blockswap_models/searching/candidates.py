@@ -14,10 +14,10 @@ from typing import Any
 from ..budget import Cost
 from ..genome import Genome
 
-__all__ = ["HALVING", "Candidate", "ScoredDraw", "median_shares", "rank"]
+__all__ = ["ETA", "Candidate", "ScoredDraw", "median_shares", "rank"]
 
 # Each round of refinement keeps the best of this many, and gives each of them this many times the draws.
-HALVING = 4
+ETA = 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Candidate:
 
     genome: Genome
     cost: Cost
-    draws: tuple[float, ...]
+    scores: tuple[float, ...]
     shares: tuple[float, ...] | None = None
 
     @classmethod
@@ -88,18 +88,18 @@ class Candidate:
     @property
     def score(self) -> float:
         """The geometric mean of the draws, NaN where one is not finite: from draw to draw scores differ by factors."""
-        if not all(map(math.isfinite, self.draws)):
+        if not all(map(math.isfinite, self.scores)):
             return math.nan
-        if len(self.draws) == 1 or min(self.draws) <= 0:
-            return sum(self.draws) / len(self.draws)
-        return math.exp(sum(map(math.log, self.draws)) / len(self.draws))
+        if len(self.scores) == 1 or min(self.scores) <= 0:
+            return sum(self.scores) / len(self.scores)
+        return math.exp(sum(map(math.log, self.scores)) / len(self.scores))
 
     @property
-    def spread(self) -> float:
+    def standard_error_factor(self) -> float:
         """By what factor the score is uncertain: exp of the standard error of its logarithm; NaN for a single draw."""
-        if len(self.draws) < 2 or not all(map(math.isfinite, self.draws)) or min(self.draws) <= 0:
+        if len(self.scores) < 2 or not all(map(math.isfinite, self.scores)) or min(self.scores) <= 0:
             return math.nan
-        return math.exp(statistics.stdev(map(math.log, self.draws)) / math.sqrt(len(self.draws)))
+        return math.exp(statistics.stdev(map(math.log, self.scores)) / math.sqrt(len(self.scores)))
 
     def as_json(self) -> dict[str, Any]:
         """What JSON holds of it, which knows no NaN."""
@@ -109,8 +109,8 @@ class Candidate:
             "macs": self.cost.macs,
             **({} if self.cost.latency is None else {"latency": self.cost.latency}),
             "score": self.score if math.isfinite(self.score) else None,
-            "draws": len(self.draws),
-            "spread": None if math.isnan(self.spread) else self.spread,
+            "draws": len(self.scores),
+            "spread": None if math.isnan(self.standard_error_factor) else self.standard_error_factor,
         }
 
 
@@ -120,13 +120,13 @@ def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
     Ties keep their order.
     """
     candidates = list(candidates)
-    fewest = min((len(each.draws) for each in candidates), default=1)
+    fewest = min((len(each.scores) for each in candidates), default=1)
 
     def place(each: Candidate) -> tuple[bool, int, float]:
         if not math.isfinite(each.score):
             return True, 0, 0.0
         # A draw that others still lack is no round of refinement.
-        return False, -int(math.log(len(each.draws) / fewest, HALVING) + 1e-9), -each.score
+        return False, -int(math.log(len(each.scores) / fewest, ETA) + 1e-9), -each.score
 
     return sorted(candidates, key=place)
 

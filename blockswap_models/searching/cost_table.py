@@ -8,7 +8,7 @@ from math import gcd
 
 import numpy as np
 
-__all__ = ["Table"]
+__all__ = ["CostTable"]
 
 # Counts beyond 64 bits are kept in limbs of 40, so that hundreds of them can be added before a carry.
 _LIMB = 40
@@ -22,7 +22,7 @@ _CACHED = 1 << 15
 _CHUNK = 1024
 
 
-class Table:
+class CostTable:
     """Counts of the genomes by their total of one cost, from which they are drawn uniformly.
 
     `fixed` is the cost of stem and head, `totals` are those of each option at each position, `spellings` the numbers of

@@ -18,7 +18,7 @@ from .fisher import Score, fisher_by_block, fisher_potential
 from .probe_images import Minibatch
 from .space import SearchSpace
 
-__all__ = ["Job", "fast_dtype"]
+__all__ = ["Scorer", "fast_dtype"]
 
 # The random numbers of torch are the process's, also where workers are threads.
 _drawing = threading.Lock()
@@ -33,7 +33,7 @@ def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Job:
+class Scorer:
     """Scores a genome with weights of its own draw; the same numbers in every process, and in any order."""
 
     space: SearchSpace
@@ -87,10 +87,10 @@ class Job:
     def minibatch(self, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The images and labels of a draw, as they are computed with: each draw takes the next part of the data."""
         if not hasattr(self._own, "parts"):
-            self._own.parts = {}
-        part = draw % self.data.parts
-        if part not in self._own.parts:
-            images, labels = self.data.part(part)
+            self._own.batches = {}
+        batch = draw % self.data.num_batches
+        if batch not in self._own.batches:
+            images, labels = self.data.batch(batch)
             images = images.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
-            self._own.parts[part] = images, labels.to(self.device)
-        return self._own.parts[part]
+            self._own.batches[batch] = images, labels.to(self.device)
+        return self._own.batches[batch]

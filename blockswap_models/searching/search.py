@@ -16,11 +16,11 @@ from ..budget import Budget, BudgetError
 from ..genome import Genome, GenomeError
 from ..layout import Layout
 from ..machine import find_device
-from .candidates import HALVING, Candidate, ScoredDraw, rank
+from .candidates import ETA, Candidate, ScoredDraw, rank
 from .fisher import Score, fisher_potential
-from .probe_images import Minibatch, affordable_parts, noise_minibatch, user_minibatch
+from .probe_images import Minibatch, affordable_batches, noise_minibatch, user_minibatch
 from .record import Record
-from .scorer import Job, fast_dtype
+from .scorer import Scorer, fast_dtype
 from .space import SearchSpace
 from .strategies import STRATEGIES
 from .workers import Shared, WorkerError, local_workers, map_in_order
@@ -46,15 +46,15 @@ class SearchResult:
         return self.candidates[0]
 
     @property
-    def rivals(self) -> int | None:
+    def num_tied(self) -> int | None:
         """How many others are within the uncertainty of the best; None where one draw cannot tell."""
         best = self.best
-        if math.isnan(best.spread):
+        if math.isnan(best.standard_error_factor):
             return None
         return sum(
-            each.score * max(each.spread, 1.0) >= best.score / best.spread
+            each.score * max(each.standard_error_factor, 1.0) >= best.score / best.standard_error_factor
             for each in self.candidates[1:]
-            if len(each.draws) == len(best.draws)
+            if len(each.scores) == len(best.scores)
         )
 
 
@@ -112,29 +112,29 @@ def search(
         chosen = _given(space, budget, genomes)
         samples = len(chosen)
     if data is None:
-        data = noise_minibatch(space, batch_size, seed, affordable_parts(space, batch_size))
+        data = noise_minibatch(space, batch_size, seed, affordable_batches(space, batch_size))
     else:
         data = user_minibatch(space, data, batch_size, seed)
     # Where another process scores, its devices are its own.
     device = find_device(device) if executor is None else torch.device(device)
     if dtype is None:
         dtype = fast_dtype(device) if score is fisher_potential else torch.float32
-    job = Job(space, data, score, seed, device, dtype)
-    shared = Shared(job)
+    scorer = Scorer(space, data, score, seed, device, dtype)
+    shared = Shared(scorer)
     local = executor is None and workers > 1 and device.type == "cpu"
     if local or executor is not None:
         # Before there is a record: what cannot travel to workers is refused here.
         assert shared.content
     with ExitStack() as stack:
-        described = _describe(job, budget, strategy)
+        described = _describe(scorer, budget, strategy)
         kept = stack.enter_context(Record(record, described, resume) if record is not None else nullcontext())
         scored: dict[tuple[Genome, int], ScoredDraw] = kept.draws if kept else {}
 
         # All random genomes are one round, which is shorter than asked for where fewer fit.
         planned = len(chosen) if strategy == "random" else samples
         # Genomes and draws of each round of refinement; a quarter of the draws are those of the round before.
-        rounds = [(max(1, planned // HALVING**each), draws * HALVING**each) for each in range(1, refine + 1)]
-        total = planned * draws + sum(leaders * (number - number // HALVING) for leaders, number in rounds)
+        rounds = [(max(1, planned // ETA**each), draws * ETA**each) for each in range(1, refine + 1)]
+        total = planned * draws + sum(leaders * (number - number // ETA) for leaders, number in rounds)
         finished = 0
 
         def evaluate(genomes: Sequence[Genome], number: int, new: int, round_name: str) -> list[Candidate]:
@@ -170,10 +170,10 @@ def search(
         by_genome = {each.genome: each for each in candidates}
         ranked = rank(candidates)
         for each_round in range(1, refine + 1):
-            leaders = [each.genome for each in ranked[: max(1, len(ranked) // HALVING**each_round)]]
-            number = draws * HALVING**each_round
+            leaders = [each.genome for each in ranked[: max(1, len(ranked) // ETA**each_round)]]
+            number = draws * ETA**each_round
             round_name = f"refining, round {each_round} of {refine}"
-            refined = evaluate(leaders, number, number - number // HALVING, round_name)
+            refined = evaluate(leaders, number, number - number // ETA, round_name)
             by_genome.update({each.genome: each for each in refined})
             ranked = rank(by_genome.values())
     if not math.isfinite(ranked[0].score):
@@ -202,9 +202,9 @@ def _as_json(layout: Layout) -> dict[str, Any]:
     return {name: list(each) if isinstance(each, tuple) else each for name, each in asdict(layout).items()}
 
 
-def _describe(job: Job, budget: Budget, strategy: str) -> dict[str, Any]:
+def _describe(scorer: Scorer, budget: Budget, strategy: str) -> dict[str, Any]:
     """All that genomes and scores depend on; not their number, so that a search can be extended."""
-    space = job.space
+    space = scorer.space
     return {
         "space": space.layout.name,
         # Of the user's own, the name alone does not say it.
@@ -213,10 +213,10 @@ def _describe(job: Job, budget: Budget, strategy: str) -> dict[str, Any]:
         "input_size": list(space.input_size),
         "num_classes": space.num_classes,
         "budget": {name: [low, high if math.isfinite(high) else None] for name, (low, high) in budget.windows.items()},
-        "seed": job.seed,
-        "data": job.data.source,
-        "score": getattr(job.score, "__name__", type(job.score).__name__),
-        "dtype": str(job.dtype).removeprefix("torch."),
+        "seed": scorer.seed,
+        "data": scorer.data.source,
+        "score": getattr(scorer.score, "__name__", type(scorer.score).__name__),
+        "dtype": str(scorer.dtype).removeprefix("torch."),
         "strategy": strategy,
         **({} if space.latency is None else {"latency_table": space.latency.digest}),
     }

@@ -15,7 +15,7 @@ from ..genome import SEARCH_TYPES, BlockType, Genome, GenomeError
 from ..layout import Layout, Position
 from ..nets.cost import count_parts
 from ..nets.networks import build, residual_blocks
-from .cost_table import LONGEST_OF_COUNT, Table
+from .cost_table import LONGEST_OF_COUNT, CostTable
 from .latency import LatencyTable
 
 __all__ = ["SearchSpace"]
@@ -143,13 +143,15 @@ class SearchSpace:
             [round(getattr(each, name) * scale) for each in costs] for costs in options
         ]
 
-    def cost_table(self, name: str, window: tuple[float, float], longest: int | None = None) -> Table:
+    def cost_table(self, name: str, window: tuple[float, float], longest: int | None = None) -> CostTable:
         """Makes the table by which genomes within a window of one cost are counted and drawn."""
         fixed, totals = self._totals(name)
         if name == "latency":
             # The product of a decimal fraction and 1e9 is a hair off.
             window = round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
-        return Table(fixed, totals, [[spellings for _, spellings in each] for each in self.options], window, longest)
+        return CostTable(
+            fixed, totals, [[spellings for _, spellings in each] for each in self.options], window, longest
+        )
 
     # -- counting ----------------------------------------------------------------------------------------------------
 
@@ -179,7 +181,7 @@ class SearchSpace:
 
     def estimate(self, budget: Budget, samples: int = 1000, seed: int = 0) -> tuple[int, int]:
         """Estimates how many networks fit a budget of any costs; also says from how many that were found."""
-        found, share = self.sample_stated(samples, budget, seed)
+        found, share = self.sample_with_acceptance(samples, budget, seed)
         return round(self.cost_table(*self.exact_cost(budget)).count() * share), len(found)
 
     def exact_cost(self, budget: Budget) -> tuple[str, tuple[float, float]]:
@@ -196,9 +198,9 @@ class SearchSpace:
         budget is met by construction, further ones by rejection.
         """
         budget = Budget(params=(0, None)) if budget is None else budget
-        return self.sample_stated(number, budget, seed)[0]
+        return self.sample_with_acceptance(number, budget, seed)[0]
 
-    def sample_stated(self, number: int, budget: Budget, seed: int = 0) -> tuple[list[Genome], float]:
+    def sample_with_acceptance(self, number: int, budget: Budget, seed: int = 0) -> tuple[list[Genome], float]:
         """Draws as `sample` does, and states which share of the draws met the whole budget, further costs included."""
         if number < 1:
             raise ValueError(f"a sample has at least 1 genome, not {number}")

@@ -44,9 +44,9 @@ def test_the_ranking_is_that_of_the_search(found):
     assert header["space"] == "blockswap_wrn16_1"
     assert [each.genome for each in ranked] == [each.genome for each in result.candidates]
     for each, candidate in zip(ranked, result.candidates, strict=True):
-        assert (each.cost, each.draws) == (candidate.cost, candidate.draws)
+        assert (each.cost, each.scores) == (candidate.cost, candidate.scores)
         assert each.score == pytest.approx(candidate.score)
-        assert each.spread == pytest.approx(candidate.spread)
+        assert each.standard_error_factor == pytest.approx(candidate.standard_error_factor)
         assert each.shares == pytest.approx(candidate.shares)
 
 
@@ -148,10 +148,10 @@ def test_means_over_draws():
     assert candidate(-1.0).score == -1
     assert math.isnan(candidate(math.inf).score)
     assert math.isnan(candidate(math.nan, 1.0).score)
-    assert math.isnan(candidate(2.0).spread)
-    assert math.isnan(candidate(0.0, 1.0).spread)
-    assert math.isnan(candidate(math.nan, 1.0).spread)
-    assert candidate(1.0, math.e**2).spread == pytest.approx(math.e)
+    assert math.isnan(candidate(2.0).standard_error_factor)
+    assert math.isnan(candidate(0.0, 1.0).standard_error_factor)
+    assert math.isnan(candidate(math.nan, 1.0).standard_error_factor)
+    assert candidate(1.0, math.e**2).standard_error_factor == pytest.approx(math.e)
     draw = ScoredDraw(Genome("2xS"), Cost(1, 2), 0, 1.0)
     draws = [replace(draw, blocks=blocks) for blocks in ((1.0, 3.0), (1.0, 1.0), (0.0, 0.0), (math.nan, 1.0), None)]
     assert Candidate.of_draws(draws).shares == pytest.approx((0.375, 0.625))

@@ -323,7 +323,7 @@ def test_parameters_and_latency_at_once():
     budget = Budget(params=90_000, tolerance=0.1, latency=(None, middle / 1e6))
     within = [genome for genome in EVERY if 81_000 <= PLAIN.cost(genome).params <= 99_000]
     expected = {genome for genome in within if EVERY[genome] <= middle}
-    found, share = SPACE.sample_stated(10**6, budget)
+    found, share = SPACE.sample_with_acceptance(10**6, budget)
     assert set(found) == expected
     assert share == len(expected) / len(within)
     assert 0.1 < share < 0.9

@@ -244,7 +244,7 @@ def test_a_search_cut_off_anywhere_goes_on_the_same_way(quick, tmp_path) -> None
     result = search(SPACE, BUDGET, refine=1, record=whole, **quick)
     assert read_record(whole)[0]["strategy"] == "surrogate"
     assert len(result.candidates) == 19
-    assert [len(each.draws) for each in result.candidates] == 4 * [4] + 15 * [1]
+    assert [len(each.scores) for each in result.candidates] == 4 * [4] + 15 * [1]
     lines = whole.read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + 19 + 12
     for number in (1, 5, 9, 11, 19, 25):
