@@ -16,6 +16,17 @@ from ..messages import quote
 __all__ = ["RunFolder", "TrainingError"]
 
 
+# Weights that come with the package had other names for the same tensors once: those files, and those of today.
+_SAME_WEIGHTS = {
+    "sha256 bf567795d5c69fd5065b45c0c3f758f8d4c3b133b4d16c3e2be994590baeb0f5": (
+        "sha256 f749d03cc938b2bed688e59d1b2290ccdfdab6975fb5497df63a310257f14882"
+    ),
+    "sha256 a842716bc4aebc2605b1d501c053beae00256a9851475f062ee964b5d6442444": (
+        "sha256 cc714b1e902bc68fe68e8aa0a9d665baf7493922e6c3355214ae9b807304db99"
+    ),
+}
+
+
 class TrainingError(ValueError):
     """A training run that cannot start, go on or be resumed: says what is wrong and what to write."""
 
@@ -45,9 +56,10 @@ class RunFolder:
         else:
             earlier = self.arguments if header is None else {**header["recipe"], **header}
         for name, value in self.arguments.items():
-            if earlier.get(name) != value:
+            was = earlier.get(name)
+            if was != value and (not isinstance(was, str) or _SAME_WEIGHTS.get(was) != value):
                 raise TrainingError(
-                    f"the run in {quote(str(self.path))} has {name.replace('_', '-')} {_shown(earlier.get(name))}, "
+                    f"the run in {quote(str(self.path))} has {name.replace('_', '-')} {_shown(was)}, "
                     f"not {_shown(value)}; use what it has, or another folder="
                 )
         return state

@@ -86,7 +86,9 @@ def create(
         raise MissingWeightsError(name)
     if pretrained:
         _check_weights(name, **kwargs)
-    features = {"out_indices": tuple(range(len(layout.depths) + 1)), **(feature_cfg or {})}
+    indices = tuple(range(len(layout.depths) + 1))
+    # The stages of a WideResNet are one level down, in a Sequential.
+    features = {"out_indices": indices, "flatten_sequential": layout.preact, **(feature_cfg or {})}
     model = build_model_with_cfg(
         WideResNet if layout.preact else ResNet,
         name,

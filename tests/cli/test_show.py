@@ -68,7 +68,7 @@ def test_a_search_and_its_record_rank_ties_and_missing_scores_alike(tmp_path):
     assert read_ranking(path)[1][-1].genome == result.candidates[-1].genome
 
 
-GENOMES = [f"{first},S/2xS/S,{last}" for first in ("S", "G2", "W1", "B2") for last in ("G4", "W2")]
+GENOMES = [f"{first},G8/2xS/S,{last}" for first in ("S", "G2", "W1", "B2") for last in ("G4", "W2")]
 
 
 def test_show(found):

@@ -262,7 +262,7 @@ def test_leaves_the_model_as_it_was(score, broken, layout_of):
     model = network(drop_rate=0.3, drop_path_rate=0.3)
     model.set_grad_checkpointing()
     model.train()
-    model.layer2.eval()
+    model.stages[1].eval()
     model.conv1.weight.requires_grad_(False)
     model.fc.weight.grad = torch.ones_like(model.fc.weight)
     before = snapshot(model)

@@ -83,6 +83,18 @@ def forget_entry(name):
         names.pop(name, None)
 
 
+def test_any_number_of_stages(forget):
+    forget.append("own_wrn_eight")
+    register(Layout.custom("own_wrn_eight", [1] * 8, [8] * 8, stem_chs=8))
+    model = timm.create_model("own_wrn_eight").eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert [each.shape[-1] for each in model.forward_intermediates(x)[1]] == [32, 32, 16, 8, 4, 2, 1, 1, 1]
+    assert [each["module"] for each in model.feature_info] == ["conv1", *(f"stages.{stage}" for stage in range(8))]
+    assert torch.equal(torch.jit.script(model)(x), model(x))
+    maps = timm.create_model("own_wrn_eight", features_only=True)(x)
+    assert len(maps) == 9
+
+
 # Layouts
 
 
@@ -119,10 +131,6 @@ def test_layouts_of_the_standard_networks():
         (
             lambda: Layout.custom("my.net", [1], [8]),
             "a network's name is letters, digits and '_', such as 'my_net', not 'my.net'",
-        ),
-        (
-            lambda: Layout.custom("net", [1] * 7, [8] * 7),
-            "a pre-activation network has at most 6 stages; net has 7",
         ),
         (
             lambda: Layout.custom("net", [1] * 3, [8] * 3, preact=False),
