@@ -24,6 +24,7 @@ from torch.fx import Node, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .data.statistics import model_data_config
+from .errors import BlockSwapError
 from .files import write_atomic
 from .messages import quote
 from .nets.copies import plain_copy
@@ -53,7 +54,7 @@ _Answer = Callable[[torch.Tensor], Any]
 _Written = tuple[bytes, _Answer, int]
 
 
-class ExportError(ValueError):
+class ExportError(BlockSwapError):
     """A network that cannot be exported so: says what is wrong and what to write."""
 
 

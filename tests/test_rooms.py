@@ -11,8 +11,8 @@ import pytest
 import blockswap_models
 
 PACKAGE = Path(blockswap_models.__file__).parent
-# What each room may import. A folder is a room, and so are these modules at the top: six make up the core.
-CORE = ("genome", "layout", "budget", "machine", "messages", "files")
+# What each room may import. A folder is a room, and so are these modules at the top: seven make up the core.
+CORE = ("genome", "layout", "budget", "machine", "messages", "files", "errors")
 MAY_IMPORT = {
     "core": set(),
     "nets": {"core"},
@@ -28,7 +28,13 @@ MAY_IMPORT = {
 # These need the standard library and click only, so that help, mistakes and records are answered at once.
 LIGHT = (
     *CORE,
-    *("zoo.genomes", "zoo.cards", "searching.latency", "searching.candidates", "searching.record", "training.recipes"),
+    *("zoo.genomes", "zoo.cards", "zoo.registration"),
+    *(
+        "searching.latency",
+        "searching.candidates",
+        "searching.record",
+        "training.recipes",
+    ),
     *("cli.main", "cli.search", "cli.records", "cli.latency", "cli.train", "cli.evaluate", "cli.share", "cli.export"),
     "searching.workers",
 )

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import BlockSwapError
 from ..files import write_atomic
 from ..genome import BlockType, Genome, GenomeError
 from ..layout import Layout, Structure
@@ -25,7 +26,7 @@ _KIND = "blockswap latency table"
 _MOST_UNITS = 100_000
 
 
-class LatencyError(ValueError):
+class LatencyError(BlockSwapError):
     """A latency table that cannot be read, or is of another network."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..budget import Budget
+from ..errors import BlockSwapError
 from ..files import JsonLineError, append_json_line, read_json_lines
 from ..genome import Genome
 from ..layout import Layout
@@ -33,7 +34,7 @@ _KIND = "blockswap search"
 _UNSAID = {"strategy": "random", "dtype": "float32"}
 
 
-class RecordError(ValueError):
+class RecordError(BlockSwapError):
     """A record that cannot be read, or is of another search."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..budget import Budget, BudgetError
+from ..errors import BlockSwapError
 from ..genome import Genome, GenomeError
 from ..layout import Layout
 from ..machine import find_device
@@ -28,7 +29,7 @@ from .workers import Shared, WorkerError, local_workers, map_in_order
 __all__ = ["Candidate", "SearchError", "SearchResult", "search"]
 
 
-class SearchError(RuntimeError):
+class SearchError(BlockSwapError, RuntimeError):
     """A search that cannot give an answer; its record keeps what was scored."""
 
 

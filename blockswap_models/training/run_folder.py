@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..errors import BlockSwapError
 from ..files import JsonLineError, append_json_line, json_line, read_json_lines, write_atomic
 from ..messages import quote
 
@@ -27,7 +28,7 @@ _SAME_WEIGHTS = {
 }
 
 
-class TrainingError(ValueError):
+class TrainingError(BlockSwapError):
     """A training run that cannot start, go on or be resumed: says what is wrong and what to write."""
 
 
