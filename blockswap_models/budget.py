@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+from .errors import BlockSwapError
 from .messages import quote
 
 __all__ = ["Budget", "BudgetError", "Cost", "amount_text", "parse_amount", "parse_latency"]
@@ -59,7 +60,7 @@ UNMEASURED = (
 )
 
 
-class BudgetError(ValueError):
+class BudgetError(BlockSwapError):
     """A budget that cannot be read or met: says the range that can."""
 
 

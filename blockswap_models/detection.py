@@ -21,6 +21,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from .data.statistics import model_data_config
 from .genome import Genome
 from .nets.copies import plain_copy
+from .nets.networks import WideResNet
 from .zoo.find import has_genome, require_model
 
 __all__ = ["FPNBackbone", "fpn_backbone", "mask_rcnn"]
@@ -239,9 +240,11 @@ def _of_network(model: nn.Module, wanted: Sequence[int] | None) -> tuple[nn.Modu
         raise TypeError(f"a backbone is a network of timm or the name of one; {type(model).__name__} has no features")
     levels = _levels(info, wanted)
     children = dict(model.named_children())
-    if all(info[level]["module"] in children for level in levels):
+    staged = isinstance(model, WideResNet)
+    if staged or all(info[level]["module"] in children for level in levels):
         # As torchvision takes them, which TorchScript can read.
-        body = FeatureListNet(model, levels, output_fmt=getattr(model, "output_fmt", "NCHW"))
+        output_fmt = getattr(model, "output_fmt", "NCHW")
+        body = FeatureListNet(model, levels, output_fmt=output_fmt, flatten_sequential=staged)
     elif hasattr(model, "forward_intermediates"):
         body = FeatureGetterNet(model, levels)
     else:

@@ -24,9 +24,10 @@ from torch.fx import Node, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .data.statistics import model_data_config
+from .errors import BlockSwapError
+from .files import write_atomic
 from .messages import quote
 from .nets.copies import plain_copy
-from .training.run_folder import write_whole
 
 __all__ = ["ABOUT", "FORMATS", "OPSET", "ExportError", "Exported", "export_model", "fold_batchnorm", "format_of"]
 
@@ -53,7 +54,7 @@ _Answer = Callable[[torch.Tensor], Any]
 _Written = tuple[bytes, _Answer, int]
 
 
-class ExportError(ValueError):
+class ExportError(BlockSwapError):
     """A network that cannot be exported so: says what is wrong and what to write."""
 
 
@@ -156,7 +157,7 @@ def export_model(
         about["outputs"] = _output_names(original, original(example))
         content, answer, left = _WRITERS[format](ready, example, about)
         difference = _difference(original, answer, size)
-    write_whole(Path(path), content)
+    write_atomic(path, content, ExportError)
     norms, opset = _batchnorms(original), OPSET if format == "onnx" else None
     return Exported(str(path), format, len(content), difference, norms - left, norms, opset, **about)
 

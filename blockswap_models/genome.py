@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from .errors import BlockSwapError
 from .messages import listed, quote
 
 __all__ = ["SEARCH_TYPES", "BlockType", "Conv", "Genome", "GenomeError"]
@@ -29,7 +30,7 @@ _MAX_DIGITS = 4
 _MAX_BLOCKS = 9999
 
 
-class GenomeError(ValueError):
+class GenomeError(BlockSwapError):
     """A genome that cannot be read, or does not fit the network: says what is wrong, where, and what to write."""
 
 

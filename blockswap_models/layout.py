@@ -18,8 +18,8 @@ __all__ = ["Layout", "Position", "add_layout"]
 _NAME = re.compile(r"(?:blockswap_)?(?:wrn([0-9]{1,3})_([0-9]{1,2})|resnet([0-9]{1,3}))(?:_[0-9]+[km])?")
 Structure = tuple[str, tuple[Conv, ...]]
 _RESNET_DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-# The forward of timm's ResNet names four stages, and its stem has 64 channels; that of WideResNet names six.
-_RESNET_STAGES, _RESNET_STEM, _MOST_STAGES = 4, 64, 6
+# The forward of timm's ResNet names four stages, and its stem has 64 channels.
+_RESNET_STAGES, _RESNET_STEM = 4, 64
 # Suggested for names that are like them.
 _STANDARD_NAMES = (
     *(f"wrn{depth}_{widen}" for depth in (16, 22, 28, 40) for widen in (1, 2, 4, 8, 10)),
@@ -97,8 +97,6 @@ class Layout:
         if len(self.input_size) != 3:
             raise ValueError(f"the input_size of {self.name} is (channels, height, width), not {self.input_size}")
         stages = len(self.depths)
-        if self.preact and stages > _MOST_STAGES:
-            raise ValueError(f"a pre-activation network has at most {_MOST_STAGES} stages; {self.name} has {stages}")
         if not self.preact and (stages, self.stem_chs) != (_RESNET_STAGES, _RESNET_STEM):
             raise ValueError(
                 "a post-activation network has 4 stages after a stem of 64 channels, as timm's ResNet; "

@@ -103,7 +103,7 @@ def test_the_same_parameters_train_as_in_torchvision(layers):
     ("name", "fixed", "free"),
     [
         ("resnet18", ("conv1", "bn1", "layer1", "layer2"), ("layer3", "layer4")),
-        ("blockswap_wrn16_1", ("conv1", "layer1"), ("layer2", "layer3")),
+        ("blockswap_wrn16_1", ("conv1", "stages_0"), ("stages_1", "stages_2")),
         ("mobilenetv3_small_050", ("conv_stem", "bn1", "blocks.0", "blocks.1"), ("blocks.3", "blocks.5")),
     ],
 )
@@ -135,12 +135,12 @@ def test_pretrained_weights_keep_their_norms():
         assert norms
         assert {type(each) for each in norms} == {FrozenBatchNorm2d}
         torch.testing.assert_close(
-            backbone.body.state_dict()["layer1.0.bn1.running_mean"], source.layer1[0].bn1.running_mean
+            backbone.body.state_dict()["stages_0.0.bn1.running_mean"], source.stages[0][0].bn1.running_mean
         )
         assert not backbone.body.conv1.weight.requires_grad
-        assert all(each.requires_grad for each in backbone.body.layer1.parameters())
+        assert all(each.requires_grad for each in backbone.body.stages_0.parameters())
     # The user's own network is left as it was.
-    assert type(source.layer1[0].bn1) is nn.BatchNorm2d
+    assert type(source.stages[0][0].bn1) is nn.BatchNorm2d
     assert source.conv1.weight.requires_grad
     model = mask_rcnn("blockswap_wrn40_2_404k", pretrained_backbone=True)
     assert model.transform.image_mean == list(source.pretrained_cfg["mean"])

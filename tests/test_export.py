@@ -1,6 +1,8 @@
 """Folding of BN, and exported files: they answer as PyTorch does, for batches of any size, without this package."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -102,6 +104,16 @@ def test_maps_of_features_stay_the_same(name):
     expected, wanted = model.forward_intermediates(images())
     for one, other in zip([expected, *wanted], [final, *maps], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_full_disk_is_an_error_of_exporting(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("blockswap_models.files.os.fsync", fail)
+    with pytest.raises(ExportError, match=r"^cannot write '.*a\.pt2': No space left on device$"):
+        export_model(timm.create_model("blockswap_wrn16_1"), tmp_path / "a.pt2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_norms_are_left_alone():
@@ -238,7 +250,7 @@ def test_features_are_several_outputs_with_names(request, feature_cls, ending, t
             export_model(model, file, input_size=(3, 16, 16))
         return
     result = export_model(model, file, input_size=(3, 16, 16))
-    assert (result.outputs, result.genome) == (("conv1", "layer2", "layer3"), TINY)
+    assert (result.outputs, result.genome) == (("conv1", "stages.1", "stages.2"), TINY)
     assert 0 < result.folded < result.batchnorms
     with torch.no_grad():
         expected = model(images(3))
@@ -271,8 +283,8 @@ def test_features_that_cannot_be_exported_are_named(tmp_path):
 
 def test_a_pruned_network_is_exported_with_its_zeros(tmp_path):
     model = trained("blockswap_wrn16_1", genome=TINY)
-    prune.l1_unstructured(model.layer3[0].conv1, "weight", 0.5)
-    assert fold_batchnorm(model).layer3[0].conv1.weight.count_nonzero() == model.layer3[0].conv1.weight.numel() // 2
+    prune.l1_unstructured(model.stages[2][0].conv1, "weight", 0.5)
+    assert fold_batchnorm(model).layer3[0].conv1.weight.count_nonzero() == model.stages[2][0].conv1.weight.numel() // 2
     export_model(model, tmp_path / "net.ts", input_size=(3, 16, 16))
     assert_same(model.eval(), torch.jit.load(tmp_path / "net.ts"), images())
     assert prune.is_pruned(model)

@@ -11,8 +11,8 @@ import pytest
 import blockswap_models
 
 PACKAGE = Path(blockswap_models.__file__).parent
-# What each room may import. A folder is a room, and so are these modules at the top: four make up the core.
-CORE = ("genome", "layout", "budget", "machine", "messages")
+# What each room may import. A folder is a room, and so are these modules at the top: seven make up the core.
+CORE = ("genome", "layout", "budget", "machine", "messages", "files", "errors")
 MAY_IMPORT = {
     "core": set(),
     "nets": {"core"},
@@ -28,7 +28,13 @@ MAY_IMPORT = {
 # These need the standard library and click only, so that help, mistakes and records are answered at once.
 LIGHT = (
     *CORE,
-    *("zoo.genomes", "zoo.cards", "searching.latency", "searching.candidates", "searching.record", "training.recipes"),
+    *("zoo.genomes", "zoo.cards", "zoo.registration"),
+    *(
+        "searching.latency",
+        "searching.candidates",
+        "searching.record",
+        "training.recipes",
+    ),
     *("cli.main", "cli.search", "cli.records", "cli.latency", "cli.train", "cli.evaluate", "cli.share", "cli.export"),
     "searching.workers",
 )
@@ -117,6 +123,31 @@ def test_private_imports_are_seen() -> None:
 @pytest.mark.parametrize("path", [*(PACKAGE / each for each in FILES), *BENCHMARKS], ids=lambda path: path.stem)
 def test_no_module_imports_private_names_of_another(path: Path) -> None:
     assert private_imports(path.read_text(encoding="utf-8")) == []
+
+
+def private_names(source: str) -> tuple[set[str], set[str]]:
+    """The underscored attributes of a module's own classes, and those that it takes of other objects."""
+    own, taken = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            own |= {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+        elif isinstance(node, ast.Attribute):
+            of_itself = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            (own if of_itself else taken).add(node.attr)
+    return tuple({name for name in names if re.match("_[^_]", name)} for names in (own, taken))
+
+
+def test_private_attributes_are_seen() -> None:
+    source = "class A:\n    def _b(self): self._c = other._d + a.f._e + torch.__f__"
+    assert private_names(source) == ({"_b", "_c"}, {"_d", "_e"})
+
+
+def test_no_module_takes_private_attributes_of_another() -> None:
+    names = {path: private_names((PACKAGE / path).read_text(encoding="utf-8")) for path in FILES}
+    for path, (own, taken) in names.items():
+        of_others = set().union(*(theirs for other, (theirs, _) in names.items() if other != path))
+        # What named tuples have, under names that a class of ours may have too.
+        assert not (taken - own - {"_asdict", "_fields", "_replace"}) & of_others, path
 
 
 def options_named(source: str) -> list[str]:

@@ -48,8 +48,8 @@ class ScoreBar:
         self._bar.initial += done - self._bar.n
         self._bar.n = done
         self._bar.set_description(round_name)
-        for row in results:
-            self._best = max(self._best, -math.inf if row["score"] is None else row["score"])
+        for each in results:
+            self._best = max(self._best, each.score if math.isfinite(each.score) else -math.inf)
             self._bar.set_postfix_str(f"best {self._best:.3g}", refresh=False)
             self._bar.update()
-            yield row
+            yield each

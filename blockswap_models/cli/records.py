@@ -70,7 +70,7 @@ def plot(record: Path, out: str | None, as_json: bool) -> None:
 
 def _print_search(header: dict[str, Any], ranking: Sequence[Candidate], finite: int) -> None:
     types, size = str(header.get("types")).split(), header.get("input_size") or []
-    draws = sorted({len(each.draws) for each in ranking})
+    draws = sorted({len(each.scores) for each in ranking})
     genomes = f"{len(ranking):,}" + (
         f", {len(ranking) - finite:,} of them without a finite score" * (finite < len(ranking))
     )

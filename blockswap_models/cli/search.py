@@ -189,15 +189,15 @@ def _space_and_budget(options: SimpleNamespace) -> tuple[SearchSpace, Budget | N
 
 
 def _minibatch(options: SimpleNamespace, space: SearchSpace) -> Minibatch:
-    from ..searching.probe_images import affordable_parts, dataset_minibatch, noise_minibatch
+    from ..searching.probe_images import affordable_batches, dataset_minibatch, noise_minibatch
 
     if options.batch_size < 2:
         raise ValueError(f"a minibatch has at least 2 images, not {options.batch_size}")
     number = options.batch_size * options.minibatches
-    parts = affordable_parts(space, number)
+    num_batches = affordable_batches(space, number)
     if options.data is None:
-        return noise_minibatch(space, number, options.seed, parts)
-    return dataset_minibatch(space, options.data, options.data_dir, number, options.seed, options.split, parts)
+        return noise_minibatch(space, number, options.seed, num_batches)
+    return dataset_minibatch(space, options.data, options.data_dir, number, options.seed, options.split, num_batches)
 
 
 def _record_name(options: SimpleNamespace) -> str:
@@ -214,12 +214,12 @@ def _print_result(result: SearchResult, record: str, number: int, as_json: bool)
     best, space, layout = result.best, result.space, result.space.layout
     if as_json:
         top = [each.as_json() for each in result.candidates[:number]]
-        print_json({"network": layout.name, "best": top[0], "top": top, "rivals": result.rivals, "record": record})
+        print_json({"network": layout.name, "best": top[0], "top": top, "rivals": result.num_tied, "record": record})
         return
     print(f"best of {len(result.candidates):,} genomes of {layout.name} within {result.budget}:\n\n  {best.genome}\n")
     print_ranking(result.candidates[:number])
-    if result.rivals is not None:
-        print(f"\n{tied_text(result.rivals, len(best.draws))}")
+    if result.num_tied is not None:
+        print(f"\n{tied_text(result.num_tied, len(best.scores))}")
     if best.shares:
         shares = iter(f"{share:.0%}" for share in best.shares)
         print(

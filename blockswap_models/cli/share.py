@@ -59,9 +59,9 @@ def pack(as_json: bool, **arguments: Any) -> None:
     import timm
     import torch
 
+    from ..files import write_atomic
     from ..machine import find_device, keep_memory
     from ..training.evaluate import evaluation_loader, load_weights
-    from ..training.run_folder import write_whole
 
     device = find_device(options.device)
     if device.type == "cpu":
@@ -90,8 +90,8 @@ def pack(as_json: bool, **arguments: Any) -> None:
     errors = {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
     made = make_card(name, summary, content, _DTYPE, errors, training_command(summary), options.note)
     weights.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(weights, content)
-    write_whole(card, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(weights, content, WeightsError)
+    write_atomic(card, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode(), WeightsError)
     if as_json:
         print_json(made)
         return

@@ -36,8 +36,8 @@ def print_ranking(top: Sequence[Candidate]) -> None:
         (
             rank,
             f"{each.score:.4g}",
-            "" if math.isnan(each.spread) else f"{each.spread - 1:.0%}",
-            len(each.draws),
+            "" if math.isnan(each.standard_error_factor) else f"{each.standard_error_factor - 1:.0%}",
+            len(each.scores),
             f"{each.cost.params:,}",
             in_megas(each.cost.macs),
             *([milliseconds(each.cost.latency)] if measured else []),
@@ -45,7 +45,7 @@ def print_ranking(top: Sequence[Candidate]) -> None:
         )
         for rank, each in enumerate(top, start=1)
     ]
-    if len({len(each.draws) for each in top}) > 1:
+    if len({len(each.scores) for each in top}) > 1:
         print("genomes with more draws come first: a score of fewer draws can be high by chance\n")
     titles = ["rank", "score", "±", "draws", "params", "MACs", *(["latency"] if measured else []), "genome"]
     print_table(titles, rows, right=range(len(titles) - 1))

@@ -2,7 +2,8 @@
 
 # Without `from __future__ import annotations`: torch.fx writes the types of a traced forward into the code it makes,
 # and TorchScript cannot read them there as text.
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,14 +18,11 @@ from ..genome import Genome
 from ..layout import Layout
 from .blocks import ResidualBlock, build_block
 
-__all__ = ["ResNet", "WideResNet", "build", "residual_blocks"]
+__all__ = ["ResNet", "WideResNet", "build", "checkpoint_filter_fn", "residual_blocks"]
 
 
 class WideResNet(nn.Module):
-    """A pre-activation residual network for small images, with one block type a block (paper, section 5).
-
-    Its stages are `layer1`, `layer2` and so on, six at most; those that it does not have are None.
-    """
+    """A pre-activation residual network for small images, with one block type a block (paper, section 5)."""
 
     def __init__(
         self,
@@ -52,13 +50,12 @@ class WideResNet(nn.Module):
 
         self.conv1 = nn.Conv2d(in_chans, layout.stem_chs, 3, padding=1, bias=False, **dd)
         self.feature_info = [{"num_chs": layout.stem_chs, "reduction": 1, "module": "conv1"}]
-        self._stages = tuple(f"layer{stage}" for stage in range(1, len(layout.depths) + 1))
-        blocks: dict[str, list[nn.Module]] = {stage: [] for stage in self._stages}
+        stages: list[list[nn.Module]] = [[] for _ in layout.depths]
         reduction = 1
         rates = torch.linspace(0, drop_path_rate, len(self.genome.blocks), device="cpu").tolist()
         for place, block, rate in zip(layout.positions, self.genome.blocks, rates, strict=True):
             reduction *= place.stride
-            blocks[f"layer{place.stage}"].append(
+            stages[place.stage - 1].append(
                 build_block(
                     block,
                     place.in_chs,
@@ -73,11 +70,9 @@ class WideResNet(nn.Module):
             )
             if place.block == layout.depths[place.stage - 1]:
                 self.feature_info.append(
-                    {"num_chs": place.out_chs, "reduction": reduction, "module": f"layer{place.stage}"}
+                    {"num_chs": place.out_chs, "reduction": reduction, "module": f"stages.{place.stage - 1}"}
                 )
-        self.layer2 = self.layer3 = self.layer4 = self.layer5 = self.layer6 = None
-        for stage, of_stage in blocks.items():
-            setattr(self, stage, nn.Sequential(*of_stage))
+        self.stages = nn.Sequential(*(nn.Sequential(*blocks) for blocks in stages))
         self.num_features = layout.channels[-1]
         self.bn = norm_layer(self.num_features, **dd)
         self.act = act_layer(inplace=True)
@@ -91,6 +86,12 @@ class WideResNet(nn.Module):
         _reset_parameters(self)
         self._draw_weights()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Whoever loads weights, into whatever this network is a part of: also those with older names.
+        for name in [name for name in state_dict if name.startswith(f"{prefix}layer")]:
+            state_dict[prefix + _stage_name(name.removeprefix(prefix))] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @torch.jit.ignore
     def _draw_weights(self) -> None:
         for module in self.modules():
@@ -102,7 +103,7 @@ class WideResNet(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups parameters by stage (coarse) or block, for layer-wise learning rates."""
-        blocks = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
+        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
         return {"stem": r"^conv1", "blocks": [(blocks, None), (r"^bn\.", (99999,))]}
 
     @torch.jit.ignore
@@ -143,15 +144,15 @@ class WideResNet(nn.Module):
         """Returns the final features and the outputs of stem and stages; `norm` applies the last BN to the last one."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is 'NCHW' for a convolutional network, not {output_fmt!r}")
-        take_indices, max_index = feature_take_indices(len(self._stages) + 1, indices)
+        take_indices, max_index = feature_take_indices(len(self.stages) + 1, indices)
         intermediates = []
         x = self.conv1(x)
         if 0 in take_indices:
             intermediates.append(x)
-        last = len(self._stages)
+        last = len(self.stages)
         reached = 0
-        for index, name in enumerate(self._stages[:max_index] if stop_early else self._stages, start=1):
-            x = self._stage(getattr(self, name), x)
+        for index, stage in enumerate(self.stages[:max_index] if stop_early else self.stages, start=1):
+            x = self._stage(stage, x)
             reached = index
             if index in take_indices:
                 intermediates.append(self.act(self.bn(x)) if norm and index == last else x)
@@ -165,10 +166,11 @@ class WideResNet(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Removes what the features at `indices` do not need; returns these indices from the start."""
-        take_indices, max_index = feature_take_indices(len(self._stages) + 1, indices)
-        prune_end = max_index < len(self._stages)
-        for name in self._stages[max_index:]:
-            setattr(self, name, nn.Sequential())
+        take_indices, max_index = feature_take_indices(len(self.stages) + 1, indices)
+        prune_end = max_index < len(self.stages)
+        for index in range(max_index, len(self.stages)):
+            # In its place one of no blocks: the indices of features stay what they were.
+            self.stages[index] = nn.Sequential()
         if prune_norm or prune_end:
             self.bn, self.act = nn.Identity(), nn.Identity()
         if prune_end:
@@ -186,20 +188,9 @@ class WideResNet(nn.Module):
         """Maps images (N, C, H, W) to features (N, num_features, H / r, W / r), where r is the last reduction."""
         x = self.conv1(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq([getattr(self, stage) for stage in self._stages], x, flatten=True)
+            x = checkpoint_seq(self.stages, x, flatten=True)
         else:
-            # One by one, since TorchScript knows no module by a name that it has to look up.
-            x = self.layer1(x)
-            if self.layer2 is not None:
-                x = self.layer2(x)
-            if self.layer3 is not None:
-                x = self.layer3(x)
-            if self.layer4 is not None:
-                x = self.layer4(x)
-            if self.layer5 is not None:
-                x = self.layer5(x)
-            if self.layer6 is not None:
-                x = self.layer6(x)
+            x = self.stages(x)
         return self.act(self.bn(x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -212,6 +203,26 @@ class WideResNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps images (N, C, H, W) to logits (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
+
+
+def _stage_name(name: str) -> str:
+    """Renames a tensor that was saved when stages were `layer1`, `layer2` and so on."""
+    return re.sub(r"^layer(\d+)(?=\.)", lambda found: f"stages.{int(found[1]) - 1}", name)
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Gives the tensors of a checkpoint the names that they have in a network.
+
+    Args:
+        state_dict: Tensors by name, perhaps by the names of an older version of this package.
+        model: The network; of one that is no WideResNet, names stay.
+
+    Returns:
+        The same tensors by name.
+    """
+    if not isinstance(model, WideResNet):
+        return dict(state_dict)
+    return {_stage_name(name): value for name, value in state_dict.items()}
 
 
 class ResNet(TimmResNet):

@@ -1,4 +1,4 @@
-"""Candidates of a search: genomes with their costs and scores.
+"""What a search finds: the score of each draw, the candidates that draws make up, and their ranking.
 
 This module needs the standard library only.
 """
@@ -7,17 +7,66 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..budget import Cost
 from ..genome import Genome
 
-__all__ = ["HALVING", "Candidate", "median_shares"]
+__all__ = ["ETA", "Candidate", "ScoredDraw", "median_shares", "rank"]
 
 # Each round of refinement keeps the best of this many, and gives each of them this many times the draws.
-HALVING = 4
+ETA = 4
+
+
+@dataclass(frozen=True)
+class ScoredDraw:
+    """The score of a genome with one draw of its weights, and the part of each block in it where it has parts."""
+
+    genome: Genome
+    cost: Cost
+    draw: int
+    score: float
+    blocks: tuple[float, ...] | None = None
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> ScoredDraw:
+        """Reads a row of a record; raises KeyError, TypeError or ValueError for anything else."""
+        latency, score, blocks = row.get("latency"), row["score"], row.get("blocks")
+        genome = Genome(row["genome"])
+        if blocks is not None and len(blocks) != len(genome.blocks):
+            raise ValueError(f"{len(blocks)} scores by block of {genome}")
+        return cls(
+            genome,
+            Cost(int(row["params"]), int(row["macs"]), None if latency is None else float(latency)),
+            int(row["draw"]),
+            math.nan if score is None else float(score),
+            None if blocks is None else tuple(map(float, blocks)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Makes the row of a record; what is not finite is null there, since JSON knows no NaN."""
+        row = {
+            "genome": self.genome,
+            "params": self.cost.params,
+            "macs": self.cost.macs,
+            "draw": self.draw,
+            "score": self.score if math.isfinite(self.score) else None,
+        }
+        if self.cost.latency is not None:
+            row["latency"] = self.cost.latency
+        if self.blocks is not None:
+            row["blocks"] = self.blocks if all(map(math.isfinite, self.blocks)) else None
+        return row
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """The share of each block in the score; None where there is none that means something."""
+        if self.blocks is None or not all(map(math.isfinite, self.blocks)) or not sum(self.blocks):
+            return None
+        total = sum(self.blocks)
+        return tuple(part / total for part in self.blocks)
 
 
 @dataclass(frozen=True)
@@ -33,35 +82,31 @@ class Candidate:
 
     genome: Genome
     cost: Cost
-    draws: tuple[float, ...]
+    scores: tuple[float, ...]
     shares: tuple[float, ...] | None = None
 
     @classmethod
-    def of_rows(cls, rows: Sequence[dict[str, Any]]) -> Candidate:
-        """Makes a candidate of the rows of a record, one a draw; a score that was not finite is null there."""
-        genome = Genome(rows[0]["genome"])
-        scores = tuple(math.nan if row["score"] is None else float(row["score"]) for row in rows)
-        parts = [[part / sum(row["blocks"]) for part in row["blocks"]] for row in rows if sum(row.get("blocks") or [0])]
+    def of_draws(cls, draws: Sequence[ScoredDraw]) -> Candidate:
+        """Makes a candidate of the scores of one genome."""
+        parts = [shares for each in draws if (shares := each.shares) is not None]
         shares = tuple(sum(each) / len(parts) for each in zip(*parts, strict=True)) if parts else None
-        if shares is not None and len(shares) != len(genome.blocks):
-            raise ValueError(f"{len(shares)} scores by block of {genome}")
-        return cls(genome, _cost(rows[0]), scores, shares)
+        return cls(draws[0].genome, draws[0].cost, tuple(each.score for each in draws), shares)
 
     @property
     def score(self) -> float:
         """The geometric mean of the draws, NaN where one is not finite: from draw to draw scores differ by factors."""
-        if not all(map(math.isfinite, self.draws)):
+        if not all(map(math.isfinite, self.scores)):
             return math.nan
-        if len(self.draws) == 1 or min(self.draws) <= 0:
-            return sum(self.draws) / len(self.draws)
-        return math.exp(sum(map(math.log, self.draws)) / len(self.draws))
+        if len(self.scores) == 1 or min(self.scores) <= 0:
+            return sum(self.scores) / len(self.scores)
+        return math.exp(sum(map(math.log, self.scores)) / len(self.scores))
 
     @property
-    def spread(self) -> float:
+    def standard_error_factor(self) -> float:
         """By what factor the score is uncertain: exp of the standard error of its logarithm; NaN for a single draw."""
-        if len(self.draws) < 2 or not all(map(math.isfinite, self.draws)) or min(self.draws) <= 0:
+        if len(self.scores) < 2 or not all(map(math.isfinite, self.scores)) or min(self.scores) <= 0:
             return math.nan
-        return math.exp(statistics.stdev(map(math.log, self.draws)) / math.sqrt(len(self.draws)))
+        return math.exp(statistics.stdev(map(math.log, self.scores)) / math.sqrt(len(self.scores)))
 
     def as_json(self) -> dict[str, Any]:
         """What JSON holds of it, which knows no NaN."""
@@ -71,14 +116,26 @@ class Candidate:
             "macs": self.cost.macs,
             **({} if self.cost.latency is None else {"latency": self.cost.latency}),
             "score": self.score if math.isfinite(self.score) else None,
-            "draws": len(self.draws),
-            "spread": None if math.isnan(self.spread) else self.spread,
+            "draws": len(self.scores),
+            "spread": None if math.isnan(self.standard_error_factor) else self.standard_error_factor,
         }
 
 
-def _cost(row: dict[str, Any]) -> Cost:
-    latency = row.get("latency")
-    return Cost(int(row["params"]), int(row["macs"]), None if latency is None else float(latency))
+def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Sorts candidates from best to worst: those that were refined most stand first, those without a score last.
+
+    Ties keep their order.
+    """
+    candidates = list(candidates)
+    fewest = min((len(each.scores) for each in candidates), default=1)
+
+    def place(each: Candidate) -> tuple[bool, int, float]:
+        if not math.isfinite(each.score):
+            return True, 0, 0.0
+        # A draw that others still lack is no round of refinement.
+        return False, -int(math.log(len(each.scores) / fewest, ETA) + 1e-9), -each.score
+
+    return sorted(candidates, key=place)
 
 
 def median_shares(candidates: Iterable[Candidate]) -> tuple[float, ...] | None:

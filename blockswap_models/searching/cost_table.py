@@ -8,7 +8,7 @@ from math import gcd
 
 import numpy as np
 
-__all__ = ["Table"]
+__all__ = ["CostTable"]
 
 # Counts beyond 64 bits are kept in limbs of 40, so that hundreds of them can be added before a carry.
 _LIMB = 40
@@ -22,12 +22,12 @@ _CACHED = 1 << 15
 _CHUNK = 1024
 
 
-class Table:
+class CostTable:
     """Counts of the genomes by their total of one cost, from which they are drawn uniformly.
 
     `fixed` is the cost of stem and head, `totals` are those of each option at each position, `spellings` the numbers of
     block types that each option stands for. Totals are counted in steps of their common divisor above the smallest.
-    `ways[i][t]` is the number of choices for the blocks from i on that spend exactly t steps.
+    `steps` are those of each option at each position; totals from `first` to `last` steps are within the window.
 
     Where the divisor is so small that there would be more steps than `longest`, they are made longer, each option is
     rounded down, and the table is not `exact`: it counts and draws all genomes within the window and some just outside.
@@ -47,27 +47,27 @@ class Table:
         excess = [[value - min(values) for value in values] for values in totals]
         step = gcd(*(value for values in excess for value in values)) or 1
         low, high = max(window[0], least), min(window[1], most)
-        self._last = int((high - least) // step) if high >= least else -1
-        self.exact = self._last <= (longest or _LONGEST)
+        self.last = int((high - least) // step) if high >= least else -1
+        self.exact = self.last <= (longest or _LONGEST)
         if not self.exact:
             step = int((high - least) // _ROUNDED) + 1
-            self._last = int((high - least) // step)
-        self._steps = [[value // step for value in values] for values in excess]
-        self._first = int(-((least - low) // step)) if low > least else 0
+            self.last = int((high - least) // step)
+        self.steps = [[value // step for value in values] for values in excess]
+        self.first = int(-((least - low) // step)) if low > least else 0
         if not self.exact:
             # Each block may have lost almost a step.
-            self._first = max(0, self._first - len(totals))
+            self.first = max(0, self.first - len(totals))
 
     def count(self, distinct: bool = True) -> int:
         """Counts the genomes within the window, in exact integers."""
-        if self._last < self._first:
+        if self.last < self.first:
             return 0
-        limbs = np.zeros((1, self._last + 1), dtype=np.int64)
+        limbs = np.zeros((1, self.last + 1), dtype=np.int64)
         limbs[0, 0] = 1
-        for steps, spellings in zip(self._steps, self._spellings, strict=True):
-            grown = np.zeros((len(limbs) + 1, self._last + 1), dtype=np.int64)
-            for start in range(0, self._last + 1, _CACHED):
-                end = min(start + _CACHED, self._last + 1)
+        for steps, spellings in zip(self.steps, self._spellings, strict=True):
+            grown = np.zeros((len(limbs) + 1, self.last + 1), dtype=np.int64)
+            for start in range(0, self.last + 1, _CACHED):
+                end = min(start + _CACHED, self.last + 1)
                 for spend, times in zip(steps, spellings, strict=True):
                     if (begin := max(start, spend)) < end:
                         grown[:-1, begin:end] += (1 if distinct else times) * limbs[:, begin - spend : end - spend]
@@ -75,32 +75,33 @@ class Table:
                 grown[limb + 1] += grown[limb] >> _LIMB
                 grown[limb] &= (1 << _LIMB) - 1
             limbs = grown if grown[-1].any() else grown[:-1]
-        within = limbs[:, self._first :].astype(object)
+        within = limbs[:, self.first :].astype(object)
         return sum(int(total) << (_LIMB * limb) for limb, total in enumerate(within.sum(axis=1)))
 
     @cached_property
     def _ways(self) -> list[np.ndarray]:
+        """How many choices for the blocks from i on spend exactly t steps, as `_ways[i][t]`."""
         # Double precision: sums of positive numbers, so that each probability is right to about 1e-15.
-        ways = [np.zeros(self._last + 1)]
+        ways = [np.zeros(self.last + 1)]
         ways[0][0] = 1
-        for steps in reversed(self._steps):
-            grown = np.zeros(self._last + 1)
+        for steps in reversed(self.steps):
+            grown = np.zeros(self.last + 1)
             for spend in steps:
-                if spend <= self._last:
-                    grown[spend:] += ways[0][: self._last + 1 - spend]
+                if spend <= self.last:
+                    grown[spend:] += ways[0][: self.last + 1 - spend]
             ways.insert(0, grown)
         return ways
 
     def draw(self, seed: int) -> Iterator[np.ndarray]:
         """Draws chunks of choices (number, blocks), uniformly among the genomes within the window."""
-        cumulated = np.cumsum(self._ways[0][self._first :])
+        cumulated = np.cumsum(self._ways[0][self.first :])
         chunk = 0
         while True:
             random = np.random.default_rng([seed, 0, chunk])
             points = random.random(_CHUNK) * cumulated[-1]
-            left = self._first + np.searchsorted(cumulated, points, side="right").clip(max=_last_positive(cumulated))
-            picks = np.empty((_CHUNK, len(self._steps)), dtype=np.int64)
-            for position, steps in enumerate(self._steps):
+            left = self.first + np.searchsorted(cumulated, points, side="right").clip(max=_last_positive(cumulated))
+            picks = np.empty((_CHUNK, len(self.steps)), dtype=np.int64)
+            for position, steps in enumerate(self.steps):
                 after = left[:, None] - np.array(steps)[None, :]
                 weights = np.where(after >= 0, self._ways[position + 1][np.maximum(after, 0)], 0.0)
                 picks[:, position] = _pick(np.cumsum(weights, axis=1), random)
@@ -112,20 +113,20 @@ class Table:
         """Lists the choices of every genome within the window."""
 
         def extend(position: int, spent: int) -> Iterator[tuple[int, ...]]:
-            if position == len(self._steps):
+            if position == len(self.steps):
                 yield ()
                 return
-            for pick, spend in enumerate(self._steps[position]):
+            for pick, spend in enumerate(self.steps[position]):
                 total = spent + spend
-                if total <= self._last and self._reachable(position + 1, total):
+                if total <= self.last and self._reachable(position + 1, total):
                     for rest in extend(position + 1, total):
                         yield (pick, *rest)
 
         return extend(0, 0)
 
     def _reachable(self, position: int, spent: int) -> bool:
-        start = max(self._first - spent, 0)
-        return bool(self._ways[position][start : self._last + 1 - spent].any())
+        start = max(self.first - spent, 0)
+        return bool(self._ways[position][start : self.last + 1 - spent].any())
 
 
 def _pick(cumulated: np.ndarray, random: np.random.Generator) -> np.ndarray:

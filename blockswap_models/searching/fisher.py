@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..nets.networks import residual_blocks
-from .kernels import compute_as, replace
+from .kernels import cast_like_images, override_attribute
 
-__all__ = ["Score", "at_least_float", "fisher_by_block", "fisher_potential", "measure_blocks", "set_modes"]
+__all__ = ["Score", "at_least_float", "fisher_by_block", "fisher_potential", "measure_blocks", "set_scoring_modes"]
 
 Score = Callable[[nn.Module, torch.Tensor, torch.Tensor], float]
 
@@ -75,8 +75,8 @@ def measure_blocks(
         return activations[-1]
 
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
-        set_modes(model, undo)
-        compute_as(model, images, undo)
+        set_scoring_modes(model, undo)
+        cast_like_images(model, images, undo)
         for end in ends:
             undo.callback(end.register_forward_hook(probe).remove)
         logits = model(images)
@@ -107,15 +107,15 @@ def _is_zero(module: nn.Module) -> bool:
     return isinstance(weight, torch.Tensor) and not weight.any()
 
 
-def set_modes(model: nn.Module, undo: ExitStack, train_norms: bool = True) -> None:
+def set_scoring_modes(model: nn.Module, undo: ExitStack, train_norms: bool = True) -> None:
     """Puts BN into training mode without touching its statistics, all else into evaluation mode; `undo` goes back.
 
     BN too is in evaluation mode where `train_norms` is false.
     """
     if getattr(model, "grad_checkpointing", False):
-        replace(model, "grad_checkpointing", False, undo)
+        override_attribute(model, "grad_checkpointing", False, undo)
     for module in model.modules():
         norm = isinstance(module, _BatchNorm)
-        replace(module, "training", norm and train_norms, undo)
+        override_attribute(module, "training", norm and train_norms, undo)
         if norm:
-            replace(module, "track_running_stats", False, undo)
+            override_attribute(module, "track_running_stats", False, undo)

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..nets.blocks import ResidualBlock
 
-__all__ = ["compute_as", "norm_act", "norm_act_library", "replace"]
+__all__ = ["cast_like_images", "norm_act", "norm_act_library", "override_attribute"]
 
 # On a CPU, convolutions in groups of fewer channels than this are slower than the same in wider groups with zeros.
 _FAST_WIDTH = 8
@@ -29,7 +29,7 @@ _FAST_WIDTH = 8
 _LANES, _LONG_ROW = 16, 64
 
 
-def compute_as(model: nn.Module, images: torch.Tensor, undo: ExitStack) -> None:
+def cast_like_images(model: nn.Module, images: torch.Tensor, undo: ExitStack) -> None:
     """Makes a model compute on the device, in the type and in the layout of the images; `undo` goes back.
 
     No weight has a gradient. On one thread of a CPU that has a C compiler, images in channels_last take BN and ReLU of
@@ -52,9 +52,9 @@ def compute_as(model: nn.Module, images: torch.Tensor, undo: ExitStack) -> None:
             if type(module) is nn.BatchNorm2d and module.affine:
                 act = acts.get(module)
                 relu = type(act) is nn.ReLU
-                replace(module, "forward", functools.partial(_norm_act, module, relu), undo)
+                override_attribute(module, "forward", functools.partial(_norm_act, module, relu), undo)
                 if relu:
-                    replace(act, "forward", _identity, undo)
+                    override_attribute(act, "forward", _identity, undo)
 
 
 def _norm_acts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
@@ -66,7 +66,7 @@ def _norm_acts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
             yield from pairwise(module)
 
 
-def replace(module: nn.Module, name: str, value: Any, undo: ExitStack) -> None:
+def override_attribute(module: nn.Module, name: str, value: Any, undo: ExitStack) -> None:
     """Gives a module an attribute of its own; `undo` goes back."""
     # In the module's own dictionary: its __setattr__ is slow, and a network has hundreds of modules.
     own = vars(module)
@@ -88,7 +88,7 @@ def _fast_conv(module: nn.Conv2d, undo: ExitStack) -> None:
     weight, groups = _fast_weight(module.weight.detach(), module.groups)
     weight = weight.contiguous(memory_format=torch.channels_last)
     module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
-    replace(module, "groups", groups, undo)
+    override_attribute(module, "groups", groups, undo)
 
 
 def _fast_weight(weight: torch.Tensor, groups: int) -> tuple[torch.Tensor, int]:

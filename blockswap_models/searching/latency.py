@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import BlockSwapError
+from ..files import write_atomic
 from ..genome import BlockType, Genome, GenomeError
 from ..layout import Layout, Structure
 
@@ -25,7 +26,7 @@ _KIND = "blockswap latency table"
 _MOST_UNITS = 100_000
 
 
-class LatencyError(ValueError):
+class LatencyError(BlockSwapError):
     """A latency table that cannot be read, or is of another network."""
 
 
@@ -213,14 +214,7 @@ class LatencyTable:
         Raises:
             LatencyError: The file cannot be written.
         """
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            partial.write_text(json.dumps(self.content(), indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise LatencyError(f"cannot write the latency table {path}: {error.strerror}") from None
+        write_atomic(path, (json.dumps(self.content(), indent=1) + "\n").encode(), LatencyError)
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:

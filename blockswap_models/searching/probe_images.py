@@ -24,7 +24,7 @@ from .space import SearchSpace
 
 __all__ = [
     "Minibatch",
-    "affordable_parts",
+    "affordable_batches",
     "dataset_minibatch",
     "noise_minibatch",
     "tensor_minibatch",
@@ -36,34 +36,34 @@ __all__ = [
 class Minibatch:
     """Normalised images (N, C, H, W) with labels (N,), and where they come from, as text that identifies them.
 
-    They are one minibatch, or several of one size: `parts`.
+    They are one minibatch, or several of one size: `num_batches`.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     source: str
-    parts: int = 1
+    num_batches: int = 1
 
-    def part(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The images and labels of one of the minibatches."""
-        size = len(self.images) // self.parts
+        size = len(self.images) // self.num_batches
         return self.images[index * size : (index + 1) * size], self.labels[index * size : (index + 1) * size]
 
 
 # A search takes so many minibatches in turn, or as many as have so many numbers in all.
-_MOST_PARTS, _MOST_NUMBERS = 16, 20_000_000
+_MOST_BATCHES, _MOST_NUMBERS = 16, 20_000_000
 
 
-def affordable_parts(space: SearchSpace, batch_size: int) -> int:
+def affordable_batches(space: SearchSpace, batch_size: int) -> int:
     """How many minibatches a search takes in turn: enough to average over, few enough to travel to workers."""
-    return max(1, min(_MOST_PARTS, _MOST_NUMBERS // (batch_size * math.prod(space.input_size))))
+    return max(1, min(_MOST_BATCHES, _MOST_NUMBERS // (batch_size * math.prod(space.input_size))))
 
 
-def noise_minibatch(space: SearchSpace, batch_size: int = 32, seed: int = 0, parts: int = 1) -> Minibatch:
+def noise_minibatch(space: SearchSpace, batch_size: int = 32, seed: int = 0, num_batches: int = 1) -> Minibatch:
     """Makes images of 1/f noise, whose spectrum is that of natural images, with random labels."""
     generator = torch.Generator().manual_seed(_data_seed(seed))
     channels, height, width = space.input_size
-    number = parts * batch_size
+    number = num_batches * batch_size
     shape = (number, channels, height, width)
     frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = 1
@@ -73,7 +73,7 @@ def noise_minibatch(space: SearchSpace, batch_size: int = 32, seed: int = 0, par
     pink = torch.fft.irfft2(spectrum, s=(height, width))
     images = (pink / pink.std(dim=(1, 2, 3), keepdim=True)).float()
     labels = torch.randint(space.num_classes, (number,), generator=generator)
-    return Minibatch(images, labels, f"1/f noise, {_sizes(batch_size, parts)}", parts)
+    return Minibatch(images, labels, f"1/f noise, {_sizes(batch_size, num_batches)}", num_batches)
 
 
 def dataset_minibatch(
@@ -83,7 +83,7 @@ def dataset_minibatch(
     batch_size: int = 32,
     seed: int = 0,
     split: str = "train",
-    parts: int = 1,
+    num_batches: int = 1,
 ) -> Minibatch:
     """Draws images, without augmentation, from a dataset that timm can open.
 
@@ -99,7 +99,7 @@ def dataset_minibatch(
         batch_size: Images in a minibatch.
         seed: What the images that are drawn depend on.
         split: The split, in any case.
-        parts: So many minibatches, or as many as there are images for, but at least one.
+        num_batches: So many minibatches, or as many as there are images for, but at least one.
 
     Returns:
         The minibatches.
@@ -110,9 +110,9 @@ def dataset_minibatch(
     name, root = find_dataset(name, root)
     dataset = open_dataset(name, root, split, input_img_mode=image_mode(space.input_size[0]))
     dataset.transform = _transform(space)
-    images, labels = _draw(dataset, name, batch_size, parts, seed)
-    parts = len(images) // batch_size
-    return _checked(space, images, labels, f"{name}, {_sizes(batch_size, parts)}", parts)
+    images, labels = _draw(dataset, name, batch_size, num_batches, seed)
+    num_batches = len(images) // batch_size
+    return _checked(space, images, labels, f"{name}, {_sizes(batch_size, num_batches)}", num_batches)
 
 
 def tensor_minibatch(space: SearchSpace, images: Any, labels: Any) -> Minibatch:
@@ -160,7 +160,7 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
     if isinstance(data, (tuple, list)) and len(data) == 2:
         return tensor_minibatch(space, *data)
     kind = type(data).__name__
-    number = affordable_parts(space, batch_size) * batch_size
+    number = affordable_batches(space, batch_size) * batch_size
     if isinstance(data, Dataset):
         if isinstance(data, IterableDataset):
             items = list(islice(data, number))
@@ -184,13 +184,13 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
             f"data are a pair of images and labels, a dataset or a loader, not {kind}; for images in files use "
             "dataset_minibatch"
         )
-    parts = min(number, there) // batch_size
-    if not parts:
+    num_batches = min(number, there) // batch_size
+    if not num_batches:
         raise DataError(f"the {kind} has {there} images" + (f"; use a batch_size of at most {there}" if there else ""))
-    images, labels = (torch.cat(each)[: parts * batch_size] for each in zip(*pairs, strict=True))
+    images, labels = (torch.cat(each)[: num_batches * batch_size] for each in zip(*pairs, strict=True))
     # Looked at together: one image alone may be brighter than the mean throughout.
     images = images if as_pictures else _normalised(space, images)
-    return _fitting(space, images, labels, f"{kind}, {_sizes(batch_size, parts)}", parts)
+    return _fitting(space, images, labels, f"{kind}, {_sizes(batch_size, num_batches)}", num_batches)
 
 
 def _pair(item: Any, kind: str) -> tuple[Any, Any]:
@@ -276,7 +276,9 @@ def _size_message(space: SearchSpace, images: torch.Tensor) -> str:
     return f"images are {wanted} in this space, not {given}; use SearchSpace(…, {', '.join(other)}), or other images"
 
 
-def _fitting(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str, parts: int = 1) -> Minibatch:
+def _fitting(
+    space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str, num_batches: int = 1
+) -> Minibatch:
     """Makes a minibatch of images that have been read; raises DataError for labels beyond the network's classes."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= space.num_classes:
@@ -284,13 +286,13 @@ def _fitting(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, sou
             f"labels run from {low} to {high}, but the network has {space.num_classes} classes; "
             + (f"use SearchSpace(…, num_classes={high + 1}) or more" if low >= 0 else "use labels from 0 on")
         )
-    return _checked(space, images, labels, source, parts)
+    return _checked(space, images, labels, source, num_batches)
 
 
-def _draw(dataset: Any, name: str, batch_size: int, parts: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(dataset: Any, name: str, batch_size: int, num_batches: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(dataset, IterableDataset):
         there = len(dataset)
-        number = min(parts, there // batch_size) * batch_size
+        number = min(num_batches, there // batch_size) * batch_size
         generator = np.random.default_rng(_data_seed(seed))
         chosen = generator.choice(there, number, replace=False)
         items = [item for index in chosen if (item := dataset[int(index)]) is not None]
@@ -303,7 +305,7 @@ def _draw(dataset: Any, name: str, batch_size: int, parts: int, seed: int) -> tu
             there = min(there, len(items))
             del items[len(items) // batch_size * batch_size :]
     else:
-        items = list(islice(dataset, parts * batch_size))
+        items = list(islice(dataset, num_batches * batch_size))
         there = len(items)
         del items[there // batch_size * batch_size :]
     if not items:
@@ -311,11 +313,13 @@ def _draw(dataset: Any, name: str, batch_size: int, parts: int, seed: int) -> tu
     return torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
 
 
-def _sizes(batch_size: int, parts: int) -> str:
-    return f"{batch_size} images" if parts == 1 else f"{parts} minibatches of {batch_size} images"
+def _sizes(batch_size: int, num_batches: int) -> str:
+    return f"{batch_size} images" if num_batches == 1 else f"{num_batches} minibatches of {batch_size} images"
 
 
-def _checked(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str, parts: int = 1) -> Minibatch:
+def _checked(
+    space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str, num_batches: int = 1
+) -> Minibatch:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= space.num_classes:
         raise DataError(
@@ -323,7 +327,7 @@ def _checked(space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, sou
             f"use num_classes={high + 1} or more"
         )
     digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes() + labels.cpu().contiguous().numpy().tobytes())
-    return Minibatch(images, labels, f"{source}, sha256 {digest.hexdigest()[:16]}", parts)
+    return Minibatch(images, labels, f"{source}, sha256 {digest.hexdigest()[:16]}", num_batches)
 
 
 def _data_seed(seed: int) -> int:

@@ -18,11 +18,11 @@ from torch import nn
 from torch.func import functional_call
 
 from ..nets.cost import count
-from .fisher import Score, at_least_float, fisher_potential, measure_blocks, set_modes
+from .fisher import Score, at_least_float, fisher_potential, measure_blocks, set_scoring_modes
 
 __all__ = [
     "SCORES",
-    "After",
+    "AfterTraining",
     "after",
     "fisher_printed",
     "gradient_norm",
@@ -47,7 +47,7 @@ def _sum_of_squares(product: torch.Tensor) -> torch.Tensor:
 def gradient_norm(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Sums the absolute gradients of the cross-entropy by all parameters (paper, section 4.2; Golub et al., 2019)."""
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
-        set_modes(model, undo)
+        set_scoring_modes(model, undo)
         # The gradients are those of other tensors in the place of the parameters, which so keep their own.
         parameters = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
         logits = functional_call(model, parameters, images.contiguous())
@@ -65,7 +65,7 @@ def l2_norm(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> flo
 def train_accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Measures the share of the minibatch that is classified correctly (paper, section 4.2)."""
     with ExitStack() as undo, torch.no_grad():
-        set_modes(model, undo)
+        set_scoring_modes(model, undo)
         return float((model(images.contiguous()).argmax(dim=1) == labels).double().mean())
 
 
@@ -96,7 +96,7 @@ def naswot(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> floa
         kernel.add_(codes @ codes.T + codes.shape[1], alpha=0.5)
 
     with ExitStack() as undo, torch.no_grad():
-        set_modes(model, undo)
+        set_scoring_modes(model, undo)
         for relu in relus:
             undo.callback(relu.register_forward_hook(compare).remove)
         model(images.contiguous())
@@ -111,7 +111,7 @@ def synflow(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> flo
     zero-cost NAS (Abdelfattah et al., 2021). Warns where it overflows all the same.
     """
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
-        set_modes(model, undo, train_norms=False)
+        set_scoring_modes(model, undo, train_norms=False)
         parameters = {name: each.detach().double().abs().requires_grad_() for name, each in model.named_parameters()}
         buffers = {name: each.double() for name, each in model.named_buffers() if each.is_floating_point()}
         ones = torch.ones(1, *images.shape[1:], dtype=torch.float64, device=images.device)
@@ -144,11 +144,11 @@ def after(score: Score, minibatches: int, lr: float = 0.1, momentum: float = 0.9
     """Makes the score "after n minibatches of training" (paper, Table 1); after 1 it is the score itself."""
     if minibatches < 1:
         raise ValueError(f"minibatches is at least 1, not {minibatches}")
-    return score if minibatches == 1 else After(score, minibatches, lr, momentum, weight_decay)
+    return score if minibatches == 1 else AfterTraining(score, minibatches, lr, momentum, weight_decay)
 
 
 @dataclass(frozen=True)
-class After:
+class AfterTraining:
     """A score of a copy of the model that is trained first: by SGD on all minibatches but the last, which is scored.
 
     The images it is given are split into that many minibatches of one size, in their order.

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..budget import Budget
+from ..errors import BlockSwapError
+from ..files import JsonLineError, append_json_line, read_json_lines
+from ..genome import Genome
 from ..layout import Layout
 from ..zoo.genomes import GENOMES
-from .candidates import HALVING, Candidate
+from .candidates import Candidate, ScoredDraw, rank
 
 __all__ = [
     "Record",
@@ -33,7 +34,7 @@ _KIND = "blockswap search"
 _UNSAID = {"strategy": "random", "dtype": "float32"}
 
 
-class RecordError(ValueError):
+class RecordError(BlockSwapError):
     """A record that cannot be read, or is of another search."""
 
 
@@ -46,18 +47,18 @@ class Record:
 
     def __init__(self, path: str | Path, search: dict[str, Any], resume: bool = False) -> None:
         self.path = Path(path)
-        self.scores: dict[tuple[str, int], dict[str, Any]] = {}
+        self.draws: dict[tuple[Genome, int], ScoredDraw] = {}
         header = {"record": _KIND, **search}
         whole = 0
-        self._new = not self.path.exists()
         try:
+            self._new = not self.path.exists()
             if self.path.exists() and self.path.stat().st_size:
                 if not resume:
                     require_new(path)
-                found, rows, whole = _read(self.path)
+                found, draws, whole = _read(self.path)
                 if found is not None:
                     _check_same(self.path, found, header)
-                self.scores = {(row["genome"], row["draw"]): row for row in rows}
+                self.draws = {(each.genome, each.draw): each for each in draws}
             elif resume:
                 raise RecordError(f"no record {self.path} to go on with; leave out resume=True to start one")
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ class Record:
         self._file.truncate(whole)
         self._file.seek(whole)
         if not whole:
-            self._write(header)
+            append_json_line(self._file, header)
 
     def __enter__(self) -> Record:
         return self
@@ -75,25 +76,17 @@ class Record:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
         # What failed before its first score leaves nothing behind that would be in the way of the next try.
-        if self._new and not self.scores and kind is not None and issubclass(kind, Exception):
+        if self._new and not self.draws and kind is not None and issubclass(kind, Exception):
             self.path.unlink()
 
     def close(self) -> None:
         """Closes the file; what was added is on disk already."""
         self._file.close()
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Adds the score of one candidate and draw; a score that is not finite is kept as null."""
-        row = {**row, "score": row["score"] if math.isfinite(row["score"]) else None}
-        if row.get("blocks") is not None and not all(map(math.isfinite, row["blocks"])):
-            row["blocks"] = None
-        self._write(row)
-        self.scores[row["genome"], row["draw"]] = row
-
-    def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def add(self, scored: ScoredDraw) -> None:
+        """Adds the score of one genome and draw; one that is not finite is null in the file."""
+        append_json_line(self._file, scored.to_json())
+        self.draws[scored.genome, scored.draw] = scored
 
 
 def require_new(path: str | Path) -> None:
@@ -102,19 +95,19 @@ def require_new(path: str | Path) -> None:
         raise RecordError(f"{path} exists; go on with it with resume=True, or use another record=")
 
 
-def read_record(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Reads a record: what was searched for, and the rows of its scores; raises RecordError."""
+def read_record(path: str | Path) -> tuple[dict[str, Any], list[ScoredDraw]]:
+    """Reads a record: what was searched for, and its scores as they came; raises RecordError."""
     try:
-        header, rows, _ = _read(Path(path))
+        header, draws, _ = _read(Path(path))
     except OSError as error:
         raise RecordError(f"cannot read the record {path}: {error.strerror}") from None
     if header is None:
         raise RecordError(f"{path} holds no search")
-    return header, rows
+    return header, draws
 
 
 def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...]]:
-    """Reads a record: what was searched for, and its genomes from best to worst.
+    """Reads a record: what was searched for, and its genomes from best to worst, as the search ranks them.
 
     Those that were refined most stand first, those without a finite score last. The record may still be written to.
 
@@ -127,30 +120,18 @@ def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...
     Raises:
         RecordError: It is not a record, or none of its scores is finite.
     """
-    header, rows = read_record(path)
-    by_genome: dict[str, dict[int, dict[str, Any]]] = {}
-    try:
-        for row in rows:
-            by_genome.setdefault(row["genome"], {})[row["draw"]] = row
-        ranking = [Candidate.of_rows([draws[draw] for draw in sorted(draws)]) for draws in by_genome.values()]
-    except (KeyError, TypeError, ValueError, ArithmeticError):
-        raise RecordError(f"{path} is not the record of a search") from None
+    header, draws = read_record(path)
+    by_genome: dict[Genome, dict[int, ScoredDraw]] = {}
+    for each in draws:
+        by_genome.setdefault(each.genome, {})[each.draw] = each
+    ranking = rank(Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values())
     if len({each.genome.depths for each in ranking}) > 1:
         raise RecordError(f"{path} mixes genomes of several networks")
     if not ranking:
         raise RecordError(f"{path} holds no scores yet")
-    if not any(math.isfinite(each.score) for each in ranking):
+    if not math.isfinite(ranking[0].score):
         raise RecordError(f"none of the scores in {path} is finite")
-    fewest = min(len(each.draws) for each in ranking)
-
-    def place(each: Candidate) -> tuple[bool, int, float]:
-        if not math.isfinite(each.score):
-            return True, 0, 0.0
-        # A draw that others still lack is no round of refinement.
-        return False, -int(math.log(len(each.draws) / fewest, HALVING) + 1e-9), -each.score
-
-    # Ties keep the order of the record.
-    return header, tuple(sorted(ranking, key=place))
+    return header, tuple(ranking)
 
 
 def budget_text(header: dict[str, Any]) -> str:
@@ -176,31 +157,28 @@ def build_text(header: dict[str, Any], genome: str) -> str:
     return f"build it: {first}timm.create_model('{name}', genome='{genome}'{more})"
 
 
-def _read(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]], int]:
-    """Reads the header, the rows and how many bytes of the file are whole lines."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    lines = list(_parsed(path, content[:whole]))
+def _read(path: Path) -> tuple[dict[str, Any] | None, list[ScoredDraw], int]:
+    """Reads the header, the scores and how many bytes of the file are whole lines."""
+    try:
+        lines, torn = read_json_lines(path)
+    except JsonLineError as error:
+        raise RecordError(
+            f"line {error.number} of {path} is not a line of a record; remove it, or start another record"
+        ) from None
     if not lines:
         # A search killed while it wrote its very first line; anything else is some other file.
-        if content.startswith(f'{{"record": "{_KIND}"'.encode()[: len(content)]):
+        start = f'{{"record": "{_KIND}"'.encode()
+        if start.startswith(torn[: len(start)]):
             return None, [], 0
         raise RecordError(f"{path} is not the record of a search")
     header, *rows = lines
-    if header.get("record") != _KIND or not all({"genome", "draw", "score"} <= row.keys() for row in rows):
-        raise RecordError(f"{path} is not the record of a search")
-    return header, rows, whole
-
-
-def _parsed(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise RecordError(f"line {number} of {path} is not a line of a record; remove it, or start another record")
-        yield value
+    try:
+        if header["record"] != _KIND:
+            raise ValueError
+        draws = [ScoredDraw.from_json(row) for row in rows]
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        raise RecordError(f"{path} is not the record of a search") from None
+    return header, draws, path.stat().st_size - len(torn)
 
 
 def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -13,11 +13,12 @@ from torch import nn
 
 from ..genome import Genome
 from .block_cache import NetworkPool
+from .candidates import ScoredDraw
 from .fisher import Score, fisher_by_block, fisher_potential
 from .probe_images import Minibatch
 from .space import SearchSpace
 
-__all__ = ["Job", "fast_dtype"]
+__all__ = ["Scorer", "fast_dtype"]
 
 # The random numbers of torch are the process's, also where workers are threads.
 _drawing = threading.Lock()
@@ -32,7 +33,7 @@ def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Job:
+class Scorer:
     """Scores a genome with weights of its own draw; the same numbers in every process, and in any order."""
 
     space: SearchSpace
@@ -53,8 +54,8 @@ class Job:
         vars(self).update(state)
         self.__post_init__()
 
-    def __call__(self, task: tuple[Genome, int]) -> dict[str, Any]:
-        """Scores (genome, draw); returns the row of a record."""
+    def __call__(self, task: tuple[Genome, int]) -> ScoredDraw:
+        """Scores a genome with one draw of its weights."""
         genome, draw = task
         model = self.network(genome, draw)
         images, labels = self.minibatch(draw)
@@ -67,10 +68,7 @@ class Job:
                 model = copy.deepcopy(model).to(self.device)
             blocks, value = None, float(self.score(model, images, labels))
         cost = self.space.cost(genome)
-        row = {"genome": genome, "params": cost.params, "macs": cost.macs, "draw": draw, "score": value}
-        if cost.latency is not None:
-            row["latency"] = cost.latency
-        return row if blocks is None else {**row, "blocks": blocks}
+        return ScoredDraw(genome, cost, draw, value, None if blocks is None else tuple(blocks))
 
     def network(self, genome: Genome, draw: int) -> nn.Module:
         """The network that is scored; the next call ends it."""
@@ -89,10 +87,10 @@ class Job:
     def minibatch(self, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The images and labels of a draw, as they are computed with: each draw takes the next part of the data."""
         if not hasattr(self._own, "parts"):
-            self._own.parts = {}
-        part = draw % self.data.parts
-        if part not in self._own.parts:
-            images, labels = self.data.part(part)
+            self._own.batches = {}
+        batch = draw % self.data.num_batches
+        if batch not in self._own.batches:
+            images, labels = self.data.batch(batch)
             images = images.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
-            self._own.parts[part] = images, labels.to(self.device)
-        return self._own.parts[part]
+            self._own.batches[batch] = images, labels.to(self.device)
+        return self._own.batches[batch]

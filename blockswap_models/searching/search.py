@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from ..budget import Budget, BudgetError
+from ..errors import BlockSwapError
 from ..genome import Genome, GenomeError
 from ..layout import Layout
 from ..machine import find_device
-from .candidates import HALVING, Candidate
+from .candidates import ETA, Candidate, ScoredDraw, rank
 from .fisher import Score, fisher_potential
-from .probe_images import Minibatch, affordable_parts, noise_minibatch, user_minibatch
+from .probe_images import Minibatch, affordable_batches, noise_minibatch, user_minibatch
 from .record import Record
-from .scorer import Job, fast_dtype
+from .scorer import Scorer, fast_dtype
 from .space import SearchSpace
 from .strategies import STRATEGIES
 from .workers import Shared, WorkerError, local_workers, map_in_order
@@ -28,7 +29,7 @@ from .workers import Shared, WorkerError, local_workers, map_in_order
 __all__ = ["Candidate", "SearchError", "SearchResult", "search"]
 
 
-class SearchError(RuntimeError):
+class SearchError(BlockSwapError, RuntimeError):
     """A search that cannot give an answer; its record keeps what was scored."""
 
 
@@ -52,15 +53,15 @@ class SearchResult:
         return self.candidates[0]
 
     @property
-    def rivals(self) -> int | None:
+    def num_tied(self) -> int | None:
         """How many others are within the uncertainty of the best; None where one draw cannot tell."""
         best = self.best
-        if math.isnan(best.spread):
+        if math.isnan(best.standard_error_factor):
             return None
         return sum(
-            each.score * max(each.spread, 1.0) >= best.score / best.spread
+            each.score * max(each.standard_error_factor, 1.0) >= best.score / best.standard_error_factor
             for each in self.candidates[1:]
-            if len(each.draws) == len(best.draws)
+            if len(each.scores) == len(best.scores)
         )
 
 
@@ -146,73 +147,73 @@ def search(
         chosen = _given(space, budget, genomes)
         samples = len(chosen)
     if data is None:
-        data = noise_minibatch(space, batch_size, seed, affordable_parts(space, batch_size))
+        data = noise_minibatch(space, batch_size, seed, affordable_batches(space, batch_size))
     else:
         data = user_minibatch(space, data, batch_size, seed)
     # Where another process scores, its devices are its own.
     device = find_device(device) if executor is None else torch.device(device)
     if dtype is None:
         dtype = fast_dtype(device) if score is fisher_potential else torch.float32
-    job = Job(space, data, score, seed, device, dtype)
-    shared = Shared(job)
+    scorer = Scorer(space, data, score, seed, device, dtype)
+    shared = Shared(scorer)
     local = executor is None and workers > 1 and device.type == "cpu"
     if local or executor is not None:
         # Before there is a record: what cannot travel to workers is refused here.
         assert shared.content
     with ExitStack() as stack:
-        described = _describe(job, budget, strategy)
+        described = _describe(scorer, budget, strategy)
         kept = stack.enter_context(Record(record, described, resume) if record is not None else nullcontext())
-        rows: dict[tuple[str, int], dict[str, Any]] = kept.scores if kept else {}
+        scored: dict[tuple[Genome, int], ScoredDraw] = kept.draws if kept else {}
 
         # All random genomes are one round, which is shorter than asked for where fewer fit.
         planned = len(chosen) if strategy == "random" else samples
         # Genomes and draws of each round of refinement; a quarter of the draws are those of the round before.
-        rounds = [(max(1, planned // HALVING**each), draws * HALVING**each) for each in range(1, refine + 1)]
-        total = planned * draws + sum(leaders * (number - number // HALVING) for leaders, number in rounds)
+        rounds = [(max(1, planned // ETA**each), draws * ETA**each) for each in range(1, refine + 1)]
+        total = planned * draws + sum(leaders * (number - number // ETA) for leaders, number in rounds)
         finished = 0
 
         def evaluate(genomes: Sequence[Genome], number: int, new: int, round_name: str) -> list[Candidate]:
             """Scores genomes by so many draws, of which so many are new in this round."""
             nonlocal executor, finished
-            tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in rows]
+            tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in scored]
             if tasks and local and executor is None:
                 # A search that was done before it was resumed needs none.
                 executor = stack.enter_context(local_workers(workers))
-            results: Iterable[dict[str, Any]] = map_in_order(shared, tasks, executor, cancel=not local)
+            results: Iterable[ScoredDraw] = map_in_order(shared, tasks, executor, cancel=not local)
             finished += len(genomes) * new
             if progress and tasks:
                 results = progress(results, total, max(0, finished - len(tasks)), round_name)
             try:
-                for row in results:
-                    kept.add(row) if kept else rows.update({(row["genome"], row["draw"]): row})
+                for each in results:
+                    if kept:
+                        kept.add(each)
+                    scored[each.genome, each.draw] = each
             except WorkerError:
-                if rows:
+                if scored:
                     raise
                 raise WorkerError(
                     "a worker died before the first score, perhaps for want of memory; use fewer workers="
                 ) from None
-            return [Candidate.of_rows([rows[genome, draw] for draw in range(number)]) for genome in genomes]
+            return [Candidate.of_draws([scored[genome, draw] for draw in range(number)]) for genome in genomes]
 
-        ranked: list[Candidate] = []
+        candidates: list[Candidate] = []
         while chosen:
-            ranked += evaluate(chosen, draws, draws, "scoring")
-            left = samples - len(ranked)
-            chosen = propose(space, budget, seed, ranked, left) if left else []
-        ranked.sort(key=_best_first)
+            candidates += evaluate(chosen, draws, draws, "scoring")
+            left = samples - len(candidates)
+            chosen = propose(space, budget, seed, candidates, left) if left else []
+        # In the order in which they were proposed, as the record has them: so ties are ranked alike.
+        by_genome = {each.genome: each for each in candidates}
+        ranked = rank(candidates)
         for each_round in range(1, refine + 1):
-            leaders = [each.genome for each in ranked[: max(1, len(ranked) // HALVING**each_round)]]
-            number = draws * HALVING**each_round
+            leaders = [each.genome for each in ranked[: max(1, len(ranked) // ETA**each_round)]]
+            number = draws * ETA**each_round
             round_name = f"refining, round {each_round} of {refine}"
-            scored = evaluate(leaders, number, number - number // HALVING, round_name)
-            ranked[: len(leaders)] = sorted(scored, key=_best_first)
+            refined = evaluate(leaders, number, number - number // ETA, round_name)
+            by_genome.update({each.genome: each for each in refined})
+            ranked = rank(by_genome.values())
     if not math.isfinite(ranked[0].score):
         raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
     return SearchResult(space, budget, tuple(ranked))
-
-
-def _best_first(each: Candidate) -> float:
-    """Sorts scores; ties, and scores that are not finite, keep their order."""
-    return -each.score if math.isfinite(each.score) else math.inf
 
 
 def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) -> list[Genome]:
@@ -220,7 +221,7 @@ def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) 
     found: dict[Genome, None] = {}
     for number, text in enumerate(genomes, start=1):
         try:
-            genome = space.layout.fit(text)
+            genome = Genome(text)
             cost = space.cost(genome)
         except GenomeError as error:
             raise GenomeError(f"genome {number} of those to score: {error}") from None
@@ -236,9 +237,9 @@ def _as_json(layout: Layout) -> dict[str, Any]:
     return {name: list(each) if isinstance(each, tuple) else each for name, each in asdict(layout).items()}
 
 
-def _describe(job: Job, budget: Budget, strategy: str) -> dict[str, Any]:
+def _describe(scorer: Scorer, budget: Budget, strategy: str) -> dict[str, Any]:
     """All that genomes and scores depend on; not their number, so that a search can be extended."""
-    space = job.space
+    space = scorer.space
     return {
         "space": space.layout.name,
         # Of the user's own, the name alone does not say it.
@@ -247,10 +248,10 @@ def _describe(job: Job, budget: Budget, strategy: str) -> dict[str, Any]:
         "input_size": list(space.input_size),
         "num_classes": space.num_classes,
         "budget": {name: [low, high if math.isfinite(high) else None] for name, (low, high) in budget.windows.items()},
-        "seed": job.seed,
-        "data": job.data.source,
-        "score": getattr(job.score, "__name__", type(job.score).__name__),
-        "dtype": str(job.dtype).removeprefix("torch."),
+        "seed": scorer.seed,
+        "data": scorer.data.source,
+        "score": getattr(scorer.score, "__name__", type(scorer.score).__name__),
+        "dtype": str(scorer.dtype).removeprefix("torch."),
         "strategy": strategy,
         **({} if space.latency is None else {"latency_table": space.latency.digest}),
     }

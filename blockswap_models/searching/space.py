@@ -15,7 +15,7 @@ from ..genome import SEARCH_TYPES, BlockType, Genome, GenomeError
 from ..layout import Layout, Position
 from ..nets.cost import count_parts
 from ..nets.networks import build, residual_blocks
-from .cost_table import LONGEST_OF_COUNT, Table
+from .cost_table import LONGEST_OF_COUNT, CostTable
 from .latency import LatencyTable
 
 __all__ = ["SearchSpace"]
@@ -37,6 +37,10 @@ class SearchSpace:
         in_chans: Channels of the images, the layout's own where none are given.
         image_size: Side of the images, or height and width; the layout's own where none is given.
         latency: Measured times; costs then have a latency, and budgets may name it.
+
+    Attributes:
+        options: The options of each position, from first to last: block types, each with the number of types that it
+            stands for.
 
     Raises:
         GenomeError: There is no such type, or none of them fits some position.
@@ -74,8 +78,8 @@ class SearchSpace:
                 raise ValueError(f"{name} is at least 1, not {least}")
         height, width = size
         self.input_size = (channels, height, width)
-        self._options = [place.distinct(self.types) for place in self.layout.positions]
-        for place, options in zip(self.layout.positions, self._options, strict=True):
+        self.options = [place.distinct(self.types) for place in self.layout.positions]
+        for place, options in zip(self.layout.positions, self.options, strict=True):
             if not options:
                 raise GenomeError(
                     f"stage {place.stage}, block {place.block} of {self.layout.name}: none of "
@@ -84,7 +88,7 @@ class SearchSpace:
         self.latency = latency
         if latency is not None:
             latency.require(self.layout, self.input_size)
-            for index, options in enumerate(self._options):
+            for index, options in enumerate(self.options):
                 for block, _ in options:
                     latency.of_block(index, block)
 
@@ -94,7 +98,7 @@ class SearchSpace:
     # -- costs -------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _costs(self) -> tuple[Cost, list[list[Cost]]]:
+    def option_costs(self) -> tuple[Cost, list[list[Cost]]]:
         """What stem and head cost, and what each option costs at each position."""
         # Within a stage, all blocks after the first are alike: two of each stage tell everything.
         short = replace(self.layout, depths=tuple(min(depth, 2) for depth in self.layout.depths))
@@ -109,7 +113,7 @@ class SearchSpace:
             by_place.update(zip(zip(short.positions, fitting, strict=True), parts, strict=True))
         options = [
             [by_place[replace(place, block=min(place.block, 2)), block] for block, _ in blocks]
-            for place, blocks in zip(self.layout.positions, self._options, strict=True)
+            for place, blocks in zip(self.layout.positions, self.options, strict=True)
         ]
         if (table := self.latency) is not None:
             fixed = replace(fixed, latency=round(table.stem + table.head, 9))
@@ -118,7 +122,7 @@ class SearchSpace:
                     replace(cost, latency=table.of_block(index, block))
                     for cost, (block, _) in zip(costs, blocks, strict=True)
                 ]
-                for index, (costs, blocks) in enumerate(zip(options, self._options, strict=True))
+                for index, (costs, blocks) in enumerate(zip(options, self.options, strict=True))
             ]
         return fixed, options
 
@@ -151,9 +155,9 @@ class SearchSpace:
             GenomeError: The genome is not of this space.
         """
         genome = self.layout.fit(genome)
-        total, options = self._costs
+        total, options = self.option_costs
         for place, block, costs, choices in zip(
-            self.layout.positions, genome.blocks, options, self._options, strict=True
+            self.layout.positions, genome.blocks, options, self.options, strict=True
         ):
             structure = place.structure(block)
             known = [cost for cost, (each, _) in zip(costs, choices, strict=True) if place.structure(each) == structure]
@@ -185,18 +189,21 @@ class SearchSpace:
         """One cost of stem and head, and of each option at each position, as integers: latencies in nanoseconds."""
         if name == "latency" and self.latency is None:
             raise BudgetError(UNMEASURED)
-        fixed, options = self._costs
+        fixed, options = self.option_costs
         scale = _NANO if name == "latency" else 1
         return round(getattr(fixed, name) * scale), [
             [round(getattr(each, name) * scale) for each in costs] for costs in options
         ]
 
-    def _table(self, name: str, window: tuple[float, float], longest: int | None = None) -> Table:
+    def cost_table(self, name: str, window: tuple[float, float], longest: int | None = None) -> CostTable:
+        """Makes the table by which genomes within a window of one cost are counted and drawn."""
         fixed, totals = self._totals(name)
         if name == "latency":
             # The product of a decimal fraction and 1e9 is a hair off.
             window = round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
-        return Table(fixed, totals, [[spellings for _, spellings in each] for each in self._options], window, longest)
+        return CostTable(
+            fixed, totals, [[spellings for _, spellings in each] for each in self.options], window, longest
+        )
 
     # -- counting ----------------------------------------------------------------------------------------------------
 
@@ -216,15 +223,15 @@ class SearchSpace:
         """
         if budget is None:
             total = 1
-            for options in self._options:
+            for options in self.options:
                 total *= sum(1 if distinct else spellings for _, spellings in options)
             return total
-        name, window = self._exact_cost(budget)
+        name, window = self.exact_cost(budget)
         if len(budget.windows) > 1:
             raise BudgetError(
                 "genomes are counted exactly for one cost; write a budget of params, of macs or of latency"
             )
-        table = self._table(name, window, LONGEST_OF_COUNT)
+        table = self.cost_table(name, window, LONGEST_OF_COUNT)
         if not table.exact:
             raise BudgetError(
                 f"{name} of {self.layout.name} at {'x'.join(map(str, self.input_size))} are too many different numbers "
@@ -246,11 +253,11 @@ class SearchSpace:
         Raises:
             BudgetError: No network fits.
         """
-        found, share = self.sample_stated(samples, budget, seed)
-        return round(self._table(*self._exact_cost(budget)).count() * share), len(found)
+        found, share = self.sample_with_acceptance(samples, budget, seed)
+        return round(self.cost_table(*self.exact_cost(budget)).count() * share), len(found)
 
-    def _exact_cost(self, budget: Budget) -> tuple[str, tuple[float, float]]:
-        """The cost of a budget that is met exactly, by counting: the first that it names."""
+    def exact_cost(self, budget: Budget) -> tuple[str, tuple[float, float]]:
+        """Names the cost of a budget that is met exactly, by counting, and its window: the first that it names."""
         return next(iter(budget.windows.items()))
 
     # -- sampling ----------------------------------------------------------------------------------------------------
@@ -274,15 +281,15 @@ class SearchSpace:
             ValueError: The number is below 1.
         """
         budget = Budget(params=(0, None)) if budget is None else budget
-        return self.sample_stated(number, budget, seed)[0]
+        return self.sample_with_acceptance(number, budget, seed)[0]
 
-    def sample_stated(self, number: int, budget: Budget, seed: int = 0) -> tuple[list[Genome], float]:
+    def sample_with_acceptance(self, number: int, budget: Budget, seed: int = 0) -> tuple[list[Genome], float]:
         """Draws as `sample` does, and states which share of the draws met the whole budget, further costs included."""
         if number < 1:
             raise ValueError(f"a sample has at least 1 genome, not {number}")
-        name, window = self._exact_cost(budget)
+        name, window = self.exact_cost(budget)
         self._check_reach(budget)
-        table = self._table(name, window)
+        table = self.cost_table(name, window)
         total = table.count()
         if not total:
             raise BudgetError(self._unmet(budget, name))
@@ -292,7 +299,7 @@ class SearchSpace:
         for draws in table.draw(seed):
             for picks in draws:
                 tried += 1
-                genome, cost = self._decode(picks)
+                genome, cost = self.decode(picks)
                 if budget.fits(cost):
                     met += 1
                     found[genome] = None
@@ -303,7 +310,7 @@ class SearchSpace:
                 break
         if listable:
             # Few fit, and most are found: list them all, in an order drawn from the seed.
-            rest = [self._decode(picks) for picks in table.every()]
+            rest = [self.decode(picks) for picks in table.every()]
             np.random.default_rng([seed, 1]).shuffle(rest)
             fitting = [genome for genome, cost in rest if budget.fits(cost)]
             found.update(dict.fromkeys(fitting))
@@ -313,10 +320,11 @@ class SearchSpace:
             raise BudgetError(f"{self._unmet(budget, name)}: none of {tried:,} genomes that {met_first} its {name} do")
         return list(found)[:number], met / tried
 
-    def _decode(self, picks: Sequence[int]) -> tuple[Genome, Cost]:
-        total, options = self._costs
+    def decode(self, picks: Sequence[int]) -> tuple[Genome, Cost]:
+        """Makes the genome, with its cost, of the number of an option at each position."""
+        total, options = self.option_costs
         blocks = []
-        for pick, costs, choices in zip(picks, options, self._options, strict=True):
+        for pick, costs, choices in zip(picks, options, self.options, strict=True):
             total = total + costs[pick]
             blocks.append(choices[pick][0])
         return Genome.from_blocks(blocks, self.layout.depths), total

@@ -67,7 +67,7 @@ def surrogate(space: SearchSpace, budget: Budget, seed: int, scored: Sequence[Ca
 def _coefficients(space: SearchSpace, scored: Sequence[Candidate], random: np.random.Generator) -> Iterator[np.ndarray]:
     """Draws what each type adds to the score at each position, given the scores."""
     groups = _groups(space)
-    ends = np.cumsum([0, *map(len, space._options)])
+    ends = np.cumsum([0, *map(len, space.options)])
     onehot = np.zeros((len(scored), ends[-1]))
     for row, each in zip(onehot, scored, strict=True):
         row[ends[:-1] + option_numbers(space, each.genome)] = 1
@@ -95,7 +95,7 @@ def _groups(space: SearchSpace) -> np.ndarray:
     """
     memberships = [
         (("type", str(block)), ("family", block.family), ("family", block.family, place), ("type", str(block), place))
-        for place, options in enumerate(space._options)
+        for place, options in enumerate(space.options)
         for block, _ in options
     ]
     columns = {group: column for column, group in enumerate(dict.fromkeys(sum(memberships, ())))}
@@ -115,10 +115,10 @@ class Planner:
 
     def __init__(self, space: SearchSpace, budget: Budget) -> None:
         self._space, self._budget = space, budget
-        name, window = space._exact_cost(budget)
-        self._table = space._table(name, window)
+        name, window = space.exact_cost(budget)
+        self._table = space.cost_table(name, window)
         self._others = {other: within for other, within in budget.windows.items() if other != name}
-        fixed, options = space._costs
+        fixed, options = space.option_costs
         self._fixed = {each: getattr(fixed, each) for each in budget.windows}
         # One entry for each choice: those of the first position, then of the second, …
         self._costs = {
@@ -141,12 +141,12 @@ class Planner:
         for _ in range(_PRICINGS):
             priced = values - sum(price * self._costs[name] for name, price in prices.items())
             picks = self._best_picks(np.split(priced, self._starts[1:]))
-            genome, cost = self._space._decode(picks)
+            genome, cost = self._space.decode(picks)
             if self._budget.fits(cost) and not any(prices.values()):
                 return genome
             exchanged = self._exchange(self._starts + picks, values)
             if exchanged is not None and (value := values[exchanged].sum()) > most:
-                genome, exchanged_cost = self._space._decode(exchanged - self._starts)
+                genome, exchanged_cost = self._space.decode(exchanged - self._starts)
                 if self._budget.fits(exchanged_cost):
                     # The next values are likely to be like these.
                     best, most, self._prices = genome, value, dict(prices)
@@ -183,17 +183,17 @@ class Planner:
     def _best_picks(self, values: Sequence[np.ndarray]) -> list[int]:
         table = self._table
         # best[i][t] is the largest value of the blocks from i on that spend exactly t steps.
-        best = [np.full(table._last + 1, -np.inf)]
+        best = [np.full(table.last + 1, -np.inf)]
         best[0][0] = 0
-        for steps, gains in zip(reversed(table._steps), reversed(values), strict=True):
-            grown = np.full(table._last + 1, -np.inf)
+        for steps, gains in zip(reversed(table.steps), reversed(values), strict=True):
+            grown = np.full(table.last + 1, -np.inf)
             for spend, gain in zip(steps, gains, strict=True):
-                if spend <= table._last:
-                    np.maximum(grown[spend:], best[0][: table._last + 1 - spend] + gain, out=grown[spend:])
+                if spend <= table.last:
+                    np.maximum(grown[spend:], best[0][: table.last + 1 - spend] + gain, out=grown[spend:])
             best.insert(0, grown)
-        left = table._first + int(best[0][table._first :].argmax())
+        left = table.first + int(best[0][table.first :].argmax())
         picks = []
-        for steps, gains, rest in zip(table._steps, values, best[1:], strict=True):
+        for steps, gains, rest in zip(table.steps, values, best[1:], strict=True):
             after = left - np.array(steps)
             reached = np.where(after >= 0, rest[np.maximum(after, 0)] + gains, -np.inf)
             picks.append(int(reached.argmax()))
@@ -209,7 +209,7 @@ def option_numbers(space: SearchSpace, genome: Genome) -> np.ndarray:
     return np.array(
         [
             [each for each, _ in options].index(block)
-            for block, options in zip(genome.blocks, space._options, strict=True)
+            for block, options in zip(genome.blocks, space.options, strict=True)
         ]
     )
 

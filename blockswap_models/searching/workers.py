@@ -23,6 +23,7 @@ from typing import Any
 import cloudpickle
 from loky import get_reusable_executor
 
+from ..errors import BlockSwapError
 from ..machine import keep_memory, threads_set
 
 # A worker imports this module before it can take care of Ctrl-C and of the end of its parent: torch must wait.
@@ -44,7 +45,7 @@ Task = Any
 _jobs: dict[str, Callable[[Task], Any]] = {}
 
 
-class WorkerError(RuntimeError):
+class WorkerError(BlockSwapError, RuntimeError):
     """Workers that died; what they had finished is kept."""
 
 

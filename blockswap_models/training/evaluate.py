@@ -26,6 +26,7 @@ from ..data.shared_memory import collate_shared
 from ..data.splits import known_split
 from ..data.statistics import model_data_config
 from ..messages import quote
+from ..nets.networks import checkpoint_filter_fn
 
 __all__ = [
     "Evaluation",
@@ -249,7 +250,7 @@ def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) 
     Raises:
         ValueError: The checkpoint cannot be read, or is of another network.
     """
-    state = read_weights(path)
+    state = checkpoint_filter_fn(read_weights(path), model)
     classifier = state.get(f"{getattr(model, 'pretrained_cfg', {}).get('classifier')}.weight")
     if any_classes and classifier is not None and len(classifier) != model.num_classes:
         model.reset_classifier(len(classifier))

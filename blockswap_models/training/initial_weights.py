@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..nets.networks import residual_blocks
+from ..nets.networks import checkpoint_filter_fn, residual_blocks
 from .evaluate import check_fit, read_weights
 
 __all__ = ["copy_from_teacher", "load_initial"]
@@ -26,7 +26,7 @@ def load_initial(model: nn.Module, path: str | Path) -> list[str]:
     Raises:
         ValueError: The file cannot be read, or is of another network.
     """
-    state = read_weights(path)
+    state = checkpoint_filter_fn(read_weights(path), model)
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier")
     own = model.state_dict()
     kept = [

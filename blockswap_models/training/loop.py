@@ -28,10 +28,11 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
+from ..files import write_atomic
 from .distributed import barrier, rank_and_size
 from .evaluate import Minibatches, evaluate, step_marker
 from .recipes import Recipe, learning_rate
-from .run_folder import RunFolder, TrainingError, write_whole
+from .run_folder import RunFolder, TrainingError
 from .shared_teacher import SharedTeacherTask
 
 __all__ = ["make_optimizer", "set_epoch", "train", "train_epoch"]
@@ -422,8 +423,8 @@ def _finish(network: nn.Module, test_loader: Minibatches, folder: Path, facts: d
     # safetensors refuses tensors that share memory, as tied weights do.
     state = {name: each.cpu().clone(memory_format=torch.contiguous_format) for name, each in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "model.safetensors", safetensors.torch.save(state, {"format": "pt"}))
+    write_atomic(folder / "model.safetensors", safetensors.torch.save(state, {"format": "pt"}), TrainingError)
     summary = {"top1_error": result.top1_error, "top5_error": result.top5_error, "test_images": result.images}
     summary |= facts
-    write_whole(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    write_atomic(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode(), TrainingError)
     return summary

@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..errors import BlockSwapError
+from ..files import JsonLineError, append_json_line, json_line, read_json_lines, write_atomic
 from ..messages import quote
 
-__all__ = ["RunFolder", "TrainingError", "write_whole"]
+__all__ = ["RunFolder", "TrainingError"]
 
 
-class TrainingError(ValueError):
+# Weights that come with the package had other names for the same tensors once: those files, and those of today.
+_SAME_WEIGHTS = {
+    "sha256 bf567795d5c69fd5065b45c0c3f758f8d4c3b133b4d16c3e2be994590baeb0f5": (
+        "sha256 f749d03cc938b2bed688e59d1b2290ccdfdab6975fb5497df63a310257f14882"
+    ),
+    "sha256 a842716bc4aebc2605b1d501c053beae00256a9851475f062ee964b5d6442444": (
+        "sha256 cc714b1e902bc68fe68e8aa0a9d665baf7493922e6c3355214ae9b807304db99"
+    ),
+}
+
+
+class TrainingError(BlockSwapError):
     """A training run that cannot start, go on or be resumed: says what is wrong and what to write."""
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all; an older one stays until the new one is on the disk.
-
-    Raises TrainingError where it cannot be written, on a full disk for one.
-    """
-    # One name for all attempts: what a killed process left is written over by the next.
-    partial = path.with_name(f"{path.name}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise TrainingError(f"cannot write {quote(str(path))}: {error.strerror or error}") from None
-        raise
 
 
 class RunFolder:
@@ -65,9 +57,10 @@ class RunFolder:
         else:
             earlier = self.arguments if header is None else {**header["recipe"], **header}
         for name, value in self.arguments.items():
-            if earlier.get(name) != value:
+            was = earlier.get(name)
+            if was != value and (not isinstance(was, str) or _SAME_WEIGHTS.get(was) != value):
                 raise TrainingError(
-                    f"the run in {quote(str(self.path))} has {name.replace('_', '-')} {_shown(earlier.get(name))}, "
+                    f"the run in {quote(str(self.path))} has {name.replace('_', '-')} {_shown(was)}, "
                     f"not {_shown(value)}; use what it has, or another folder="
                 )
         return state
@@ -92,15 +85,13 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         earlier, rows = self._rows()
         kept = [earlier or header, *(row for row in rows if row["epoch"] <= epochs)]
-        write_whole(self.log, "".join(json.dumps(each) + "\n" for each in kept).encode())
+        write_atomic(self.log, b"".join(map(json_line, kept)), TrainingError)
 
     def save(self, row: dict[str, Any], state: dict[str, Any]) -> None:
         """Writes the line of an epoch and then the checkpoint, so that none is without its line."""
         try:
-            with open(self.log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            with open(self.log, "ab") as file:
+                append_json_line(file, row)
         except OSError as error:
             raise TrainingError(f"cannot write {quote(str(self.log))}: {error.strerror or error}") from None
         self.save_state(state)
@@ -109,17 +100,14 @@ class RunFolder:
         """Writes the checkpoint."""
         content = io.BytesIO()
         torch.save({**state, "arguments": self.arguments}, content)
-        write_whole(self.checkpoint, content.getvalue())
+        write_atomic(self.checkpoint, content.getvalue(), TrainingError)
 
     def _rows(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-        rows = []
-        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        for line in lines:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                # The line at which the run was killed.
-                break
+        try:
+            # The line at which the run was killed, if any, is left out.
+            rows = read_json_lines(self.log)[0] if self.log.exists() else []
+        except JsonLineError as error:
+            raise TrainingError(f"{error}, as in the log of a run; remove the line, or use another folder=") from None
         return (rows[0], rows[1:]) if rows and "recipe" in rows[0] else (None, rows)
 
 

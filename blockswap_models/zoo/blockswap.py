@@ -93,7 +93,8 @@ def create(
 ) -> nn.Module:
     """Makes the network of an entry, as timm's `create_model` asks for it; `own` is the entry's genome."""
     layout = Layout.named(name)
-    genome = layout.fit(own if genome is None else genome)
+    # The network itself sees whether the layout can carry it.
+    genome = own if genome is None else Genome(genome)
     source = _genome_of_weights(name, own, **kwargs)
     if pretrained and source is not None and genome != source:
         raise GenomeError(
@@ -103,7 +104,9 @@ def create(
         raise MissingWeightsError(name)
     if pretrained:
         _check_weights(name, **kwargs)
-    features = {"out_indices": tuple(range(len(layout.depths) + 1)), **(feature_cfg or {})}
+    indices = tuple(range(len(layout.depths) + 1))
+    # The stages of a WideResNet are one level down, in a Sequential.
+    features = {"out_indices": indices, "flatten_sequential": layout.preact, **(feature_cfg or {})}
     model = build_model_with_cfg(
         WideResNet if layout.preact else ResNet,
         name,

@@ -4,12 +4,13 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from command_line import run
 
 from blockswap_models import Budget, Cost, Genome, search
-from blockswap_models.searching.candidates import Candidate, median_shares
+from blockswap_models.searching.candidates import Candidate, ScoredDraw, median_shares
 from blockswap_models.searching.record import Record, RecordError, budget_text, read_ranking
 
 
@@ -21,10 +22,10 @@ def found(tmp_path_factory):
     return search("wrn16_1", budget, samples=9, draws=2, refine=1, batch_size=4, record=path), path
 
 
-def rows(*scores):
-    """Makes a record's rows: for each genome its draws."""
+def scored(*scores):
+    """Makes the scores of a record: for each genome its draws."""
     return [
-        {"genome": f"G{2 + place}/S", "params": 10, "macs": 20, "draw": draw, "score": score}
+        ScoredDraw(Genome(f"G{2 + place}/S"), Cost(10, 20), draw, score)
         for place, draws in enumerate(scores)
         for draw, score in enumerate(draws)
     ]
@@ -32,8 +33,8 @@ def rows(*scores):
 
 def ranking(tmp_path, *scores):
     with Record(tmp_path / "a.jsonl", {"space": "none"}) as record:
-        for row in rows(*scores):
-            record.add(row)
+        for each in scored(*scores):
+            record.add(each)
     return [str(each.genome.blocks[0]) for each in read_ranking(tmp_path / "a.jsonl")[1]]
 
 
@@ -43,10 +44,31 @@ def test_the_ranking_is_that_of_the_search(found):
     assert header["space"] == "blockswap_wrn16_1"
     assert [each.genome for each in ranked] == [each.genome for each in result.candidates]
     for each, candidate in zip(ranked, result.candidates, strict=True):
-        assert (each.cost, each.draws) == (candidate.cost, candidate.draws)
+        assert (each.cost, each.scores) == (candidate.cost, candidate.scores)
         assert each.score == pytest.approx(candidate.score)
-        assert each.spread == pytest.approx(candidate.spread)
+        assert each.standard_error_factor == pytest.approx(candidate.standard_error_factor)
         assert each.shares == pytest.approx(candidate.shares)
+
+
+def test_a_search_and_its_record_rank_ties_and_missing_scores_alike(tmp_path):
+    # Of the refined one has lost its score, and two that were not refined alike have the same.
+    def score(model, images, labels):
+        place = GENOMES.index(str(model.genome))
+        count[place] = count.get(place, -1) + 1
+        return [(3.0, math.nan), (2.0, 1.0), (1.5, 1.0), (1.0, 1.0), (1.0,), (1.0,), (0.5,), (0.5,)][place][
+            min(count[place], 1)
+        ]
+
+    count: dict[int, int] = {}
+    path = tmp_path / "a.jsonl"
+    arguments = {"genomes": GENOMES, "refine": 1, "batch_size": 2, "score": score, "record": path}
+    result = search("wrn16_1", None, **arguments)
+    assert [GENOMES.index(str(each.genome)) for each in result.candidates] == [1, 2, 3, 4, 5, 6, 7, 0]
+    assert read_ranking(path)[1][:-1] == result.candidates[:-1]
+    assert read_ranking(path)[1][-1].genome == result.candidates[-1].genome
+
+
+GENOMES = [f"{first},G8/2xS/S,{last}" for first in ("S", "G2", "W1", "B2") for last in ("G4", "W2")]
 
 
 def test_show(found):
@@ -126,14 +148,14 @@ def test_means_over_draws():
     assert candidate(-1.0).score == -1
     assert math.isnan(candidate(math.inf).score)
     assert math.isnan(candidate(math.nan, 1.0).score)
-    assert math.isnan(candidate(2.0).spread)
-    assert math.isnan(candidate(0.0, 1.0).spread)
-    assert math.isnan(candidate(math.nan, 1.0).spread)
-    assert candidate(1.0, math.e**2).spread == pytest.approx(math.e)
-    row = {"genome": "2xS", "params": 1, "macs": 2, "score": 1.0}
-    rows = [{**row, "blocks": blocks} for blocks in ([1.0, 3.0], [1.0, 1.0], [0.0, 0.0], None)]
-    assert Candidate.of_rows(rows).shares == pytest.approx((0.375, 0.625))
-    assert Candidate.of_rows([row]).shares is None
+    assert math.isnan(candidate(2.0).standard_error_factor)
+    assert math.isnan(candidate(0.0, 1.0).standard_error_factor)
+    assert math.isnan(candidate(math.nan, 1.0).standard_error_factor)
+    assert candidate(1.0, math.e**2).standard_error_factor == pytest.approx(math.e)
+    draw = ScoredDraw(Genome("2xS"), Cost(1, 2), 0, 1.0)
+    draws = [replace(draw, blocks=blocks) for blocks in ((1.0, 3.0), (1.0, 1.0), (0.0, 0.0), (math.nan, 1.0), None)]
+    assert Candidate.of_draws(draws).shares == pytest.approx((0.375, 0.625))
+    assert Candidate.of_draws([draw]).shares is None
     assert median_shares([]) is None
 
 

@@ -363,18 +363,18 @@ def test_training_stops_where_nothing_can_be_read(tmp_path):
 def test_the_search_draws_others_for_damaged_images(tmp_path, caplog):
     space = SearchSpace("wrn16_1", ["S"])
     write(tmp_path, " ".join(f"{c}/{n}.png" for c in "ab" for n in range(4)))
-    whole = dataset_minibatch(space, str(tmp_path), batch_size=3, parts=2)
+    whole = dataset_minibatch(space, str(tmp_path), batch_size=3, num_batches=2)
     damage(tmp_path / "a" / "1.png", "truncated")
     damage(tmp_path / "b" / "3.png", "chunk")
-    minibatch = dataset_minibatch(space, str(tmp_path), batch_size=3, parts=2)
-    assert (len(minibatch.images), minibatch.parts) == (6, 2)
+    minibatch = dataset_minibatch(space, str(tmp_path), batch_size=3, num_batches=2)
+    assert (len(minibatch.images), minibatch.num_batches) == (6, 2)
     assert minibatch.images.unique(dim=0).shape == whole.images.shape
     assert minibatch.labels.sum() == 3
     (warning,) = caplog.messages
     assert warning.startswith("left out 2 images that cannot be read: '")
     # Of fewer good images there are fewer minibatches.
     damage(tmp_path / "b" / "2.png", "bomb")
-    assert dataset_minibatch(space, str(tmp_path), batch_size=3, parts=2).parts == 1
+    assert dataset_minibatch(space, str(tmp_path), batch_size=3, num_batches=2).num_batches == 1
     with pytest.raises(DataError, match=r"folder has 5 images; use a batch_size= of at most 5"):
         dataset_minibatch(space, str(tmp_path), batch_size=6)
 

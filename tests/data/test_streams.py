@@ -73,9 +73,11 @@ def test_all_images_are_evaluated(model, shards):
 
 
 def test_a_search_takes_its_minibatch_from_a_stream(shards):
-    data = dataset_minibatch(SearchSpace("wrn16_1", num_classes=IMAGES), "wds/tiny", shards, batch_size=5, parts=3)
+    data = dataset_minibatch(
+        SearchSpace("wrn16_1", num_classes=IMAGES), "wds/tiny", shards, batch_size=5, num_batches=3
+    )
     assert data.images.shape == (10, 3, 32, 32)
-    assert data.parts == 2
+    assert data.num_batches == 2
 
 
 def test_each_process_reads_a_shard(model, shards):

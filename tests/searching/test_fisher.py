@@ -96,7 +96,7 @@ def test_leaves_the_model_as_it_was(broken, layout_of):
     model = network(WRN, "G4,W1/B2,B4W2/B2G4,M6", drop_rate=0.3, drop_path_rate=0.3)
     model.set_grad_checkpointing()
     model.train()
-    model.layer2.eval()
+    model.stages[1].eval()
     model.conv1.weight.requires_grad_(False)
     state = copy.deepcopy(model.state_dict())
     flags = [(m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]

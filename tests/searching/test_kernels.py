@@ -11,7 +11,7 @@ from blockswap_models.searching import kernels
 from blockswap_models.searching.block_cache import NetworkPool
 from blockswap_models.searching.fisher import fisher_by_block
 from blockswap_models.searching.probe_images import noise_minibatch
-from blockswap_models.searching.scorer import Job, fast_dtype
+from blockswap_models.searching.scorer import Scorer, fast_dtype
 
 WRN = Layout.wide_resnet(16, 2)
 GENOME = "G4,W1/B2,D/B2G4,M6"
@@ -148,17 +148,17 @@ def test_blocks_beyond_the_limit_are_not_kept(monkeypatch):
 
 def test_a_draw_takes_the_next_minibatch_and_new_weights():
     space = SearchSpace("wrn16_2")
-    data = noise_minibatch(space, 4, parts=3)
+    data = noise_minibatch(space, 4, num_batches=3)
     assert data.images.shape[0] == 12
-    job = Job(space, data)
-    parts = [job.minibatch(draw)[0] for draw in range(4)]
+    scorer = Scorer(space, data)
+    parts = [scorer.minibatch(draw)[0] for draw in range(4)]
     assert torch.equal(parts[0], parts[3])
     assert not torch.equal(parts[0], parts[1])
     assert torch.equal(torch.cat(parts[:3]), data.images)
     genome = space.layout.original
-    rows = [job((genome, draw)) for draw in (0, 1, 0)]
+    rows = [scorer((genome, draw)) for draw in (0, 1, 0)]
     assert rows[0] == rows[2]
-    assert rows[0]["score"] != rows[1]["score"]
+    assert rows[0].score != rows[1].score
 
 
 @pytest.mark.parametrize(
@@ -187,5 +187,5 @@ def test_a_model_on_the_cpu_is_scored_on_the_gpu():
     space = SearchSpace("wrn16_1")
     genome = "S,G4/W1,B2/S,M6"
     data = noise_minibatch(space, 8)
-    rows = [Job(space, data, device=device)((genome, 0)) for device in ("cpu", "cuda")]
-    assert rows[1]["score"] == pytest.approx(rows[0]["score"], rel=1e-2)
+    rows = [Scorer(space, data, device=device)((genome, 0)) for device in ("cpu", "cuda")]
+    assert rows[1].score == pytest.approx(rows[0].score, rel=1e-2)

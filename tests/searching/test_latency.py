@@ -24,7 +24,7 @@ from blockswap_models import (
 )
 from blockswap_models.budget import parse_latency
 from blockswap_models.nets.networks import build, residual_blocks
-from blockswap_models.searching.candidates import Candidate
+from blockswap_models.searching.candidates import ScoredDraw
 from blockswap_models.searching.latency import Shape
 from blockswap_models.searching.profile import Stopwatch
 from blockswap_models.searching.record import RecordError, budget_text, read_ranking, read_record
@@ -184,7 +184,7 @@ def test_another_file_is_not_a_table(tmp_path, text):
 def test_files_that_cannot_be_read_or_written(tmp_path):
     with pytest.raises(LatencyError, match=r"^cannot read the latency table .*nowhere.json: No such file"):
         LatencyTable.load(tmp_path / "nowhere.json")
-    with pytest.raises(LatencyError, match=r"^cannot write the latency table .*table.json: No such file"):
+    with pytest.raises(LatencyError, match=r"^cannot write '.*table.json': No such file"):
         TABLE.save(tmp_path / "nowhere" / "table.json")
 
 
@@ -323,7 +323,7 @@ def test_parameters_and_latency_at_once():
     budget = Budget(params=90_000, tolerance=0.1, latency=(None, middle / 1e6))
     within = [genome for genome in EVERY if 81_000 <= PLAIN.cost(genome).params <= 99_000]
     expected = {genome for genome in within if EVERY[genome] <= middle}
-    found, share = SPACE.sample_stated(10**6, budget)
+    found, share = SPACE.sample_with_acceptance(10**6, budget)
     assert set(found) == expected
     assert share == len(expected) / len(within)
     assert 0.1 < share < 0.9
@@ -370,11 +370,11 @@ def test_a_search_keeps_latencies_and_its_table(tmp_path):
     arguments = {"samples": 3, "batch_size": 2, "score": flat, "record": path}
     result = search(SPACE, budget, **arguments)
     assert all(budget.fits(each.cost) and each.cost == SPACE.cost(each.genome) for each in result.candidates)
-    header, rows = read_record(path)
+    header, scored = read_record(path)
     assert header["latency_table"] == TABLE.digest
     assert header["budget"] == {"latency": list(budget.windows["latency"])}
     assert budget_text(header).startswith("latency ")
-    assert [row["latency"] for row in rows] == [EVERY[row["genome"]] / 1e6 for row in rows]
+    assert [each.cost.latency for each in scored] == [EVERY[each.genome] / 1e6 for each in scored]
     assert {each.cost for each in read_ranking(path)[1]} == {each.cost for each in result.candidates}
     assert search(SPACE, budget, resume=True, **arguments).best == result.best
     before = path.read_bytes()
@@ -387,8 +387,8 @@ def test_a_search_keeps_latencies_and_its_table(tmp_path):
 
 def test_a_record_without_latencies_is_still_read():
     row = {"genome": "S", "params": 1, "macs": 2, "draw": 0, "score": 1.0}
-    assert Candidate.of_rows([row]).cost == Cost(1, 2)
-    assert Candidate.of_rows([{**row, "latency": 0.004}]).cost == Cost(1, 2, 0.004)
+    assert ScoredDraw.from_json(row).cost == Cost(1, 2)
+    assert ScoredDraw.from_json({**row, "latency": 0.004}).cost == Cost(1, 2, 0.004)
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------

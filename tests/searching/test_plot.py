@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from blockswap_models import Cost, Genome
 from blockswap_models.cli.main import main
+from blockswap_models.searching.candidates import ScoredDraw
 from blockswap_models.searching.plot import plot_record
 from blockswap_models.searching.record import Record, read_ranking
 
@@ -31,9 +33,9 @@ def write(path, scores, blocks=True, search=SEARCH):
     with Record(path, search) as record:
         for place, score in enumerate(scores):
             genome = f"S,{TYPES[place % 8]}/2x{TYPES[place // 8 % 8]}/S,{TYPES[place // 64]}"
-            row = {"genome": genome, "params": 50_000 + place, "macs": 9_000_000 - place, "draw": 0, "score": score}
-            parts = [score / 2**block for block in (1, 2, 3, 4, 5, 5)]
-            record.add({**row, "blocks": parts} if blocks else row)
+            parts = tuple(score / 2**block for block in (1, 2, 3, 4, 5, 5))
+            cost = Cost(50_000 + place, 9_000_000 - place)
+            record.add(ScoredDraw(Genome(genome), cost, 0, score, parts if blocks else None))
     return path
 
 
@@ -137,9 +139,8 @@ def test_any_scores_are_drawn(tmp_path, scores):
 @pytest.mark.filterwarnings("error")
 def test_a_deep_network_is_drawn(tmp_path):
     path = tmp_path / "a.jsonl"
-    row = {"params": 1, "macs": 1, "draw": 0, "score": 1.0, "blocks": [1.0] * 78}
     with Record(path, SEARCH) as record:
-        record.add({"genome": "26xB2G16/26xS/26xD", **row})
+        record.add(ScoredDraw(Genome("26xB2G16/26xS/26xD"), Cost(1, 1), 0, 1.0, (1.0,) * 78))
     strips, shares, *_ = panels(plot_record(path, tmp_path / "a.png"))
     assert {text.get_rotation() for text in strips.texts[:78]} == {90}
     assert len(shares.patches) == 78

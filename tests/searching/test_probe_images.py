@@ -116,7 +116,7 @@ class Stream(IterableDataset):
 
 def test_tensors():
     expected = tensor_minibatch(WRN, IMAGES, LABELS)
-    assert expected.parts == 1
+    assert expected.num_batches == 1
     assert torch.equal(expected.images, IMAGES)
     backwards, unwritable = IMAGES.numpy()[::-1].copy()[::-1], IMAGES.numpy().copy()
     unwritable.flags.writeable = False
@@ -195,7 +195,7 @@ def test_a_dataset_is_drawn_from():
     ]
     minibatches = [user_minibatch(WRN, each, 5, seed=1) for each in sets]
     for minibatch in minibatches:
-        assert (minibatch.images.shape, minibatch.parts) == ((10, 3, 32, 32), 2)
+        assert (minibatch.images.shape, minibatch.num_batches) == ((10, 3, 32, 32), 2)
         assert torch.equal(minibatch.images, minibatches[0].images)
         assert torch.equal(minibatch.labels, minibatches[0].labels)
         # Each image once, with its own label.
@@ -230,7 +230,7 @@ def test_the_first_images_of_a_loader_are_taken():
     ]
     for loader in loaders:
         minibatch = user_minibatch(WRN, loader, 5)
-        assert minibatch.parts == 2
+        assert minibatch.num_batches == 2
         assert torch.equal(minibatch.images, IMAGES[:10])
         assert torch.equal(minibatch.labels, LABELS[:10])
     torch.testing.assert_close(
@@ -238,7 +238,7 @@ def test_the_first_images_of_a_loader_are_taken():
     )
     taken = []
     endless = ((taken.append(1), (IMAGES, LABELS))[1] for _ in range(1000))
-    assert user_minibatch(WRN, endless, 12).parts == len(taken) == 16
+    assert user_minibatch(WRN, endless, 12).num_batches == len(taken) == 16
     with pytest.raises(DataError, match=r"^the DataLoader has 12 images; use a batch_size of at most 12$"):
         user_minibatch(WRN, loaders[0], 13)
     with pytest.raises(DataError, match=r"^the Stream has 0 images$"):

@@ -18,7 +18,7 @@ from blockswap_models.nets.networks import build, residual_blocks
 from blockswap_models.searching.probe_images import dataset_minibatch
 from blockswap_models.searching.rankings import (
     SCORES,
-    After,
+    AfterTraining,
     after,
     fisher_printed,
     gradient_norm,
@@ -230,7 +230,7 @@ def test_names_tell_scores_apart():
     assert len({score.__name__ for score in SCORES.values()}) == len(SCORES)
     assert after(fisher_potential, 10).__name__ == "fisher_potential_after_10"
     assert after(naswot, 100, lr=0.01).__name__ == "naswot_after_100_lr_0.01"
-    assert After.__name__ == "After"
+    assert AfterTraining.__name__ == "AfterTraining"
 
 
 @pytest.mark.parametrize("score", ALL, ids=named)
@@ -262,7 +262,7 @@ def test_leaves_the_model_as_it_was(score, broken, layout_of):
     model = network(drop_rate=0.3, drop_path_rate=0.3)
     model.set_grad_checkpointing()
     model.train()
-    model.layer2.eval()
+    model.stages[1].eval()
     model.conv1.weight.requires_grad_(False)
     model.fc.weight.grad = torch.ones_like(model.fc.weight)
     before = snapshot(model)

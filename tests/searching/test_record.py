@@ -7,20 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from blockswap_models import Cost, Genome
+from blockswap_models.searching.candidates import ScoredDraw
 from blockswap_models.searching.record import Record, RecordError, read_record, require_new
 
 SEARCH = {"space": "blockswap_wrn16_1", "seed": 0, "budget": {"params": [390000.0, None]}, "data": "1/f “noise”"}
+# As a version before wrote them: `draws_of` must read these, and write them again byte for byte.
 ROWS = [
-    {"genome": "2xS/2xS/2xS", "params": 175066, "draw": 0, "score": 1.5, "blocks": [0.5, 1.0]},
-    {"genome": "2xS/2xS/2xS", "params": 175066, "draw": 1, "score": 2.25, "blocks": [0.25, 2.0]},
-    {"genome": "2xG4/2xS/2xS", "params": 171000, "draw": 0, "score": 0.1 + 0.2},
+    {"genome": "2xS", "params": 175066, "macs": 20, "draw": 0, "score": 1.5, "blocks": [0.5, 1.0]},
+    {"genome": "2xS", "params": 175066, "macs": 20, "draw": 1, "score": 2.25, "latency": 0.5, "blocks": [0.25, 2.0]},
+    {"genome": "S,G4", "params": 171000, "macs": 19, "draw": 0, "score": 0.1 + 0.2},
 ]
+
+
+def draws_of(rows: list[dict]) -> list[ScoredDraw]:
+    return [ScoredDraw.from_json(row) for row in rows]
 
 
 def write(path: Path, rows: list[dict] = ROWS, search: dict = SEARCH, resume: bool = False) -> None:
     with Record(path, search, resume) as record:
-        for row in rows:
-            record.add(row)
+        for each in draws_of(rows):
+            record.add(each)
 
 
 def refusal(path: Path, search: dict = SEARCH, resume: bool = True) -> str:
@@ -38,29 +45,29 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
     write(path)
     header, rows = read_record(path)
     assert header == {"record": "blockswap search", **SEARCH}
-    assert rows == ROWS
+    assert rows == draws_of(ROWS)
     assert read_record(str(path)) == (header, rows)
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [header, *rows]
+    assert [json.loads(line) for line in lines] == [header, *ROWS]
 
 
 def test_each_score_is_in_the_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with Record(path, SEARCH) as record:
-        for number, row in enumerate(ROWS):
-            assert read_record(path)[1] == ROWS[:number]
-            record.add(row)
-            assert record.scores[row["genome"], row["draw"]] == row
-    assert read_record(path)[1] == ROWS
+        for number, each in enumerate(draws_of(ROWS)):
+            assert read_record(path)[1] == draws_of(ROWS[:number])
+            record.add(each)
+            assert record.draws[each.genome, each.draw] == each
+    assert read_record(path)[1] == draws_of(ROWS)
 
 
 def test_a_record_is_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write(path, ROWS[:2])
     with Record(path, SEARCH, resume=True) as record:
-        assert record.scores == {(row["genome"], row["draw"]): row for row in ROWS[:2]}
-        record.add(ROWS[2])
-    assert read_record(path)[1] == ROWS
+        assert list(record.draws.values()) == draws_of(ROWS[:2])
+        record.add(draws_of(ROWS)[2])
+    assert read_record(path)[1] == draws_of(ROWS)
 
 
 def test_a_record_cut_off_anywhere_is_gone_on_with(tmp_path: Path) -> None:
@@ -72,9 +79,9 @@ def test_a_record_cut_off_anywhere_is_gone_on_with(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         complete = max(whole[:length].count(b"\n") - 1, 0)
         with Record(path, SEARCH, resume=True) as record:
-            assert list(record.scores.values()) == ROWS[:complete]
-            for row in ROWS[complete:]:
-                record.add(row)
+            assert list(record.draws.values()) == draws_of(ROWS[:complete])
+            for each in draws_of(ROWS[complete:]):
+                record.add(each)
         assert path.read_bytes() == whole
 
 
@@ -83,7 +90,7 @@ def test_a_line_cut_off_is_not_read(tmp_path: Path) -> None:
     write(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
-    assert read_record(path)[1] == ROWS[:2]
+    assert read_record(path)[1] == draws_of(ROWS[:2])
     # It is gone from the file as soon as the record is gone on with.
     write(path, [], resume=True)
     assert path.read_bytes() == whole[: whole[:-5].rindex(b"\n") + 1]
@@ -172,7 +179,7 @@ def test_an_empty_file_is_a_new_record(tmp_path: Path) -> None:
     path.touch()
     assert refusal(path) == f"no record {path} to go on with; leave out resume=True to start one"
     write(path)
-    assert read_record(path)[1] == ROWS
+    assert read_record(path)[1] == draws_of(ROWS)
 
 
 def test_nothing_to_go_on_with(tmp_path: Path) -> None:
@@ -187,21 +194,23 @@ def test_nothing_to_go_on_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 def test_scores_that_are_not_finite_are_kept_as_null(tmp_path: Path, score: float) -> None:
     path = tmp_path / "a.jsonl"
-    write(path, [{"genome": "S", "draw": 0, "score": score, "blocks": [1.0, score]}, {**ROWS[0], "blocks": None}])
-    assert read_record(path)[1] == [
-        {"genome": "S", "draw": 0, "score": None, "blocks": None},
-        {**ROWS[0], "blocks": None},
-    ]
+    with Record(path, SEARCH) as record:
+        record.add(ScoredDraw(Genome("2xS"), Cost(1, 2), 0, score, (1.0, score)))
+    (row,) = map(json.loads, path.read_text().splitlines()[1:])
+    assert row == {"genome": "2xS", "params": 1, "macs": 2, "draw": 0, "score": None, "blocks": None}
+    (read,) = read_record(path)[1]
+    assert math.isnan(read.score)
+    assert (read.blocks, read.shares) == (None, None)
     assert "NaN" not in path.read_text(encoding="utf-8")
     assert "Infinity" not in path.read_text(encoding="utf-8")
     with Record(path, SEARCH, resume=True) as record:
-        assert record.scores["S", 0]["score"] is None
+        assert math.isnan(record.draws[Genome("2xS"), 0].score)
 
 
 def test_missing_folders_are_made(tmp_path: Path) -> None:
     path = tmp_path / "one" / "two" / "a.jsonl"
     write(path)
-    assert read_record(path)[1] == ROWS
+    assert read_record(path)[1] == draws_of(ROWS)
 
 
 def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import blockswap_models
 from blockswap_models import Budget, BudgetError, GenomeError, SearchSpace, fisher_potential
-from blockswap_models.searching.probe_images import affordable_parts, noise_minibatch, tensor_minibatch
+from blockswap_models.searching.probe_images import affordable_batches, noise_minibatch, tensor_minibatch
 from blockswap_models.searching.record import RecordError, read_record
 from blockswap_models.searching.scorer import fast_dtype
 from blockswap_models.searching.search import SearchError
@@ -43,12 +43,12 @@ def test_a_score_is_the_fisher_potential_of_the_network_drawn_for_it():
 
 
 def test_depends_on_seed_genome_and_draw_never_on_order_or_worker():
-    few = {each.genome: each.draws for each in search(SPACE, BUDGET, draws=2, **SMALL).candidates}
+    few = {each.genome: each.scores for each in search(SPACE, BUDGET, draws=2, **SMALL).candidates}
     random_before = torch.get_rng_state()
-    many = {each.genome: each.draws for each in search(SPACE, BUDGET, samples=9, batch_size=4).candidates}
+    many = {each.genome: each.scores for each in search(SPACE, BUDGET, samples=9, batch_size=4).candidates}
     assert torch.equal(torch.get_rng_state(), random_before)
-    parallel = {each.genome: each.draws for each in search(SPACE, BUDGET, draws=2, workers=2, **SMALL).candidates}
-    other = {each.genome: each.draws for each in search(SPACE, BUDGET, seed=1, **SMALL).candidates}
+    parallel = {each.genome: each.scores for each in search(SPACE, BUDGET, draws=2, workers=2, **SMALL).candidates}
+    other = {each.genome: each.scores for each in search(SPACE, BUDGET, seed=1, **SMALL).candidates}
     assert few == parallel
     assert few.keys() <= many.keys()
     assert all(many[genome][0] == draws[0] != draws[1] for genome, draws in few.items())
@@ -72,8 +72,8 @@ def test_the_seed_of_given_genomes_is_that_of_weights_and_minibatch():
     one, other = (search(SPACE, BUDGET, genomes=genomes, seed=seed, batch_size=4, refine=1) for seed in (0, 1))
     assert one == search(SPACE, BUDGET, seed=0, refine=1, **SMALL)
     assert {each.genome for each in one.candidates} == {each.genome for each in other.candidates}
-    assert not {draw for each in one.candidates for draw in each.draws} & {
-        draw for each in other.candidates for draw in each.draws
+    assert not {draw for each in one.candidates for draw in each.scores} & {
+        draw for each in other.candidates for draw in each.scores
     }
 
 
@@ -103,23 +103,23 @@ def test_refuses_genomes_that_do_not_fit(tmp_path, genomes, error, message):
 
 def test_draws_are_averaged_as_logarithms():
     best = search(SPACE, BUDGET, draws=3, **SMALL).best
-    assert math.log(best.score) == pytest.approx(sum(map(math.log, best.draws)) / 3)
+    assert math.log(best.score) == pytest.approx(sum(map(math.log, best.scores)) / 3)
 
 
 def test_takes_tensors_and_minibatches():
-    minibatches = noise_minibatch(SPACE, 4, parts=affordable_parts(SPACE, 4))
+    minibatches = noise_minibatch(SPACE, 4, num_batches=affordable_batches(SPACE, 4))
     expected = search(SPACE, BUDGET, draws=2, **SMALL).candidates
     assert search(SPACE, BUDGET, 6, draws=2, data=minibatches).candidates == expected
     # A pair of tensors is one minibatch.
-    firsts = {each.genome: each.draws[0] for each in expected}
-    result = search(SPACE, BUDGET, 6, data=minibatches.part(0))
+    firsts = {each.genome: each.scores[0] for each in expected}
+    result = search(SPACE, BUDGET, 6, data=minibatches.batch(0))
     assert {each.genome: each.score for each in result.candidates} == firsts
 
 
 def test_refines_by_default_and_computes_in_the_fastest_type(tmp_path):
     record = tmp_path / "record.jsonl"
     result = blockswap_models.search(SPACE, BUDGET, samples=16, batch_size=4, record=record)
-    assert [len(each.draws) for each in result.candidates] == [64] + 3 * [4] + 12 * [1]
+    assert [len(each.scores) for each in result.candidates] == [64] + 3 * [4] + 12 * [1]
     assert read_record(record)[0]["dtype"] == str(fast_dtype()).removeprefix("torch.")
     other = next(dtype for dtype in (torch.float32, torch.bfloat16) if dtype != fast_dtype())
     with pytest.raises(RecordError, match=f"another search: dtype .* there, .*{other}".replace("torch.", "")):
@@ -200,8 +200,8 @@ def test_scores_that_are_not_finite_stand_last_and_are_kept(tmp_path):
     result = search(SPACE, BUDGET, score=score, record=record, **SMALL)
     assert result.candidates[-1].genome == broken
     assert math.isnan(result.candidates[-1].score)
-    _, rows = read_record(record)
-    assert [row["genome"] for row in rows if row["score"] is None] == [broken]
+    _, scored = read_record(record)
+    assert [each.genome for each in scored if math.isnan(each.score)] == [broken]
     assert search(SPACE, BUDGET, score=score, record=record, resume=True, **SMALL).best == result.best
 
 
@@ -252,10 +252,10 @@ def test_refinement_gives_the_leaders_more_draws(tmp_path):
     record = tmp_path / "record.jsonl"
     once = search(SPACE, BUDGET, samples=16, batch_size=4)
     result = search(SPACE, BUDGET, samples=16, batch_size=4, refine=2, record=record)
-    assert [len(each.draws) for each in result.candidates] == [16] + 3 * [4] + 12 * [1]
+    assert [len(each.scores) for each in result.candidates] == [16] + 3 * [4] + 12 * [1]
     leaders = {each.genome for each in once.candidates[:4]}
     assert {each.genome for each in result.candidates[:4]} == leaders
-    assert [each.draws[0] for each in result.candidates[4:]] == [each.score for each in once.candidates[4:]]
+    assert [each.scores[0] for each in result.candidates[4:]] == [each.score for each in once.candidates[4:]]
     many = search(SPACE, BUDGET, samples=16, batch_size=4, draws=16)
     assert result.best in many.candidates
     # Stopped anywhere, and resumed.
@@ -269,12 +269,14 @@ def test_refinement_gives_the_leaders_more_draws(tmp_path):
 
 
 def test_the_result_states_its_confidence():
-    assert search(SPACE, BUDGET, **SMALL).rivals is None
+    assert search(SPACE, BUDGET, **SMALL).num_tied is None
     result = search(SPACE, BUDGET, draws=8, **SMALL)
-    logs = [math.log(draw) for draw in result.best.draws]
+    logs = [math.log(draw) for draw in result.best.scores]
     deviation = (sum((log - sum(logs) / 8) ** 2 for log in logs) / 7) ** 0.5
-    assert math.log(result.best.spread) == pytest.approx(deviation / 8**0.5)
+    assert math.log(result.best.standard_error_factor) == pytest.approx(deviation / 8**0.5)
     within = [
-        each for each in result.candidates[1:] if each.score * each.spread >= result.best.score / result.best.spread
+        each
+        for each in result.candidates[1:]
+        if each.score * each.standard_error_factor >= result.best.score / result.best.standard_error_factor
     ]
-    assert result.rivals == len(within)
+    assert result.num_tied == len(within)

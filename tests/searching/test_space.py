@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 from blockswap_models import BlockType, Budget, BudgetError, Cost, Genome, GenomeError, SearchSpace, count, count_blocks
 from blockswap_models.layout import Position
 from blockswap_models.nets.networks import build, residual_blocks
-from blockswap_models.searching.cost_table import Table
+from blockswap_models.searching.cost_table import CostTable
 
 EVERYTHING = Budget(params=(0, None))
 # G16 is W1 on 16 channels, and G32 is W1 on 32, though not where a block goes from 16 to 32; G32 does not divide 16.
@@ -110,7 +110,7 @@ def test_some_spellings_are_one_network() -> None:
     # The blocks are 16 to 16 channels, again, 16 to 32, 32 to 32, 32 to 64 and 64 to 64.
     assert SMALL.count(distinct=False) == 4 * 4 * 4 * 5 * 5 * 5
     assert SMALL.count() == 3 * 3 * 4 * 4 * 5 * 5
-    assert [str(block) for block, _ in SMALL._options[0]] == ["S", "G16", "B2"]
+    assert [str(block) for block, _ in SMALL.options[0]] == ["S", "G16", "B2"]
 
 
 def test_a_type_that_is_given_twice_counts_once() -> None:
@@ -196,10 +196,10 @@ def test_messages_for_genomes(call, message: str) -> None:
 )
 def test_draws_are_uniform(space: SearchSpace, budget: Budget) -> None:
     (name, window), *_ = budget.windows.items()
-    picks = np.concatenate(list(itertools.islice(space._table(name, window).draw(seed=5), 60)))
+    picks = np.concatenate(list(itertools.islice(space.cost_table(name, window).draw(seed=5), 60)))
     drawn = Counter(map(tuple, picks.tolist()))
     expected = brute_force(space).genomes(budget)
-    assert {space._decode(each)[0] for each in drawn} == set(expected)
+    assert {space.decode(each)[0] for each in drawn} == set(expected)
     assert len(drawn) == len(expected)
     assert uniform(list(drawn.values()))
 
@@ -268,19 +268,19 @@ def test_a_budget_of_two_costs_is_met_and_its_share_stated() -> None:
     share = len(expected) / len(brute_force(SMALL).genomes(first))
     assert 0.1 < share < 0.9
     # All are listed, and the share is exact.
-    assert SMALL.sample_stated(10**6, both) == (SMALL.sample(10**6, both), share)
+    assert SMALL.sample_with_acceptance(10**6, both) == (SMALL.sample(10**6, both), share)
     assert set(SMALL.sample(10**6, both)) == expected
     # Some are drawn, and the share is estimated.
-    found, estimated = SMALL.sample_stated(len(expected) // 2, both)
+    found, estimated = SMALL.sample_with_acceptance(len(expected) // 2, both)
     assert set(found) < expected
     assert estimated == pytest.approx(share, abs=0.1)
     # Every draw meets a budget of one cost, however often it was drawn before.
-    assert SMALL.sample_stated(10**6, first)[1] == 1
+    assert SMALL.sample_with_acceptance(10**6, first)[1] == 1
 
 
 def test_a_large_space_meets_two_costs() -> None:
     space, budget = large("wrn40_2"), Budget(params=400_000, macs=(None, 70_000_000))
-    found, share = space.sample_stated(150, budget)
+    found, share = space.sample_with_acceptance(150, budget)
     assert len(set(found)) == 150
     assert all(budget.fits(space.cost(genome)) for genome in found)
     wide = space.sample(500, Budget(params=400_000), seed=9)
@@ -289,11 +289,11 @@ def test_a_large_space_meets_two_costs() -> None:
 
 def test_a_search_for_a_second_cost_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     # A small space that is taken for one too large to list; what it decodes is kept, to be quick.
-    decode = lru_cache(SPARSE._decode)
+    decode = lru_cache(SPARSE.decode)
     monkeypatch.setattr(SPARSE, "_decode", lambda picks: decode(tuple(picks)))
-    monkeypatch.setattr(Table, "count", lambda *_: 10**9)
+    monkeypatch.setattr(CostTable, "count", lambda *_: 10**9)
     some = Budget(params=(0, None), macs=(None, 11_000_000))
-    found, share = SPARSE.sample_stated(10, some)
+    found, share = SPARSE.sample_with_acceptance(10, some)
     assert set(found) == set(brute_force(SPARSE).genomes(some))
     assert share == pytest.approx(8 / 64, abs=0.01)
     none = Budget(params=(None, 60_000), macs=(20_000_000, None))

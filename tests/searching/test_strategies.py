@@ -50,8 +50,8 @@ def fitting(budget: Budget) -> np.ndarray:
 
 def choices(space: SearchSpace, genome: Genome) -> np.ndarray:
     """The entries of a genome's blocks in a list of the options of all positions."""
-    sizes = [len(options) for options in space._options]
-    names = [[block for block, _ in options] for options in space._options]
+    sizes = [len(options) for options in space.options]
+    names = [[block for block, _ in options] for options in space.options]
     starts = np.cumsum([0, *sizes[:-1]])
     return starts + [each.index(block) for each, block in zip(names, genome.blocks, strict=True)]
 
@@ -61,7 +61,7 @@ def total(space: SearchSpace, values: np.ndarray, genome: Genome) -> float:
 
 
 def random_values(space: SearchSpace, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(sum(map(len, space._options)))
+    return np.random.default_rng(seed).standard_normal(sum(map(len, space.options)))
 
 
 def judged(space: SearchSpace, genomes: Sequence[Genome], values: np.ndarray, noise: float = 0.0) -> list[Candidate]:
@@ -244,7 +244,7 @@ def test_a_search_cut_off_anywhere_goes_on_the_same_way(quick, tmp_path) -> None
     result = search(SPACE, BUDGET, refine=1, record=whole, **quick)
     assert read_record(whole)[0]["strategy"] == "surrogate"
     assert len(result.candidates) == 19
-    assert [len(each.draws) for each in result.candidates] == 4 * [4] + 15 * [1]
+    assert [len(each.scores) for each in result.candidates] == 4 * [4] + 15 * [1]
     lines = whole.read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + 19 + 12
     for number in (1, 5, 9, 11, 19, 25):
@@ -266,8 +266,8 @@ def test_more_samples_are_more_rounds(quick, tmp_path) -> None:
     for refine in (0, 1):
         search(SPACE, BUDGET, record=record, refine=refine, resume=refine == 1, **quick)
     assert search(SPACE, BUDGET, record=record, resume=True, **more) == search(SPACE, BUDGET, record=whole, **more)
-    first = [(row["genome"], row["score"]) for row in read_record(record)[1] if row["draw"] == 0]
-    assert first == [(row["genome"], row["score"]) for row in read_record(whole)[1]]
+    first = [(each.genome, each.score) for each in read_record(record)[1] if each.draw == 0]
+    assert first == [(each.genome, each.score) for each in read_record(whole)[1]]
     # Other draws are other evidence, and so another way.
     assert search(SPACE, BUDGET, record=record, resume=True, draws=2, **more) == search(SPACE, BUDGET, draws=2, **more)
 
@@ -325,11 +325,11 @@ def test_the_command_takes_a_strategy(tmp_path, monkeypatch, capsys) -> None:
     assert main([*arguments, "--samples", "110", "--refine", "0", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["record"] == "wrn16_1-params60k-macs-surrogate-seed0.jsonl"
-    header, rows = read_record(report["record"])
+    header, scored = read_record(report["record"])
     assert header["strategy"] == "surrogate"
-    assert len(rows) == 110
+    assert len(scored) == 110
     assert main(["show", report["record"]]) == 0
     assert "\ngenomes  110\nchosen   by strategy surrogate\n" in capsys.readouterr().out
     # It has learned which types have many MACs for few parameters.
-    macs = [row["macs"] for row in rows]
+    macs = [each.cost.macs for each in scored]
     assert np.median(macs[100:]) > max(macs[:100])

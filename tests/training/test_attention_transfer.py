@@ -177,7 +177,7 @@ def test_attention_alone_reaches_the_last_stage():
     task = AttentionTransferTask(wrn(1), wrn(2, seed=1))
     task(*batch())["attention_loss"].backward()
     with_gradient = {name for name, p in task.trainable_module.student.named_parameters() if p.grad is not None}
-    assert {"conv1.weight", "layer1.0.conv1.weight", "layer3.0.conv2.weight"} <= with_gradient
+    assert {"conv1.weight", "stages.0.0.conv1.weight", "stages.2.0.conv2.weight"} <= with_gradient
     assert not {"bn.weight", "fc.weight"} & with_gradient
 
 

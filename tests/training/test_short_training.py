@@ -437,7 +437,7 @@ def test_blocks_of_the_same_type_are_the_teachers():
     student = timm.create_model("blockswap_wrn16_1", genome="S,G4/2xS/B2,S")
     before = {name: each.clone() for name, each in student.state_dict().items()}
     copied = copy_from_teacher(student, teacher)
-    same = ("conv1.", "layer1.0.", "layer2.", "layer3.1.", "bn.", "fc.")
+    same = ("conv1.", "stages.0.0.", "stages.1.", "stages.2.1.", "bn.", "fc.")
     for name, each in student.state_dict().items():
         assert (name in copied) == name.startswith(same)
         torch.testing.assert_close(each, teacher.state_dict()[name] if name in copied else before[name])

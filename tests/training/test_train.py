@@ -22,11 +22,12 @@ from blockswap_models.cli.main import main
 from blockswap_models.cli.train import make_teacher, train_
 from blockswap_models.data.cifar import CifarLoader, read_cifar
 from blockswap_models.data.folders import DataError
+from blockswap_models.files import write_atomic
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.training.loaders import training_loader
 from blockswap_models.training.loop import make_optimizer, train
 from blockswap_models.training.recipes import RECIPES, Recipe, learning_rate
-from blockswap_models.training.run_folder import TrainingError, write_whole
+from blockswap_models.training.run_folder import TrainingError
 
 TINY = Recipe(epochs=3, batch_size=8, lr=0.05, cutout=4, padding=1)
 TIMES = ("seconds", "images_per_second")
@@ -320,9 +321,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, call):
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(blockswap_models.training.run_folder.os, call, fail)
+    monkeypatch.setattr(blockswap_models.files.os, call, fail)
     with pytest.raises(TrainingError, match=r"^cannot write '.*checkpoint.pth': No space left on device$"):
-        write_whole(path, b"new")
+        write_atomic(path, b"new", TrainingError)
     with pytest.raises(TrainingError, match=r"^cannot write '.*': No space left on device$"):
         run_tiny(tmp_path / "other")
     monkeypatch.undo()
@@ -334,7 +335,7 @@ def test_what_a_killed_write_left_is_written_over(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     path.with_name("file.tmp").write_bytes(b"a longer half of a fi")
-    write_whole(path, b"new")
+    write_atomic(path, b"new")
     assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"file": b"new"}
 
 

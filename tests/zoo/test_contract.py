@@ -58,6 +58,10 @@ few = pytest.mark.parametrize("case", FEW, ids=_ids)
 two = pytest.mark.parametrize("case", TWO, ids=_ids)
 
 
+def stages_of(model):
+    return model.stages if hasattr(model, "stages") else (model.layer1, model.layer2, model.layer3, model.layer4)
+
+
 def make(case, seed=0, **kwargs):
     """Makes a network whose every weight matters: norms as after training, no branch that starts at zero."""
     name, genome = case
@@ -553,7 +557,7 @@ def test_checkpointing_gives_the_same_gradients(case):
         model, x = make(case).train(), images(case)
         model.set_grad_checkpointing(checkpointing)
         calls = []
-        model.layer2[0].conv1.register_forward_hook(lambda *_: calls.append(1))
+        stages_of(model)[1][0].conv1.register_forward_hook(lambda *_: calls.append(1))
         through(model, x).backward()
         # A second time in the backward pass, so it is checkpointed.
         assert len(calls) == (2 if checkpointing else 1)
@@ -650,8 +654,8 @@ def test_compile_without_a_graph_break(case, training):
         compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")(x)
         assert_near(compiled, model(x))
         # The compiled graph moves the statistics of BN as well.
-        assert_near(twin.layer1[0].bn1.running_mean, model.layer1[0].bn1.running_mean)
-        assert_near(twin.layer3[1].bn1.running_var, model.layer3[1].bn1.running_var)
+        assert_near(stages_of(twin)[0][0].bn1.running_mean, stages_of(model)[0][0].bn1.running_mean)
+        assert_near(stages_of(twin)[2][1].bn1.running_var, stages_of(model)[2][1].bn1.running_var)
     else:
         logits, maps = torch.compile(everything, fullgraph=True, backend="eager")(twin, x)
         right_logits, right_maps = everything(model, x)
