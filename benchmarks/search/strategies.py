@@ -102,7 +102,9 @@ def found(space: SearchSpace, budget: Budget, seed: int, options: argparse.Names
     for name in STRATEGIES:
         order: list[str] = []
 
-        def in_order(rows: Iterable[dict], total: int, done: int, order: list[str] = order) -> Iterable[dict]:
+        def in_order(
+            rows: Iterable[dict], total: int, done: int, round_name: str, order: list[str] = order
+        ) -> Iterable[dict]:
             for row in rows:
                 order.append(row["genome"])
                 yield row
