@@ -24,12 +24,13 @@ from benchmarks.lib.images import ALL_IMAGES, Images, cifar_images, noise_images
 from blockswap_models import AttentionTransferTask, count
 from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.data.folders import DataError
+from blockswap_models.files import write_atomic
 from blockswap_models.machine import find_device, keep_memory
 from blockswap_models.nets.devices import describe_machine
 from blockswap_models.training.evaluate import load_weights
 from blockswap_models.training.loop import train
 from blockswap_models.training.recipes import RECIPES, Recipe
-from blockswap_models.training.run_folder import TrainingError, write_whole
+from blockswap_models.training.run_folder import TrainingError
 from blockswap_models.zoo.cards import file_digest
 
 TEACHER = "wrn40_2"
@@ -272,7 +273,7 @@ class Trainer:
         rows = records(self.out)
         if rows:
             text = "".join(json.dumps(row) + "\n" for row in rows)
-            write_whole(self.out / "records.jsonl", text.encode())
+            write_atomic(self.out / "records.jsonl", text.encode(), TrainingError)
         return rows
 
 

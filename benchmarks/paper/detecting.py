@@ -29,10 +29,11 @@ from tqdm import tqdm
 from blockswap_models.data.coco import CocoObjects, average_precision, detections
 from blockswap_models.data.loader import plain_errors
 from blockswap_models.detection import mask_rcnn
+from blockswap_models.files import write_atomic
 from blockswap_models.nets.devices import describe_machine
 from blockswap_models.training.distributed import barrier, rank_and_size
 from blockswap_models.training.loop import set_epoch
-from blockswap_models.training.run_folder import RunFolder, TrainingError, write_whole
+from blockswap_models.training.run_folder import RunFolder, TrainingError
 
 __all__ = ["NORMS", "AspectBatches", "Recipe", "build", "evaluate", "learning_rate", "train"]
 
@@ -213,8 +214,8 @@ def train(
     rows = run._rows()[1]
     summary = {**found, "test_images": len(test_dataset), "first_epoch": rows[0], "last_epoch": rows[-1], **header}
     summary["seconds"] = spent
-    write_whole(folder / "model.safetensors", safetensors.torch.save(model.state_dict()))
-    write_whole(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    write_atomic(folder / "model.safetensors", safetensors.torch.save(model.state_dict()), TrainingError)
+    write_atomic(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode(), TrainingError)
     return summary
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from blockswap_models.searching.candidates import Candidate
 from blockswap_models.searching.fisher import Score, fisher_by_block
 from blockswap_models.searching.probe_images import Minibatch
 from blockswap_models.searching.rankings import SCORES, after
-from blockswap_models.searching.scorer import Job
+from blockswap_models.searching.scorer import Scorer
 
 __all__ = ["RANKINGS", "Scores", "describe", "fisher_log", "score_all"]
 
@@ -101,9 +100,8 @@ def score_all(
     for number, draw, genome, missing in tqdm(tasks, "scoring", unit=" networks", disable=None):
         if held != (number, draw):
             held, images = (number, draw), trainer.minibatches(number, seed * 1000 + draw)
-            job = Job(space, Minibatch(*images, source=data), seed=seed, device=trainer.device)
-        # A copy: the next network takes the blocks of this one.
-        model = copy.deepcopy(job.network(Genome(genome), draw)).to(trainer.device)
+            scorer = Scorer(space, Minibatch(*images, source=data), seed=seed, device=trainer.device)
+        model = scorer.network(Genome(genome), draw).to(trainer.device)
         found = after(_all(missing), number)(model, *images)
         key = {"genome": genome, "minibatches": number, "draw": draw, "seed": seed, "data": data}
         scores.add({**key, "ranking": name, "score": value} for name, value in found.items())

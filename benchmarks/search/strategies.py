@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks.lib.report import processor, versions
 from blockswap_models import Budget, Genome, SearchSpace, fisher_potential, search
-from blockswap_models.searching.candidates import Candidate
+from blockswap_models.searching.candidates import Candidate, ScoredDraw
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.searching.strategies import (
     ROUND,
@@ -59,14 +59,14 @@ def evolution(space: SearchSpace, budget: Budget, seed: int, scored: Sequence[Ca
             one, other = random.choice(len(child), size=2, replace=False)
             if random.random() < 0.5:
                 for place in (one, other)[: random.integers(1, 3)]:
-                    child[place] = random.integers(len(space._options[place]))
+                    child[place] = random.integers(len(space.options[place]))
             else:
-                names = [space._options[place][child[place]][0] for place in (other, one)]
-                known = [[block for block, _ in space._options[place]] for place in (one, other)]
+                names = [space.options[place][child[place]][0] for place in (other, one)]
+                known = [[block for block, _ in space.options[place]] for place in (one, other)]
                 if not all(name in each for name, each in zip(names, known, strict=True)):
                     continue
                 child[one], child[other] = known[0].index(names[0]), known[1].index(names[1])
-            genome, cost = space._decode(child)
+            genome, cost = space.decode(child)
             yield genome if budget.fits(cost) else None
 
     return new_genomes(space, budget, seed, scored, children())[:number]
@@ -102,12 +102,10 @@ def found(space: SearchSpace, budget: Budget, seed: int, options: argparse.Names
     for name in STRATEGIES:
         order: list[str] = []
 
-        def in_order(
-            rows: Iterable[dict], total: int, done: int, round_name: str, order: list[str] = order
-        ) -> Iterable[dict]:
-            for row in rows:
-                order.append(row["genome"])
-                yield row
+        def in_order(scored: Iterable[ScoredDraw], *_: object, order: list[str] = order) -> Iterable[ScoredDraw]:
+            for each in scored:
+                order.append(each.genome)
+                yield each
 
         start = time.perf_counter()
         arguments = {"batch_size": options.batch_size, "score": score, "strategy": name, "progress": in_order}

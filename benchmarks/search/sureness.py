@@ -35,7 +35,7 @@ from benchmarks.lib.report import processor, versions
 from blockswap_models import Budget, Genome, SearchResult, SearchSpace, search
 from blockswap_models.budget import parse_amount
 from blockswap_models.machine import default_workers
-from blockswap_models.searching.probe_images import affordable_parts, dataset_minibatch
+from blockswap_models.searching.probe_images import affordable_batches, dataset_minibatch
 
 TEN = 10
 
@@ -68,19 +68,19 @@ class Times:
         """Measures the scores of a search as they come: its `progress`."""
         with open(self.path, "a") as file:
             before = time.perf_counter()
-            for row in tqdm(results, f"{self.label}, {round_name}", total, initial=done, mininterval=10, unit="score"):
+            for each in tqdm(results, f"{self.label}, {round_name}", total, initial=done, mininterval=10, unit="score"):
                 now = time.perf_counter()
                 seconds = (now - before) * self.workers
                 before = now
-                self.seconds[row["genome"], row["draw"]] = seconds
+                self.seconds[each.genome, each.draw] = seconds
                 # The end of a line comes first, so that one that was cut off spoils no other.
-                file.write("\n" + json.dumps([row["genome"], row["draw"], seconds]))
+                file.write("\n" + json.dumps([each.genome, each.draw, seconds]))
                 file.flush()
-                yield row
+                yield each
 
     def spent(self, result: SearchResult) -> float:
         """Seconds of a worker for all scores of a search; one whose time is not known took as long as the others."""
-        needed = [(each.genome, draw) for each in result.candidates for draw in range(len(each.draws))]
+        needed = [(each.genome, draw) for each in result.candidates for draw in range(len(each.scores))]
         known = [self.seconds[score] for score in needed if score in self.seconds]
         return sum(known) / len(known) * len(needed) if known else math.nan
 
@@ -110,8 +110,8 @@ def run(
     times = Times(record, options.workers, f"{way.name}, seed {seed}")
     data = None
     if options.data is not None:
-        parts = affordable_parts(space, way.batch_size)
-        data = dataset_minibatch(space, options.data, options.data_dir, way.batch_size, seed, parts=parts)
+        num_batches = affordable_batches(space, way.batch_size)
+        data = dataset_minibatch(space, options.data, options.data_dir, way.batch_size, seed, num_batches=num_batches)
     result = search(
         space,
         Budget(params=parse_amount(options.params)),
@@ -173,7 +173,7 @@ def benchmark(options: argparse.Namespace, folder: Path) -> None:
         places = place(one.best.genome, other), place(other.best.genome, one)
         print(
             f"{way.name:{width}s}  {way.batch_size:6d}  {way.draws:5d}  {way.refine:6d}  {seconds:7.1f}  "
-            f"{seconds / base:4.2f}  {sum(len(each.draws) for each in one.candidates):6d}  "
+            f"{seconds / base:4.2f}  {sum(len(each.scores) for each in one.candidates):6d}  "
             f"{agreement[0]:6.3f}  {agreement[1]:6.3f}  {sum(agreement) / 2:6.3f}  "
             f"{places[0]:7d}  {places[1]:7d}  {'yes' if max(places) <= TEN else 'no'}",
             flush=True,

@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.speed.latency_table import measure
 from blockswap_models import Budget, LatencyTable, SearchSpace, count, profile, search
 from blockswap_models.machine import default_workers
-from blockswap_models.searching.probe_images import Minibatch, affordable_parts, dataset_minibatch
+from blockswap_models.searching.probe_images import Minibatch, affordable_batches, dataset_minibatch
 
 # How far below the latency that is wanted a network may be.
 SLACK = 0.05
@@ -40,8 +40,10 @@ def images_of(options: argparse.Namespace, space: SearchSpace) -> Minibatch | No
     """The minibatches of the search: noise where no data is given."""
     if options.data is None:
         return None
-    parts = affordable_parts(space, options.batch_size)
-    return dataset_minibatch(space, options.data, options.data_dir, options.batch_size, options.seed, parts=parts)
+    num_batches = affordable_batches(space, options.batch_size)
+    return dataset_minibatch(
+        space, options.data, options.data_dir, options.batch_size, options.seed, num_batches=num_batches
+    )
 
 
 def main() -> None:

@@ -23,8 +23,9 @@ from benchmarks.lib.correlation import spearman
 from benchmarks.lib.report import processor, versions
 from blockswap_models import Budget, Genome, SearchSpace
 from blockswap_models.nets.networks import residual_blocks
+from blockswap_models.searching.candidates import ScoredDraw
 from blockswap_models.searching.probe_images import Minibatch, dataset_minibatch, noise_minibatch
-from blockswap_models.searching.scorer import Job, fast_dtype
+from blockswap_models.searching.scorer import Scorer, fast_dtype
 
 CASES = [("wrn40_2", 200_000), ("wrn40_2", 400_000), ("wrn40_2", 800_000), ("resnet34", 3_000_000)]
 
@@ -70,28 +71,25 @@ def run(name: str, params: int, options: argparse.Namespace) -> None:
     size = options.batch_size // 4
     few = Minibatch(many.images[:size], many.labels[:size], many.source)
     ways = {
-        "default": Job(space, few, dtype=fast_dtype()),
-        "float32": Job(space, few),
-        "exact": Job(space, many),
-        "paper": functools.partial(paper, Job(space, many)),
+        "default": Scorer(space, few, dtype=fast_dtype()),
+        "float32": Scorer(space, few),
+        "exact": Scorer(space, many),
+        "paper": functools.partial(paper, Scorer(space, many)),
     }
     seconds = dict.fromkeys(ways, 0.0)
     scores: dict[str, list[float]] = {way: [] for way in ways}
     first = (name, params) == CASES[0]
-    for way, job in ways.items():
-        # A search makes the modules of its pool once, and a process's peak never falls: it tells something the first
-        # time only, and from the smallest way up.
-        for genome in genomes if isinstance(job, Job) and options.batch_size > 16 else []:
-            job.network(genome, 0)
-        job((genomes[0], 0))
+    for way, scorer in ways.items():
+        # A process's peak never falls: it tells something the first time only, and from the smallest way up.
+        scorer((genomes[0], 0))
         if first:
             print(f"peak memory after '{way}': {peak():.2f} GB")
     for genome in genomes:
-        for way, job in ways.items():
+        for way, scorer in ways.items():
             start = time.perf_counter()
-            scores[way].append(job((genome, 0))["score"])
+            scores[way].append(scorer((genome, 0)).score)
             seconds[way] += time.perf_counter() - start
-    other = [ways["default"]((genome, 1))["score"] for genome in genomes]
+    other = [ways["default"]((genome, 1)).score for genome in genomes]
     print(f"{name} {params:,} parameters, {len(genomes)} genomes, {many.source}")
     print("  way      s/candidate  ratio  Spearman with paper  largest relative difference")
     for way in ("paper", "exact", "float32", "default"):
@@ -103,12 +101,13 @@ def run(name: str, params: int, options: argparse.Namespace) -> None:
     print(f"  default, other weights: Spearman {spearman(other, scores['default']):.3f}", flush=True)
 
 
-def paper(job: Job, task: tuple[Genome, int]) -> dict[str, float]:
-    """Scores as the paper describes it, with the weights of a job."""
-    start = {} if job.space.layout.preact else {"zero_init_last": False}
-    torch.manual_seed(job.seed_of(*task))
-    model = job.space.build(task[0], **start)
-    return {"score": as_the_paper(model, job.data.images, job.data.labels)}
+def paper(scorer: Scorer, task: tuple[Genome, int]) -> ScoredDraw:
+    """Scores as the paper describes it, with the weights of a scorer."""
+    start = {} if scorer.space.layout.preact else {"zero_init_last": False}
+    torch.manual_seed(scorer.seed_of(*task))
+    model = scorer.space.build(task[0], **start)
+    score = as_the_paper(model, scorer.data.images, scorer.data.labels)
+    return ScoredDraw(task[0], scorer.space.cost(task[0]), task[1], score)
 
 
 def main() -> None:

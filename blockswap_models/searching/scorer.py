@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import threading
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import torch
 from torch import nn
 
 from ..genome import Genome
-from .block_cache import NetworkPool
 from .candidates import ScoredDraw
 from .fisher import Score, fisher_by_block, fisher_potential
 from .probe_images import Minibatch
@@ -63,21 +61,17 @@ class Scorer:
             blocks = fisher_by_block(model, images, labels)
             value = sum(blocks)
         else:
-            if torch.device(self.device).type != "cpu":
-                # The pool draws its weights where it is, on the CPU.
-                model = copy.deepcopy(model).to(self.device)
-            blocks, value = None, float(self.score(model, images, labels))
+            blocks, value = None, float(self.score(model.to(self.device), images, labels))
         cost = self.space.cost(genome)
         return ScoredDraw(genome, cost, draw, value, None if blocks is None else tuple(blocks))
 
     def network(self, genome: Genome, draw: int) -> nn.Module:
-        """The network that is scored; the next call ends it."""
+        """Makes the network that is scored, on the CPU, whose random numbers are the same everywhere."""
+        # A branch that starts at zero has no Fisher potential.
+        start = {} if self.space.layout.preact else {"zero_init_last": False}
         with _drawing, torch.random.fork_rng(devices=[]):
-            if not hasattr(self._own, "pool"):
-                # A branch that starts at zero has no Fisher potential.
-                start = {} if self.space.layout.preact else {"zero_init_last": False}
-                self._own.pool = NetworkPool(self.space, **start)
-            return self._own.pool.network(genome, self.seed_of(genome, draw))
+            torch.manual_seed(self.seed_of(genome, draw))
+            return self.space.build(genome, **start)
 
     def seed_of(self, genome: Genome, draw: int) -> int:
         """The seed of the weights of a draw."""
@@ -86,7 +80,7 @@ class Scorer:
 
     def minibatch(self, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The images and labels of a draw, as they are computed with: each draw takes the next part of the data."""
-        if not hasattr(self._own, "parts"):
+        if not hasattr(self._own, "batches"):
             self._own.batches = {}
         batch = draw % self.data.num_batches
         if batch not in self._own.batches:

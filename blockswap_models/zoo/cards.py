@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..errors import BlockSwapError
 from ..messages import quote
 from .genomes import GENOMES
 
@@ -43,7 +44,7 @@ _OF_LATER_RUNS = ("input_size", "init", "init_weights")
 Card = dict[str, Any]
 
 
-class WeightsError(ValueError):
+class WeightsError(BlockSwapError):
     """Weights or a card that cannot be used: says which and what to do."""
 
 

@@ -8,7 +8,6 @@ from torch import nn
 from blockswap_models import Layout, SearchSpace, fisher_potential
 from blockswap_models.nets.networks import build
 from blockswap_models.searching import kernels
-from blockswap_models.searching.block_cache import NetworkPool
 from blockswap_models.searching.fisher import fisher_by_block
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.searching.scorer import Scorer, fast_dtype
@@ -123,27 +122,22 @@ def test_a_score_is_computed_in_the_type_of_the_images_and_the_model_stays(one_t
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("network", "start"), [("wrn40_2", {}), ("resnet18", {"zero_init_last": False})])
-def test_a_pool_draws_the_weights_of_a_new_network(network, start):
+@pytest.mark.parametrize("network", ["wrn16_1", "resnet10"])
+def test_a_scorers_network_has_its_weights_by_seed_genome_and_draw_alone(network):
     space = SearchSpace(network)
-    pool = NetworkPool(space, **start)
-    for seed, genome in enumerate([*space.sample(3), space.layout.original]):
-        torch.manual_seed(seed)
-        expected = space.build(genome, **start).state_dict()
-        found = pool.network(genome, seed)
-        assert found.genome == genome
-        assert list(found.state_dict()) == list(expected)
-        assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
-
-
-def test_blocks_beyond_the_limit_are_not_kept(monkeypatch):
-    space = SearchSpace("wrn16_2")
-    monkeypatch.setattr("blockswap_models.searching.block_cache._MOST_PARAMS", 1000)
-    pool = NetworkPool(space)
-    for genome in space.sample(5):
-        pool.network(genome, 0)
-    assert pool._params <= 1000
-    assert not any(parameter.is_meta for parameter in pool.network(space.layout.original, 0).parameters())
+    scorer = Scorer(space, noise_minibatch(space, 2))
+    start = {} if network.startswith("wrn") else {"zero_init_last": False}
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    for draw, genome in enumerate(space.sample(2)):
+        first, again = scorer.network(genome, draw), scorer.network(genome, draw)
+        assert torch.equal(torch.get_rng_state(), state)
+        with torch.random.fork_rng():
+            torch.manual_seed(scorer.seed_of(genome, draw))
+            expected = space.build(genome, **start).state_dict()
+        for model in (first, again):
+            assert model.genome == genome
+            assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
 def test_a_draw_takes_the_next_minibatch_and_new_weights():
@@ -155,6 +149,8 @@ def test_a_draw_takes_the_next_minibatch_and_new_weights():
     assert torch.equal(parts[0], parts[3])
     assert not torch.equal(parts[0], parts[1])
     assert torch.equal(torch.cat(parts[:3]), data.images)
+    # A minibatch is prepared once.
+    assert parts[0] is parts[3]
     genome = space.layout.original
     rows = [scorer((genome, draw)) for draw in (0, 1, 0)]
     assert rows[0] == rows[2]
