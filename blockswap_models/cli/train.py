@@ -280,7 +280,7 @@ def _students(options: SimpleNamespace) -> dict[str, nn.Module]:
     for short, name in zip(options.names, full, strict=True):
         torch.manual_seed(options.seed)
         if options.pretrained and ":" not in name and not timm.is_model_pretrained(name):
-            raise MissingWeightsError(name)
+            raise MissingWeightsError(name, "leave out --pretrained, or use --init FILE")
         if options.image_size is not None:
             cfg = timm.get_pretrained_cfg(name)
             # The channels of the weights, which timm adapts to those of the network.

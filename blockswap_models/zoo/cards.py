@@ -103,7 +103,7 @@ def read_card(path: str | Path) -> Card:
     except OSError as error:
         raise WeightsError(f"cannot read the card {quote(str(path))}: {error.strerror}") from None
     except (AttributeError, ValueError):
-        raise WeightsError(f"{quote(str(path))} is no card of weights; write one that 'blockswap pack' made") from None
+        raise WeightsError(f"{quote(str(path))} is no card of weights; use one that 'blockswap pack' made") from None
     return card
 
 

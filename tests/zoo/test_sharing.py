@@ -289,7 +289,7 @@ def test_mistakes_are_one_line(capsys, packed, tmp_path):
     run_folder = packed.parent / "run"
     for arguments, message in [
         (["push", "wrn16_1.nothing", "--out", tmp_path / "x"], "no weights 'wrn16_1.nothing' in the zoo; use "),
-        (["push", tmp_path / "other.json", "--out", tmp_path / "x"], "is no card of weights; write one that"),
+        (["push", tmp_path / "other.json", "--out", tmp_path / "x"], "is no card of weights; use one that"),
         (["push", tmp_path / "none.json", "--out", tmp_path / "x"], "cannot read the card"),
         (["push", packed, "--repo", "net"], "a repository is USER/NAME, not 'net' (--repo)"),
         (["push", packed, "--out", tmp_path / "x", "--private"], "--private is for a repository on the Hub"),
