@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from noise_coco import CATEGORIES, write_noise
 from torchvision.transforms import v2
 
+from benchmarks.paper.noise_coco import CATEGORIES, write_noise
 from blockswap_models import SearchSpace
 from blockswap_models.cli.main import main
 from blockswap_models.data.folders import DataError
