@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
             "model": options.name,
             "weights": weights,
             "data": options.data,
-            "split": options.split or "validation",
+            "split": _split(options),
             **asdict(result),
             "device": str(device),
             "dtype": options.dtype,
@@ -89,14 +90,27 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
         return
     rows = [
         ("weights", weights),
-        ("data", f"{options.data}, {options.split or 'validation'}"),
+        ("data", f"{options.data}, {_split(options)}"),
         ("images", f"{result.images:,}"),
         ("top-1 error", f"{result.top1_error:.2f} %"),
-        ("top-5 error", f"{result.top5_error:.2f} %"),
+        # Of five classes one of the first five is always right.
+        *([("top-5 error", f"{result.top5_error:.2f} %")] if getattr(model, "num_classes", 6) > 5 else []),
         *([("damaged", f"{len(result.damaged):,} left out")] if result.damaged else []),
         ("time", f"{result.seconds:,.1f} s, {result.images / result.seconds:,.0f} images/s, {device}, {options.dtype}"),
     ]
     print_table(("model", options.name), rows)
+
+
+def _split(options: SimpleNamespace) -> str:
+    """Names the split that was measured: the one asked for, or the one that was found."""
+    from ..data.folders import find_dataset
+    from ..data.splits import find_split
+
+    name, root = find_dataset(options.data, options.data_dir)
+    if options.split is not None or name != "folder":
+        return options.split or "validation"
+    found = find_split(root, None)
+    return "all images" if found == Path(root) else found.name
 
 
 def measure(model: nn.Module, loader: Minibatches, dtype: torch.dtype) -> Evaluation:

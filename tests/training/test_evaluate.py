@@ -232,10 +232,10 @@ def test_evaluate(capsys, folder, tmp_path):
     assert found == {
         "model": "wrn16_1",
         "weights": str(tmp_path / "net.safetensors"),
-        "data": f"{folder}, validation",
+        "data": f"{folder}, val",
         "images": "9",
+        # Of three classes one of the first five is always right, so it says no top-5 error.
         "top-1 error": "66.67 %",
-        "top-5 error": "0.00 %",
     }
     few = ["--data", "folder", "--data-dir", folder, "--images", 5, "--batch-size", 2, "--dtype", "bfloat16", "--json"]
     status, out, err = run(capsys, *command, *few)
@@ -248,7 +248,7 @@ def test_evaluate(capsys, folder, tmp_path):
         "model": "wrn16_1",
         "weights": str(tmp_path / "net.safetensors"),
         "data": "folder",
-        "split": "validation",
+        "split": "val",
         "images": 5,
         "damaged": [],
         "top5_error": 0,

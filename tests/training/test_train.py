@@ -347,7 +347,7 @@ def test_a_disk_that_fills_during_the_run(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         replace_file(source, target)
 
-    monkeypatch.setattr(blockswap_models.training.run_folder.os, "replace", fail_late)
+    monkeypatch.setattr(blockswap_models.files.os, "replace", fail_late)
     with pytest.raises(TrainingError, match=r"checkpoint\.pth': No space left on device"):
         run_tiny(tmp_path / "full")
     monkeypatch.undo()
@@ -452,7 +452,12 @@ def test_teacher_student_and_evaluation(capsys, tmp_path, monkeypatch):
     assert summary["versions"]["torch"] == torch.__version__
     assert summary["params"] == sum(p.numel() for p in make_task().parameters())
     header, rows = log_of(student)
-    assert {key: value for key, value in summary.items() if key in header} == header
+    # The log has the whole recipe, the summary what the run used of it.
+    assert {**{key: value for key, value in summary.items() if key in header}, "recipe": None} == header | {
+        "recipe": None
+    }
+    assert summary["recipe"].items() <= header["recipe"].items()
+    assert header["recipe"].keys() - summary["recipe"].keys() >= {"warmup", "small_size", "step_epochs", "crop_scale"}
     assert rows[0].keys() == {"epoch", "lr", "train_loss", "task_loss", "attention_loss", "top1_error", "top5_error"}
     weights = student / "model.safetensors"
     status, out, err = run(capsys, "evaluate", "wrn16_1", *genome, *data, "--checkpoint", weights, "--json")
