@@ -290,7 +290,7 @@ def test_a_large_space_meets_two_costs() -> None:
 def test_a_search_for_a_second_cost_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     # A small space that is taken for one too large to list; what it decodes is kept, to be quick.
     decode = lru_cache(SPARSE.decode)
-    monkeypatch.setattr(SPARSE, "_decode", lambda picks: decode(tuple(picks)))
+    monkeypatch.setattr(SPARSE, "decode", lambda picks: decode(tuple(picks)))
     monkeypatch.setattr(CostTable, "count", lambda *_: 10**9)
     some = Budget(params=(0, None), macs=(None, 11_000_000))
     found, share = SPARSE.sample_with_acceptance(10, some)
