@@ -1,5 +1,6 @@
 """Weights with their cards: made from a run, pushed, loaded again, refused when they are not what their card says."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -306,9 +307,16 @@ def test_mistakes_are_one_line(capsys, packed, tmp_path):
 # -- what comes with the package -------------------------------------------------------------------------------------
 
 
-def test_the_zoo_ships_weights_and_timm_knows_all_of_them():
-    # Where none are found, the tests below have nothing to look at.
-    assert shipped()
+# The weights that a wheel must have, with the start of each file's SHA-256.
+PINNED = {
+    "blockswap_wrn40_2.cifar10_short": "f749d03cc938b2be",
+    "blockswap_wrn40_2_404k.at_cifar10_short": "cc714b1e902bc68f",
+}
+
+
+def test_the_zoo_ships_its_weights_and_timm_knows_all_of_them():
+    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in shipped().items()}
+    assert digests == PINNED
     assert timm.list_pretrained("blockswap_*") == sorted(shipped())
 
 
