@@ -130,7 +130,7 @@ class Bench:
         # `train` trains one network.
         if len(tasks) == 1:
             clock = Clock(self.device)
-            minibatches = marked(islice(self.loader, steps), clock)
+            minibatches = Marked(self.loader, steps, clock)
             with tqdm(disable=True) as bar:
                 train_epoch(tasks[0], minibatches, optimizers[0], self.recipe, bar, dtype=self.dtype)
             whole = typical(clock)
@@ -163,11 +163,19 @@ def typical(clock: Clock, warm_up: int = WARM_UP) -> float:
     return statistics.median(clock.seconds()[warm_up - 1 :])
 
 
-def marked(minibatches: Iterable[Any], clock: Clock) -> Iterator[Any]:
-    """Yields minibatches, and marks when each has been trained on."""
-    for minibatch in minibatches:
-        yield minibatch
-        clock.mark()
+class Marked:
+    """The first minibatches of a loader; marks when each has been trained on."""
+
+    def __init__(self, loader: CifarLoader, number: int, clock: Clock) -> None:
+        self.loader, self.number, self.clock = loader, number, clock
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[Any]:
+        for minibatch in islice(self.loader, self.number):
+            yield minibatch
+            self.clock.mark()
 
 
 def main() -> None:
