@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .detection import mask_rcnn
     from .export import ExportError, export_model, fold_batchnorm
     from .nets.cost import count, count_blocks
+    from .prediction import Prediction, predict
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
     from .searching.profile import profile
@@ -45,6 +46,7 @@ _LAZY = {
     "DataError": "data.errors",
     "ExportError": "export",
     "MissingWeightsError": "zoo.cards",
+    "Prediction": "prediction",
     "RecordError": "searching.record",
     "SearchError": "searching.search",
     "SearchResult": "searching.search",
@@ -60,6 +62,7 @@ _LAZY = {
     "fisher_potential": "searching.fisher",
     "fold_batchnorm": "export",
     "mask_rcnn": "detection",
+    "predict": "prediction",
     "profile": "searching.profile",
     "register": "zoo.register",
     "save_pretrained": "zoo.blockswap",
@@ -84,6 +87,7 @@ __all__ = [
     "LatencyTable",
     "Layout",
     "MissingWeightsError",
+    "Prediction",
     "RecordError",
     "SearchError",
     "SearchResult",
@@ -99,6 +103,7 @@ __all__ = [
     "fisher_potential",
     "fold_batchnorm",
     "mask_rcnn",
+    "predict",
     "profile",
     "register",
     "save_pretrained",

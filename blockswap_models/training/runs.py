@@ -15,7 +15,7 @@ from torch import nn
 from ..data.cifar import CifarLoader
 from ..data.facts import holdout_of, holdout_text, image_facts
 from ..data.folders import find_dataset
-from ..data.statistics import model_data_config
+from ..data.statistics import CIFAR10_NAMES, model_data_config
 from ..nets.cost import count
 from ..nets.devices import describe_machine
 from ..zoo.cards import MissingWeightsError, file_digest
@@ -123,6 +123,8 @@ def train_run(
     if images is not None and settings.num_classes is None:
         settings = replace(settings, num_classes=len(images.classes))
     label_names = None if images is None else images.classes
+    if settings.data.lower() == "torch/cifar10":
+        label_names = CIFAR10_NAMES
     students = _students(settings, label_names)
     of_students = {name: _facts(name, student) for name, student in students.items()}
     model = students[settings.names[0]]
