@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..budget import Budget, BudgetError
+from ..budget import Budget, BudgetError, BudgetLike
 from ..errors import BlockSwapError
 from ..genome import Genome, GenomeError
 from ..layout import Layout
@@ -20,6 +20,7 @@ from ..machine import find_device
 from .candidates import ETA, Candidate, ScoredDraw, rank
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch, affordable_batches, noise_minibatch, user_minibatch
+from .rankings import score_named
 from .record import Record
 from .scorer import Scorer, fast_dtype
 from .space import SearchSpace
@@ -67,14 +68,14 @@ class SearchResult:
 
 def search(
     space: SearchSpace | str,
-    budget: Budget | None,
+    budget: BudgetLike | None,
     samples: int = 1000,
     seed: int = 0,
     *,
     genomes: Iterable[Genome | str] | None = None,
     data: Minibatch | tuple[Any, Any] | Iterable[Any] | None = None,
     batch_size: int = 32,
-    score: Score = fisher_potential,
+    score: Score | str = fisher_potential,
     strategy: str = "random",
     draws: int = 1,
     refine: int = 3,
@@ -93,14 +94,16 @@ def search(
 
     Args:
         space: A search space, or the name of a network such as `wrn40_2`.
-        budget: What the networks may cost; None allows everything.
+        budget: What the networks may cost: a `Budget`; or parameters, as a number or text such as `"400k"`; or amounts
+            by name, such as `{"params": "400k", "latency": "4ms"}`. None allows everything.
         samples: Genomes to score.
         seed: Seed of genomes, weights and noise.
         genomes: Exactly these genomes are scored, each once. They too must fit the budget.
         data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, or what
             `dataset_minibatch` returns. Images of 1/f noise with random labels where none are given.
         batch_size: Images in a minibatch.
-        score: A function of model, images and labels; higher is better.
+        score: A name, such as "fisher" or "naswot" (`score_named`), or a function of model, images and labels; higher
+            is better.
         strategy: "random" draws genomes uniformly. "surrogate" draws a hundred so and then, fifty at a time, takes the
             best by a model of the scores so far.
         draws: Draws of the weights for each genome.
@@ -126,7 +129,7 @@ def search(
 
     Example:
         ```python
-        result = search("wrn40_2", Budget(params=400_000), samples=100, workers=2)
+        result = search("wrn40_2", "400k", samples=100, workers=2)
         model = timm.create_model("blockswap_wrn40_2", genome=result.best.genome)
         ```
     """
@@ -138,9 +141,10 @@ def search(
         if value < 0:
             raise ValueError(f"{name} is 0 or more, not {value}")
     if strategy not in STRATEGIES:
-        raise ValueError(f"there is no strategy {strategy!r}; write {' or '.join(map(repr, STRATEGIES))}")
+        raise ValueError(f"there is no strategy {strategy!r}; use {' or '.join(map(repr, STRATEGIES))}")
     propose = STRATEGIES[strategy]
-    budget = Budget(params=(0, None)) if budget is None else budget
+    budget = Budget(params=(0, None)) if budget is None else Budget.of(budget)
+    score = score_named(score)
     if genomes is None:
         chosen = propose(space, budget, seed, [], samples)
     else:
