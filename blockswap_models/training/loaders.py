@@ -21,7 +21,7 @@ from ..data.shared_memory import collate_shared
 from ..data.splits import known_split, splits_in
 from ..data.statistics import model_data_config
 from ..messages import quote
-from .evaluate import Minibatches, check_classes
+from .evaluate import SizedMinibatches, check_classes
 from .recipes import Recipe
 
 __all__ = ["GrowingLoader", "require_splits", "training_loader"]
@@ -40,7 +40,7 @@ def training_loader(
     device: torch.device | str = "cpu",
     channels_last: bool = False,
     workers: int = 4,
-) -> Minibatches:
+) -> SizedMinibatches:
     """Opens the training images of a dataset.
 
     CIFAR at its own size lies whole on the device, cropped, flipped and with Cutout; all else goes through timm's
@@ -79,7 +79,7 @@ def training_loader(
         images, labels = read_cifar(root, cifar)
         images, labels = images.to(device), labels.to(device)
 
-        def load(size: int) -> Minibatches:
+        def load(size: int) -> SizedMinibatches:
             return CifarLoader(
                 images,
                 labels,
@@ -104,7 +104,7 @@ def training_loader(
         # Loaders of small and of whole images warn once together.
         told: set[str] = set()
 
-        def load(size: int) -> Minibatches:
+        def load(size: int) -> SizedMinibatches:
             scaled = {**config, "input_size": (config["input_size"][0], size, size)}
             return _timm_loader(
                 model, data, root, recipe, scaled, seed, torch.device(device), world_size, workers, told, holdout
@@ -117,7 +117,7 @@ def training_loader(
 class GrowingLoader:
     """Minibatches of one loader, of small images, for the first epochs, and of another for those that follow."""
 
-    def __init__(self, small: Minibatches, whole: Minibatches, small_epochs: int) -> None:
+    def __init__(self, small: SizedMinibatches, whole: SizedMinibatches, small_epochs: int) -> None:
         self.small, self.whole, self.small_epochs = small, whole, small_epochs
         self.loader = small
 
@@ -154,7 +154,7 @@ def _timm_loader(
     workers: int,
     told: set[str],
     holdout: HoldOut | None,
-) -> Minibatches:
+) -> SizedMinibatches:
     if data == "folder":
         require_splits(root, holdout)
     dataset = open_dataset(
