@@ -158,14 +158,15 @@ def search_(as_json: bool, **arguments: Any) -> None:
     import torch
 
     from ..searching.front import search_front
-    from ..searching.rankings import SCORES, after
+    from ..searching.rankings import after, score_named
     from ..searching.search import search
 
     device = find_device(options.device)
+    score = after(score_named(options.score), options.minibatches)
     advise_when_interrupted(f"go on with the same command and --resume{'' if not options.out else f' {record}'}")
     given = {
         "data": _minibatch(options, space),
-        "score": after(SCORES[options.score], options.minibatches),
+        "score": score,
         "draws": options.draws,
         "refine": options.refine,
         "workers": options.workers,

@@ -150,7 +150,7 @@ def median_shares(candidates: Iterable[Candidate]) -> tuple[float, ...] | None:
 def common_cost(budgets: Sequence[Budget]) -> str:
     """Names the cost with which all budgets begin."""
     if not budgets:
-        raise BudgetError("a front needs budgets; use [Budget(params=200_000), Budget(params=400_000)]")
+        raise BudgetError("a front needs budgets; use budgets=['200k', '400k']")
     first, *others = (next(iter(budget.windows)) for budget in budgets)
     for budget, other in zip(budgets[1:], others, strict=True):
         if other != first:

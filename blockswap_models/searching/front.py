@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from ..budget import Budget
+from ..budget import Budget, BudgetLike
 from ..genome import Genome
 from .candidates import Candidate, common_cost, pareto, rank_within
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
+from .rankings import score_named
 from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
 from .search import SearchError, SearchResult
 from .space import SearchSpace
@@ -44,13 +45,13 @@ class Front:
 
 def search_front(
     space: SearchSpace | str,
-    budgets: Sequence[Budget],
+    budgets: Sequence[BudgetLike],
     samples: int = 1000,
     seed: int = 0,
     *,
     data: Minibatch | tuple[Any, Any] | Iterable[Any] | None = None,
     batch_size: int = 32,
-    score: Score = fisher_potential,
+    score: Score | str = fisher_potential,
     strategy: str = "surrogate",
     draws: int = 1,
     refine: int = 3,
@@ -74,7 +75,7 @@ def search_front(
         seed: Seed of genomes, weights and noise.
         data: Images and labels, as for `search`.
         batch_size: Images in a minibatch.
-        score: A function of model, images and labels; higher is better.
+        score: A name or a function, as for `search`.
         strategy: "surrogate" or "random", as for `search`; only the first learns from one budget for another.
         draws: Draws of the weights for each genome.
         refine: Rounds of refinement within each budget, as for `search`.
@@ -97,8 +98,7 @@ def search_front(
 
     Example:
         ```python
-        budgets = [Budget(params=params) for params in (200_000, 400_000, 800_000)]
-        front = search_front("wrn40_2", budgets, samples=100, workers=2)
+        front = search_front("wrn40_2", ["200k", "400k", "800k"], samples=100, workers=2)
         for candidate in front.candidates:
             print(candidate.cost, candidate.score, candidate.genome)
         ```
@@ -106,6 +106,8 @@ def search_front(
     space = SearchSpace(space) if isinstance(space, str) else space
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
     propose = strategy_named(strategy)
+    score = score_named(score)
+    budgets = [Budget.of(each) for each in budgets]
     cost = common_cost(budgets)
     # First of all what needs no score: a budget that cannot be met is refused before there is a record.
     chosen = [propose(space, budget, seed, [], samples) for budget in budgets]
@@ -156,7 +158,7 @@ def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: flo
 
     Example:
         ```python
-        budgets = budgets_along(SearchSpace("wrn40_2"), "params", 4)  # 130k, 290k, 660k, 1.5m
+        budgets = budgets_along(SearchSpace("wrn40_2"), "params", 4)  # 130k, 290k, 650k, 1.5m
         ```
     """
     if number < 1:

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from ..budget import Budget, BudgetError
+from ..budget import Budget, BudgetError, BudgetLike
 from ..errors import BlockSwapError
 from ..genome import Genome, GenomeError
 from .candidates import Candidate
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
+from .rankings import score_named
 from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
 from .space import SearchSpace
 from .strategies import strategy_named
@@ -62,14 +63,14 @@ class SearchResult:
 
 def search(
     space: SearchSpace | str,
-    budget: Budget | None,
+    budget: BudgetLike | None,
     samples: int = 1000,
     seed: int = 0,
     *,
     genomes: Iterable[Genome | str] | None = None,
     data: Minibatch | tuple[Any, Any] | Iterable[Any] | None = None,
     batch_size: int = 32,
-    score: Score = fisher_potential,
+    score: Score | str = fisher_potential,
     strategy: str = "random",
     draws: int = 1,
     refine: int = 3,
@@ -88,14 +89,16 @@ def search(
 
     Args:
         space: A search space, or the name of a network such as `wrn40_2`.
-        budget: What the networks may cost; None allows everything.
+        budget: What the networks may cost: a `Budget`; or parameters, as a number or text such as `"400k"`; or amounts
+            by name, such as `{"params": "400k", "latency": "4ms"}`. None allows everything.
         samples: Genomes to score.
         seed: Seed of genomes, weights and noise.
         genomes: Exactly these genomes are scored, each once. They too must fit the budget.
         data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, or what
             `dataset_minibatch` returns. Images of 1/f noise with random labels where none are given.
         batch_size: Images in a minibatch.
-        score: A function of model, images and labels; higher is better.
+        score: A name, such as "fisher" or "naswot" (`score_named`), or a function of model, images and labels; higher
+            is better.
         strategy: "random" draws genomes uniformly. "surrogate" draws a hundred so and then, fifty at a time, takes the
             best by a model of the scores so far.
         draws: Draws of the weights for each genome.
@@ -121,14 +124,15 @@ def search(
 
     Example:
         ```python
-        result = search("wrn40_2", Budget(params=400_000), samples=100, workers=2)
+        result = search("wrn40_2", "400k", samples=100, workers=2)
         model = timm.create_model("blockswap_wrn40_2", genome=result.best.genome)
         ```
     """
     space = SearchSpace(space) if isinstance(space, str) else space
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
     propose = strategy_named(strategy)
-    budget = Budget(params=(0, None)) if budget is None else budget
+    budget = Budget(params=(0, None)) if budget is None else Budget.of(budget)
+    score = score_named(score)
     if genomes is None:
         chosen = propose(space, budget, seed, [], samples)
     else:
