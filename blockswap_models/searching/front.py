@@ -142,7 +142,7 @@ def search_front(
 
 
 def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: float = 0.025) -> list[Budget]:
-    """Spreads budgets of one cost evenly, by factors, from the cheapest genome of a space to the original network.
+    """Spreads budgets of one cost evenly, by factors, from the cheapest genome of a space to the dearest.
 
     Args:
         space: The search space.
@@ -158,7 +158,7 @@ def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: flo
 
     Example:
         ```python
-        budgets = budgets_along(SearchSpace("wrn40_2"), "params", 4)  # 130k, 290k, 650k, 1.5m
+        budgets = budgets_along(SearchSpace("wrn40_2"), "params", 4)  # 130k, 290k, 660k, 1.5m
         ```
     """
     if number < 1:
