@@ -194,7 +194,7 @@ def read_front(path: str | Path) -> FrontRecord | None:
 
 def budget_text(header: dict[str, Any]) -> str:
     """Writes the budget of a record as a person does."""
-    windows = header.get("budget")
+    windows: Any = header.get("budget")
     try:
         return str(_budget(windows))
     except (AttributeError, TypeError, ValueError):
@@ -203,7 +203,8 @@ def budget_text(header: dict[str, Any]) -> str:
 
 
 def _budget(windows: Any) -> Budget:
-    return Budget(**{name: tuple(window) for name, window in windows.items()})
+    arguments: dict[str, Any] = {name: tuple(window) for name, window in windows.items()}
+    return Budget(**arguments)
 
 
 def build_text(header: dict[str, Any], genome: str) -> str:
