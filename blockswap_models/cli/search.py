@@ -65,7 +65,7 @@ def space_(as_json: bool, **arguments: Any) -> None:
     """Prints how many genomes fit a budget, and what can be met."""
     options = SimpleNamespace(**arguments)
     space = _space(options)
-    amounts = {name: given.value for name in _COSTS if (given := getattr(options, name)) is not None}
+    amounts: dict[str, Any] = {name: given.value for name in _COSTS if (given := getattr(options, name)) is not None}
     budget = Budget(**amounts, tolerance=options.tolerance) if amounts else None
     report: dict[str, Any] = {
         "network": space.layout.name,
@@ -164,7 +164,7 @@ def search_(as_json: bool, **arguments: Any) -> None:
     device = find_device(options.device)
     score = after(score_named(options.score), options.minibatches)
     advise_when_interrupted(f"go on with the same command and --resume{'' if not options.out else f' {record}'}")
-    given = {
+    given: dict[str, Any] = {
         "data": _minibatch(options, space),
         "score": score,
         "draws": options.draws,
@@ -216,7 +216,7 @@ def _space(options: SimpleNamespace) -> SearchSpace:
 
 def _budgets(options: SimpleNamespace, space: SearchSpace) -> list[Budget]:
     """Makes the budgets of a search: one, or those of a front."""
-    amounts = {name: given.value for name in _COSTS if (given := getattr(options, name)) is not None}
+    amounts: dict[str, Any] = {name: given.value for name in _COSTS if (given := getattr(options, name)) is not None}
     lists = [f"--{name}" for name, each in amounts.items() if len(each) > 1]
     if len(lists) + (options.front is not None) > 1:
         raise ValueError(f"a front is along one cost; use one amount for {lists[-1]}")
@@ -227,7 +227,7 @@ def _budgets(options: SimpleNamespace, space: SearchSpace) -> list[Budget]:
         amounts[options.front] = [getattr(each, options.front) for each in along]
     several = next((name for name, each in amounts.items() if len(each) > 1), next(iter(amounts)))
     # The cost that a front is along comes first.
-    others = {name: each[0] for name, each in amounts.items() if name != several}
+    others: dict[str, Any] = {name: each[0] for name, each in amounts.items() if name != several}
     return [Budget(**{several: each}, **others, tolerance=options.tolerance) for each in amounts[several]]
 
 

@@ -107,37 +107,37 @@ def search_front(
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
     propose = strategy_named(strategy)
     score = score_named(score)
-    budgets = [Budget.of(each) for each in budgets]
-    cost = common_cost(budgets)
+    wanted = [Budget.of(each) for each in budgets]
+    cost = common_cost(wanted)
     # First of all what needs no score: a budget that cannot be met is refused before there is a record.
-    chosen = [propose(space, budget, seed, [], samples) for budget in budgets]
+    chosen = [propose(space, budget, seed, [], samples) for budget in wanted]
     scorer = make_scorer(space, data, batch_size, score, seed, device, dtype, executor)
-    described = describe(scorer, strategy, {"budgets": [budget_windows(budget) for budget in budgets]})
+    described = describe(scorer, strategy, {"budgets": [budget_windows(budget) for budget in wanted]})
     with Scoring(scorer, workers, executor, record, resume, described, progress) as scoring:
         planned = [len(each) if strategy == "random" else samples for each in chosen]
         scoring.total = sum(each * draws + scores_of_refinement(each, draws, refine) for each in planned)
-        proposed = [0] * len(budgets)
+        proposed = [0] * len(wanted)
         candidates: dict[Genome, Candidate] = {}
         while any(chosen):
             # One of each budget in turn: from the first hundred a strategy learns how much scores differ.
             turns = dict.fromkeys(genome for turn in zip_longest(*chosen) for genome in turn if genome is not None)
             new = [genome for genome in turns if genome not in candidates]
             candidates.update((each.genome, each) for each in scoring.candidates(new, draws, draws, "scoring"))
-            for place, budget in enumerate(budgets):
+            for place, budget in enumerate(wanted):
                 proposed[place] += len(chosen[place])
                 # All random genomes are one round, and where a budget has no more genomes, others go on.
                 left = samples - proposed[place] if chosen[place] and strategy != "random" else 0
                 chosen[place] = propose(space, budget, seed, list(candidates.values()), left) if left else []
         refined = dict(candidates)
-        for budget in budgets:
+        for budget in wanted:
             within = [each for each in candidates.values() if budget.fits(each.cost)]
             for each in scoring.refined(within, draws, refine, f"{budget}, "):
                 refined[each.genome] = max(each, refined[each.genome], key=lambda one: len(one.scores))
-    rankings = rank_within(budgets, refined.values())
-    for budget, ranked in zip(budgets, rankings, strict=True):
+    rankings = rank_within(wanted, refined.values())
+    for budget, ranked in zip(wanted, rankings, strict=True):
         if not math.isfinite(ranked[0].score):
             raise SearchError(f"none of {len(ranked)} scores within {budget} is finite; look at the data")
-    results = tuple(SearchResult(space, each, tuple(own)) for each, own in zip(budgets, rankings, strict=True))
+    results = tuple(SearchResult(space, each, tuple(own)) for each, own in zip(wanted, rankings, strict=True))
     return Front(cost, results, pareto(refined.values(), cost))
 
 
@@ -166,4 +166,5 @@ def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: flo
     least, most = space.range(cost)
     centres = (least * (most / least) ** ((place + 0.5) / number) for place in range(number))
     digits = (int(float(f"{each:.1e}")) if cost != "latency" else float(f"{each:.1e}") for each in centres)
-    return [Budget(**{cost: amount}, tolerance=tolerance) for amount in digits]
+    arguments: list[dict[str, Any]] = [{cost: amount} for amount in digits]
+    return [Budget(**each, tolerance=tolerance) for each in arguments]
