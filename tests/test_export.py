@@ -383,7 +383,7 @@ def test_command_says_when_weights_are_random(capsys, tmp_path):
     ("arguments", "message"),
     [
         (["wrn16_1", "--out", "net.bin"], "the format of 'net.bin' is not clear from its ending; use one of .onnx"),
-        (["wrn16_1", "--out", "net.ts", "--format", "onnx"], "is the name of a file of torchscript, not onnx; write"),
+        (["wrn16_1", "--out", "net.ts", "--format", "onnx"], "is the name of a file of torchscript, not onnx; use"),
         (["wrn17_2", "--out", "net.ts"], "unknown model 'wrn17_2'; did you mean"),
         (["wrn16_1", "--genome", "2xS/2xZ/2xS", "--out", "net.ts"], "unknown block type 'Z'"),
         (["wrn16_1", "--genome", "S/S/S", "--out", "net.ts"], "has stages of 2, 2 and 2 blocks"),
