@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .detection import mask_rcnn
     from .export import ExportError, export_model, fold_batchnorm
     from .nets.cost import count, count_blocks
+    from .nets.swap import SplitError, swap
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
     from .searching.profile import profile
@@ -50,6 +51,7 @@ _LAZY = {
     "SearchResult": "searching.search",
     "SearchSpace": "searching.space",
     "SharedTeacherTask": "training.shared_teacher",
+    "SplitError": "nets.swap",
     "TrainingError": "training.run_folder",
     "WeightsError": "zoo.cards",
     "WorkerError": "searching.workers",
@@ -64,6 +66,7 @@ _LAZY = {
     "register": "zoo.register",
     "save_pretrained": "zoo.blockswap",
     "search": "searching.search",
+    "swap": "nets.swap",
     "train": "training.loop",
 }
 
@@ -89,6 +92,7 @@ __all__ = [
     "SearchResult",
     "SearchSpace",
     "SharedTeacherTask",
+    "SplitError",
     "TrainingError",
     "WeightsError",
     "WorkerError",
@@ -103,6 +107,7 @@ __all__ = [
     "register",
     "save_pretrained",
     "search",
+    "swap",
     "train",
 ]
 
