@@ -237,7 +237,7 @@ def build_block(
     block has no activation after the addition without `act_last`, and no addition without `skip`, as the linear
     bottlenecks of MobileNets.
     """
-    dd = {"device": device, "dtype": dtype}
+    dd: dict[str, Any] = {"device": device, "dtype": dtype}
     convs = block.convs(in_chs, out_chs, stride)
     if preact and downsample is None and (in_chs != out_chs or stride != 1):
         downsample = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False, **dd)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from ..messages import did_you_mean, listed, quote
 from ..nets.cost import count
 from .fisher import Score, at_least_float, fisher_potential, measure_blocks, set_scoring_modes
 
@@ -30,6 +31,7 @@ __all__ = [
     "macs",
     "naswot",
     "params",
+    "score_named",
     "synflow",
     "train_accuracy",
 ]
@@ -71,12 +73,17 @@ def train_accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
 
 def params(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Counts the parameters; the minibatch is not used."""
-    return float(count(model, tuple(images.shape[1:])).params)
+    return float(count(model, _image_size(images)).params)
 
 
 def macs(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Counts the multiply-accumulates for one image of the size of `images`, which are not used otherwise."""
-    return float(count(model, tuple(images.shape[1:])).macs)
+    return float(count(model, _image_size(images)).macs)
+
+
+def _image_size(images: torch.Tensor) -> tuple[int, int, int]:
+    _, channels, height, width = images.shape
+    return channels, height, width
 
 
 def naswot(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -138,6 +145,28 @@ SCORES: dict[str, Score] = {
     "naswot": naswot,
     "synflow": synflow,
 }
+
+
+def score_named(score: Score | str) -> Score:
+    """Finds a score by its name.
+
+    Args:
+        score: A name of `SCORES`; a score itself stands for itself.
+
+    Returns:
+        The score.
+
+    Raises:
+        ValueError: There is no score of this name.
+        TypeError: It is neither a name nor a function.
+    """
+    if isinstance(score, str):
+        if score not in SCORES:
+            raise ValueError(f"unknown score {quote(score)}; {did_you_mean(score, [*SCORES], f'use {listed(SCORES)}')}")
+        return SCORES[score]
+    if not callable(score):
+        raise TypeError(f"a score is a name or a function of model, images and labels, not {type(score).__name__}")
+    return score
 
 
 def after(score: Score, minibatches: int, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4) -> Score:

@@ -136,9 +136,10 @@ def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...
 
 def budget_text(header: dict[str, Any]) -> str:
     """Writes the budget of a record as a person does."""
-    windows = header.get("budget")
+    windows: Any = header.get("budget")
     try:
-        return str(Budget(**{name: tuple(window) for name, window in windows.items()}))
+        arguments: dict[str, Any] = {name: tuple(window) for name, window in windows.items()}
+        return str(Budget(**arguments))
     except (AttributeError, TypeError, ValueError):
         # A budget of something that this version does not know.
         return json.dumps(windows)
