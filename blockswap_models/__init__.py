@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .nets.swap import SplitError, swap
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
+    from .searching.front import Front, budgets_along, search_front
     from .searching.profile import profile
     from .searching.record import RecordError
     from .searching.search import SearchError, SearchResult, search
@@ -45,6 +46,7 @@ _LAZY = {
     "Candidate": "searching.candidates",
     "DataError": "data.errors",
     "ExportError": "export",
+    "Front": "searching.front",
     "MissingWeightsError": "zoo.cards",
     "RecordError": "searching.record",
     "SearchError": "searching.search",
@@ -55,6 +57,7 @@ _LAZY = {
     "TrainingError": "training.run_folder",
     "WeightsError": "zoo.cards",
     "WorkerError": "searching.workers",
+    "budgets_along": "searching.front",
     "count": "nets.cost",
     "count_blocks": "nets.cost",
     "evaluate": "training.evaluate",
@@ -66,6 +69,7 @@ _LAZY = {
     "register": "zoo.register",
     "save_pretrained": "zoo.blockswap",
     "search": "searching.search",
+    "search_front": "searching.front",
     "swap": "nets.swap",
     "train": "training.loop",
 }
@@ -81,6 +85,7 @@ __all__ = [
     "Cost",
     "DataError",
     "ExportError",
+    "Front",
     "Genome",
     "GenomeError",
     "LatencyError",
@@ -96,6 +101,7 @@ __all__ = [
     "TrainingError",
     "WeightsError",
     "WorkerError",
+    "budgets_along",
     "count",
     "count_blocks",
     "evaluate",
@@ -107,6 +113,7 @@ __all__ = [
     "register",
     "save_pretrained",
     "search",
+    "search_front",
     "swap",
     "train",
 ]
