@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .detection import mask_rcnn
     from .export import ExportError, export_model, fold_batchnorm
     from .nets.cost import count, count_blocks
+    from .nets.swap import SplitError, swap
     from .prediction import Prediction, predict
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
@@ -54,6 +55,7 @@ _LAZY = {
     "SearchResult": "searching.search",
     "SearchSpace": "searching.space",
     "SharedTeacherTask": "training.shared_teacher",
+    "SplitError": "nets.swap",
     "TrainingError": "training.run_folder",
     "WeightsError": "zoo.cards",
     "WorkerError": "searching.workers",
@@ -71,6 +73,7 @@ _LAZY = {
     "save_pretrained": "zoo.blockswap",
     "search": "searching.search",
     "search_front": "searching.front",
+    "swap": "nets.swap",
     "train": "training.loop",
 }
 
@@ -98,6 +101,7 @@ __all__ = [
     "SearchResult",
     "SearchSpace",
     "SharedTeacherTask",
+    "SplitError",
     "TrainingError",
     "WeightsError",
     "WorkerError",
@@ -115,6 +119,7 @@ __all__ = [
     "save_pretrained",
     "search",
     "search_front",
+    "swap",
     "train",
 ]
 
