@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from .searching.fisher import fisher_potential
     from .searching.profile import profile
     from .searching.record import RecordError
-    from .searching.search import SearchError, SearchResult, search
+    from .searching.result import SearchResult
+    from .searching.search import SearchError, search
     from .searching.space import SearchSpace
     from .searching.workers import WorkerError
     from .training.attention_transfer import AttentionTransferTask
@@ -47,7 +48,7 @@ _LAZY = {
     "MissingWeightsError": "zoo.cards",
     "RecordError": "searching.record",
     "SearchError": "searching.search",
-    "SearchResult": "searching.search",
+    "SearchResult": "searching.result",
     "SearchSpace": "searching.space",
     "SharedTeacherTask": "training.shared_teacher",
     "TrainingError": "training.run_folder",

@@ -14,12 +14,11 @@ from ..searching.latency import LatencyTable
 from ..searching.record import build_text, require_new
 from .errors import advise_when_interrupted
 from .parameters import AMOUNT, LATENCY, network_options, subcommand, together, top_option
-from .progress import ScoreBar
 from .tables import in_megas, print_json, print_ranking
 
 if TYPE_CHECKING:
     from ..searching.probe_images import Minibatch
-    from ..searching.search import SearchResult
+    from ..searching.result import SearchResult
     from ..searching.space import SearchSpace
 
 __all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "search_", "space_", "space_of", "tied_text"]
@@ -140,24 +139,24 @@ def search_(as_json: bool, **arguments: Any) -> None:
     device = find_device(options.device)
     score = after(score_named(options.score), options.minibatches)
     advise_when_interrupted(f"go on with the same command and --resume{'' if not options.out else f' {record}'}")
-    with ScoreBar() as progress:
-        result = search(
-            space,
-            budget,
-            options.samples,
-            options.seed,
-            data=_minibatch(options, space),
-            score=score,
-            strategy=options.strategy,
-            draws=options.draws,
-            refine=options.refine,
-            workers=options.workers,
-            device=device,
-            dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
-            record=record,
-            resume=options.resume is not None,
-            progress=progress,
-        )
+    result = search(
+        space,
+        budget,
+        options.samples,
+        options.seed,
+        data=_minibatch(options, space),
+        score=score,
+        strategy=options.strategy,
+        draws=options.draws,
+        refine=options.refine,
+        workers=options.workers,
+        device=device,
+        dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
+        record=record,
+        resume=options.resume is not None,
+        progress=True,
+        on_interrupt="raise",
+    )
     _print_result(result, record, options.top, as_json)
 
 

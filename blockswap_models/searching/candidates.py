@@ -14,7 +14,7 @@ from typing import Any
 from ..budget import Cost
 from ..genome import Genome
 
-__all__ = ["ETA", "Candidate", "ScoredDraw", "median_shares", "rank"]
+__all__ = ["ETA", "Candidate", "ScoredDraw", "median_shares", "rank", "rank_draws"]
 
 # Each round of refinement keeps the best of this many, and gives each of them this many times the draws.
 ETA = 4
@@ -136,6 +136,14 @@ def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
         return False, -int(math.log(len(each.scores) / fewest, ETA) + 1e-9), -each.score
 
     return sorted(candidates, key=place)
+
+
+def rank_draws(draws: Iterable[ScoredDraw]) -> list[Candidate]:
+    """Ranks the genomes of scores that came in any order, as `rank` does."""
+    by_genome: dict[Genome, dict[int, ScoredDraw]] = {}
+    for each in draws:
+        by_genome.setdefault(each.genome, {})[each.draw] = each
+    return rank(Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values())
 
 
 def median_shares(candidates: Iterable[Candidate]) -> tuple[float, ...] | None:

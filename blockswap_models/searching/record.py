@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,21 +18,26 @@ from ..files import JsonLineError, append_json_line, read_json_lines
 from ..genome import Genome
 from ..layout import Layout
 from ..zoo.genomes import GENOMES
-from .candidates import Candidate, ScoredDraw, rank
+from .candidates import Candidate, ScoredDraw, rank_draws
 
 __all__ = [
     "Record",
     "RecordError",
+    "budget_of",
     "budget_text",
     "build_text",
+    "rank_record",
     "read_ranking",
     "read_record",
+    "record_header",
     "require_new",
 ]
 
 _KIND = "blockswap search"
 # What is meant by records that do not say it, since they are older.
 _UNSAID = {"strategy": "random", "dtype": "float32"}
+# What the scores do not depend on: the budget as it was asked for, whose windows are beside it.
+_ASIDE = ("asked",)
 
 
 class RecordError(BlockSwapError):
@@ -48,7 +54,7 @@ class Record:
     def __init__(self, path: str | Path, search: dict[str, Any], resume: bool = False) -> None:
         self.path = Path(path)
         self.draws: dict[tuple[Genome, int], ScoredDraw] = {}
-        header = {"record": _KIND, **search}
+        header = record_header(search)
         whole = 0
         try:
             self._new = not self.path.exists()
@@ -89,6 +95,11 @@ class Record:
         self.draws[scored.genome, scored.draw] = scored
 
 
+def record_header(search: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the first line of a record, from what the scores depend on."""
+    return {"record": _KIND, **search}
+
+
 def require_new(path: str | Path) -> None:
     """Raises RecordError if there is such a file with something in it."""
     if Path(path).exists() and Path(path).stat().st_size:
@@ -121,27 +132,40 @@ def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...
         RecordError: It is not a record, or none of its scores is finite.
     """
     header, draws = read_record(path)
-    by_genome: dict[Genome, dict[int, ScoredDraw]] = {}
-    for each in draws:
-        by_genome.setdefault(each.genome, {})[each.draw] = each
-    ranking = rank(Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values())
+    return header, rank_record(path, draws)
+
+
+def rank_record(path: str | Path, draws: Iterable[ScoredDraw]) -> tuple[Candidate, ...]:
+    """Ranks the genomes of the scores of a record, from best to worst; raises RecordError where none has a score."""
+    ranking = rank_draws(draws)
     if len({each.genome.depths for each in ranking}) > 1:
         raise RecordError(f"{path} mixes genomes of several networks")
     if not ranking:
         raise RecordError(f"{path} holds no scores yet")
     if not math.isfinite(ranking[0].score):
         raise RecordError(f"none of the scores in {path} is finite")
-    return header, tuple(ranking)
+    return tuple(ranking)
 
 
-def budget_text(header: dict[str, Any]) -> str:
+def budget_of(header: Mapping[str, Any]) -> Budget:
+    """Reads the budget of a record, as it was asked for where the record says so; raises ValueError or TypeError."""
+    windows = Budget(**{name: tuple(window) for name, window in dict(header["budget"]).items()})
+    asked = header.get("asked")
+    if isinstance(asked, dict):
+        with suppress(TypeError, ValueError):
+            budget = Budget(**asked)
+            if budget.windows == windows.windows:
+                return budget
+    return windows
+
+
+def budget_text(header: Mapping[str, Any]) -> str:
     """Writes the budget of a record as a person does."""
-    windows = header.get("budget")
     try:
-        return str(Budget(**{name: tuple(window) for name, window in windows.items()}))
-    except (AttributeError, TypeError, ValueError):
+        return str(budget_of(header))
+    except (KeyError, TypeError, ValueError):
         # A budget of something that this version does not know.
-        return json.dumps(windows)
+        return json.dumps(header.get("budget"))
 
 
 def build_text(header: dict[str, Any], genome: str) -> str:
@@ -183,7 +207,8 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[ScoredDraw], int]:
 
 def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     found = {**{key: value for key, value in _UNSAID.items() if key in wanted}, **found}
-    differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    keys = [key for key in {**wanted, **found} if key not in _ASIDE]
+    differing = [key for key in keys if found.get(key) != wanted.get(key)]
     if differing:
         said = "; ".join(f"{key} {_short(found.get(key))} there, {_short(wanted.get(key))} here" for key in differing)
         raise RecordError(f"{path} is the record of another search: {said}")

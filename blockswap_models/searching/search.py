@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..budget import Budget, BudgetError, BudgetLike
+from ..data.folders import classes_of
 from ..errors import BlockSwapError
 from ..genome import Genome, GenomeError
 from ..layout import Layout
 from ..machine import find_device
-from .candidates import ETA, Candidate, ScoredDraw, rank
+from ..progress import is_watched
+from .candidates import ETA, Candidate, ScoredDraw, rank, rank_draws
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch, affordable_batches, noise_minibatch, user_minibatch
 from .rankings import score_named
 from .record import Record
+from .result import SearchResult
+from .score_bar import ScoreBar
 from .scorer import Scorer, fast_dtype
 from .space import SearchSpace
 from .strategies import STRATEGIES
@@ -34,38 +39,6 @@ class SearchError(BlockSwapError, RuntimeError):
     """A search that cannot give an answer; its record keeps what was scored."""
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found.
-
-    Attributes:
-        space: The search space.
-        budget: The budget.
-        candidates: The scored genomes from best to worst: first those with most draws, last those without a score.
-    """
-
-    space: SearchSpace
-    budget: Budget
-    candidates: tuple[Candidate, ...]
-
-    @property
-    def best(self) -> Candidate:
-        """The candidate with the highest score of those that were refined most."""
-        return self.candidates[0]
-
-    @property
-    def num_tied(self) -> int | None:
-        """How many others are within the uncertainty of the best; None where one draw cannot tell."""
-        best = self.best
-        if math.isnan(best.standard_error_factor):
-            return None
-        return sum(
-            each.score * max(each.standard_error_factor, 1.0) >= best.score / best.standard_error_factor
-            for each in self.candidates[1:]
-            if len(each.scores) == len(best.scores)
-        )
-
-
 def search(
     space: SearchSpace | str,
     budget: BudgetLike | None,
@@ -73,7 +46,7 @@ def search(
     seed: int = 0,
     *,
     genomes: Iterable[Genome | str] | None = None,
-    data: Minibatch | tuple[Any, Any] | Iterable[Any] | None = None,
+    data: Minibatch | tuple[Any, Any] | Iterable[Any] | str | Path | None = None,
     batch_size: int = 32,
     score: Score | str = fisher_potential,
     strategy: str = "random",
@@ -85,7 +58,8 @@ def search(
     dtype: torch.dtype | None = None,
     record: str | Path | None = None,
     resume: bool = False,
-    progress: Callable[[Iterable[Any], int, int, str], Iterable[Any]] | None = None,
+    progress: bool | Callable[[Iterable[Any], int, int, str], Iterable[Any]] | None = None,
+    on_interrupt: Literal["return", "raise"] = "return",
 ) -> SearchResult:
     """Chooses genomes within a budget, scores each on a minibatch, gives the best more draws, and ranks them.
 
@@ -99,8 +73,9 @@ def search(
         samples: Genomes to score.
         seed: Seed of genomes, weights and noise.
         genomes: Exactly these genomes are scored, each once. They too must fit the budget.
-        data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, or what
-            `dataset_minibatch` returns. Images of 1/f noise with random labels where none are given.
+        data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, a folder with one
+            folder of images for each class, or what `dataset_minibatch` returns. Images of 1/f noise with random labels
+            where none are given. Where the space is a name, its networks have the classes of the folder.
         batch_size: Images in a minibatch.
         score: A name, such as "fisher" or "naswot" (`score_named`), or a function of model, images and labels; higher
             is better.
@@ -114,8 +89,11 @@ def search(
         dtype: Precision of scores, the fastest for this score where none is given.
         record: A file, to which each score is written as it comes.
         resume: Whether to go on with that file.
-        progress: Called for each round with the iterable of its scores, the number of scores of the whole search, the
-            number that is done, and the name of the round; returns the iterable.
+        progress: Whether to show a progress bar: by default in a notebook and on a terminal. True writes a line now and
+            then to a log, too. Or what is called for each round with the iterable of its scores, the number of scores
+            of the whole search, the number that is done, and the name of the round, and returns the iterable.
+        on_interrupt: What Ctrl-C does once something is scored. With "return" the result is of what was scored, with a
+            warning and `interrupted=True`; with "raise" KeyboardInterrupt is raised. The record is whole either way.
 
     Returns:
         The ranking.
@@ -133,7 +111,8 @@ def search(
         model = timm.create_model("blockswap_wrn40_2", genome=result.best.genome)
         ```
     """
-    space = SearchSpace(space) if isinstance(space, str) else space
+    if isinstance(space, str):
+        space = SearchSpace(space, num_classes=_num_classes(data))
     for name, value in {"samples": samples, "draws": draws, "workers": workers, "batch_size": batch_size}.items():
         if value < 1:
             raise ValueError(f"{name} is at least 1, not {value}")
@@ -142,6 +121,8 @@ def search(
             raise ValueError(f"{name} is 0 or more, not {value}")
     if strategy not in STRATEGIES:
         raise ValueError(f"there is no strategy {strategy!r}; use {' or '.join(map(repr, STRATEGIES))}")
+    if on_interrupt not in ("return", "raise"):
+        raise ValueError(f"on_interrupt is 'return' or 'raise', not {on_interrupt!r}")
     propose = STRATEGIES[strategy]
     budget = Budget(params=(0, None)) if budget is None else Budget.of(budget)
     score = score_named(score)
@@ -164,60 +145,79 @@ def search(
     if local or executor is not None:
         # Before there is a record: what cannot travel to workers is refused here.
         assert shared.content
-    with ExitStack() as stack:
-        described = _describe(scorer, budget, strategy)
-        kept = stack.enter_context(Record(record, described, resume) if record is not None else nullcontext())
-        scored: dict[tuple[Genome, int], ScoredDraw] = kept.draws if kept else {}
+    described = _describe(scorer, budget, strategy)
+    scored: dict[tuple[Genome, int], ScoredDraw] = {}
+    show = progress is True or (progress is None and is_watched())
+    finished, interrupted = 0, False
+    try:
+        with ExitStack() as stack:
+            kept = stack.enter_context(Record(record, described, resume) if record is not None else nullcontext())
+            scored = kept.draws if kept else scored
+            bar = stack.enter_context(ScoreBar()) if show else progress if callable(progress) else None
+            # All random genomes are one round, which is shorter than asked for where fewer fit.
+            planned = len(chosen) if strategy == "random" else samples
+            # Genomes and draws of each round of refinement; a quarter of the draws are those of the round before.
+            rounds = [(max(1, planned // ETA**each), draws * ETA**each) for each in range(1, refine + 1)]
+            total = planned * draws + sum(leaders * (number - number // ETA) for leaders, number in rounds)
 
-        # All random genomes are one round, which is shorter than asked for where fewer fit.
-        planned = len(chosen) if strategy == "random" else samples
-        # Genomes and draws of each round of refinement; a quarter of the draws are those of the round before.
-        rounds = [(max(1, planned // ETA**each), draws * ETA**each) for each in range(1, refine + 1)]
-        total = planned * draws + sum(leaders * (number - number // ETA) for leaders, number in rounds)
-        finished = 0
+            def evaluate(genomes: Sequence[Genome], number: int, new: int, round_name: str) -> list[Candidate]:
+                """Scores genomes by so many draws, of which so many are new in this round."""
+                nonlocal executor, finished
+                tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in scored]
+                if tasks and local and executor is None:
+                    # A search that was done before it was resumed needs none.
+                    executor = stack.enter_context(local_workers(workers))
+                results: Iterable[ScoredDraw] = map_in_order(shared, tasks, executor, cancel=not local)
+                finished += len(genomes) * new
+                if bar and tasks:
+                    results = bar(results, total, max(0, finished - len(tasks)), round_name)
+                try:
+                    for each in results:
+                        if kept:
+                            kept.add(each)
+                        scored[each.genome, each.draw] = each
+                except WorkerError:
+                    if scored:
+                        raise
+                    raise WorkerError(
+                        "a worker died before the first score, perhaps for want of memory; use fewer workers="
+                    ) from None
+                return [Candidate.of_draws([scored[genome, draw] for draw in range(number)]) for genome in genomes]
 
-        def evaluate(genomes: Sequence[Genome], number: int, new: int, round_name: str) -> list[Candidate]:
-            """Scores genomes by so many draws, of which so many are new in this round."""
-            nonlocal executor, finished
-            tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in scored]
-            if tasks and local and executor is None:
-                # A search that was done before it was resumed needs none.
-                executor = stack.enter_context(local_workers(workers))
-            results: Iterable[ScoredDraw] = map_in_order(shared, tasks, executor, cancel=not local)
-            finished += len(genomes) * new
-            if progress and tasks:
-                results = progress(results, total, max(0, finished - len(tasks)), round_name)
-            try:
-                for each in results:
-                    if kept:
-                        kept.add(each)
-                    scored[each.genome, each.draw] = each
-            except WorkerError:
-                if scored:
-                    raise
-                raise WorkerError(
-                    "a worker died before the first score, perhaps for want of memory; use fewer workers="
-                ) from None
-            return [Candidate.of_draws([scored[genome, draw] for draw in range(number)]) for genome in genomes]
-
-        candidates: list[Candidate] = []
-        while chosen:
-            candidates += evaluate(chosen, draws, draws, "scoring")
-            left = samples - len(candidates)
-            chosen = propose(space, budget, seed, candidates, left) if left else []
-        # In the order in which they were proposed, as the record has them: so ties are ranked alike.
-        by_genome = {each.genome: each for each in candidates}
-        ranked = rank(candidates)
-        for each_round in range(1, refine + 1):
-            leaders = [each.genome for each in ranked[: max(1, len(ranked) // ETA**each_round)]]
-            number = draws * ETA**each_round
-            round_name = f"refining, round {each_round} of {refine}"
-            refined = evaluate(leaders, number, number - number // ETA, round_name)
-            by_genome.update({each.genome: each for each in refined})
-            ranked = rank(by_genome.values())
+            candidates: list[Candidate] = []
+            while chosen:
+                candidates += evaluate(chosen, draws, draws, "scoring")
+                left = samples - len(candidates)
+                chosen = propose(space, budget, seed, candidates, left) if left else []
+            # In the order in which they were proposed, as the record has them: so ties are ranked alike.
+            by_genome = {each.genome: each for each in candidates}
+            ranked = rank(candidates)
+            for each_round in range(1, refine + 1):
+                leaders = [each.genome for each in ranked[: max(1, len(ranked) // ETA**each_round)]]
+                number = draws * ETA**each_round
+                round_name = f"refining, round {each_round} of {refine}"
+                refined = evaluate(leaders, number, number - number // ETA, round_name)
+                by_genome.update({each.genome: each for each in refined})
+                ranked = rank(by_genome.values())
+    except KeyboardInterrupt:
+        if on_interrupt == "raise" or not scored:
+            raise
+        interrupted, ranked = True, rank_draws(scored.values())
+        go_on = "search with resume=True" if record is not None else "save it and search with record=, resume=True"
+        warnings.warn(
+            f"the search was interrupted: this is the result of {len(scored):,} scores; to go on, {go_on}", stacklevel=2
+        )
     if not math.isfinite(ranked[0].score):
         raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
-    return SearchResult(space, budget, tuple(ranked))
+    return SearchResult(space, budget, tuple(ranked), interrupted, tuple(scored.values()), described)
+
+
+def _num_classes(data: object) -> int | None:
+    """The number of classes in a folder of images; None for other data."""
+    if not isinstance(data, (str, Path)):
+        return None
+    classes = classes_of(str(data))
+    return None if classes is None else len(classes)
 
 
 def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) -> list[Genome]:
@@ -252,6 +252,7 @@ def _describe(scorer: Scorer, budget: Budget, strategy: str) -> dict[str, Any]:
         "input_size": list(space.input_size),
         "num_classes": space.num_classes,
         "budget": {name: [low, high if math.isfinite(high) else None] for name, (low, high) in budget.windows.items()},
+        "asked": budget.as_json(),
         "seed": scorer.seed,
         "data": scorer.data.source,
         "score": getattr(scorer.score, "__name__", type(scorer.score).__name__),
