@@ -218,7 +218,7 @@ def build_block(
     `dilations` are those of the first and the second 3x3. A post-activation block is handed its `downsample`, as in
     timm; a pre-activation block makes its own shortcut where the widths differ.
     """
-    dd = {"device": device, "dtype": dtype}
+    dd: dict[str, Any] = {"device": device, "dtype": dtype}
     convs = block.convs(in_chs, out_chs, stride)
     if preact and (in_chs != out_chs or stride != 1):
         downsample = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False, **dd)

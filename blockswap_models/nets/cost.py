@@ -6,6 +6,8 @@ and linear layers for one image, nothing else (BN, ReLU, additions and pooling c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -51,7 +53,7 @@ def count_blocks(model: nn.Module, input_size: tuple[int, int, int] | None = Non
     return _count(model, residual_blocks(model), input_size)
 
 
-def _count(model: nn.Module, parts: list[nn.Module], input_size: tuple[int, int, int] | None) -> list[Cost]:
+def _count(model: nn.Module, parts: Sequence[nn.Module], input_size: tuple[int, int, int] | None) -> list[Cost]:
     if input_size is None:
         config = getattr(model, "pretrained_cfg", None) or {}
         size = config.get("input_size") or getattr(getattr(model, "layout", None), "input_size", None)
@@ -70,9 +72,9 @@ def count_parts(model: nn.Module, parts: list[nn.Module], x: torch.Tensor) -> li
     """Counts parts of a model on the meta device, on an input `x` of one image; the model is of no use afterwards."""
     macs: dict[nn.Module, int] = {}
 
-    def hook(module: nn.Module, _: object, output: torch.Tensor) -> None:
+    def hook(module: nn.Conv2d | nn.Linear, _: object, output: torch.Tensor) -> None:
         # Each element of the output of a convolution or linear layer takes one product a weight of one output channel.
-        macs[module] = macs.get(module, 0) + output.numel() * module.weight[0].numel()  # type: ignore[index, operator]
+        macs[module] = macs.get(module, 0) + output.numel() * module.weight[0].numel()
 
     for module in model.modules():
         # The user's own hooks are not called for a count.
@@ -91,5 +93,5 @@ def count_parts(model: nn.Module, parts: list[nn.Module], x: torch.Tensor) -> li
     ]
 
 
-def _same(x: torch.Tensor) -> torch.Tensor:
-    return x
+def _same(input: torch.Tensor) -> torch.Tensor:
+    return input

@@ -28,7 +28,7 @@ _INK, _FAINT, _POINTS, _BEST = "#222222", "#8c8c8c", "#7f9fb5", "#D55E00"
 _HEADING = {"color": _FAINT, "ha": "center", "va": "bottom"}
 _STRIPS = 5
 _STAGE_GAP = 0.35
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.color": _INK,
@@ -111,16 +111,19 @@ def _picture_class() -> type[Figure]:
 
 
 def _figure(header: Mapping[str, Any], ranking: Sequence[Candidate]) -> Figure:
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     finite = [each for each in ranking if math.isfinite(each.score)]
     top = finite[:_STRIPS]
     blocks = len(top[0].genome.blocks)
     width = min(max(11.0, 4 + 0.52 * blocks), 22.0)
     rows = 0.5 + 0.45 * len(top)
     heights = (0.75, rows + 3.6, 4.0)
-    figure = _picture_class()(figsize=(width, sum(heights)), layout="constrained", facecolor="white")
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09)
+    figure = _picture_class()(figsize=(width, sum(heights)), layout=layout, facecolor="white")
     # Each part is laid out by itself: the second has a table at its right.
-    title, upper, lower = figure.subfigures(3, 1, height_ratios=heights)
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.09)
+    parts: Any = figure.subfigures(3, 1, height_ratios=heights)
+    title, upper, lower = parts
     strips, shares = upper.subplots(2, 1, sharex=True, height_ratios=(rows, 2.2))
     histogram, costs = lower.subplots(1, 2)
     _draw_title(title, header, len(ranking), width)
@@ -137,7 +140,7 @@ def _draw_title(part: SubFigure, header: Mapping[str, Any], count: int, width: f
         f"{header.get('space')} within {budget_text(header)}: {best_of}",
         f"{header.get('score')} on {header.get('data')}, seed {header.get('seed')}",
     ]
-    for line, y, size, weight in zip(lines, (0.66, 0.24), (14, 10), ("bold", "normal"), strict=True):
+    for line, y, size, weight in zip(lines, (0.66, 0.24), (14.0, 10.0), ("bold", "normal"), strict=True):
         size = min(size, 72 * (width - 0.3) / (0.72 * len(line)))
         # A name may hold a dollar sign, which is no formula here.
         part.text(0.15 / width, y, line, size=size, weight=weight, va="center", parse_math=False)
@@ -158,7 +161,7 @@ def _draw_strips(axes: Axes, top: Sequence[Candidate], inches: float) -> None:
             family = family_of(block)
             box = Rectangle((place - 0.47, row - 0.4), 0.94, 0.8, facecolor=FAMILIES[family][0], linewidth=0)
             axes.add_patch(box)
-            style = {"ha": "center", "va": "center", "rotation": 90 if upright else 0, "size": size}
+            style: dict[str, Any] = {"ha": "center", "va": "center", "rotation": 90 if upright else 0, "size": size}
             style["color"] = text_colour(family)
             axes.text(place, row, str(block), weight="normal" if row else "bold", **style)
     axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
@@ -234,7 +237,7 @@ def _draw_histogram(axes: Axes, finite: Sequence[Candidate], left_out: int) -> N
         edges = numpy.linspace(*((low, high) if high > low else (low - 0.5, low + 0.5)), bins + 1)
     # Rounding must not leave the extremes out.
     edges[0], edges[-1] = min(edges[0], min(scores)), max(edges[-1], max(scores))
-    axes.hist(scores, edges, color=_POINTS, edgecolor="white", linewidth=0.6)
+    axes.hist(scores, edges.tolist(), color=_POINTS, edgecolor="white", linewidth=0.6)
     axes.axvline(scores[0], color=_BEST, linewidth=2)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.15)
     middle = float(numpy.median(scores))
@@ -245,7 +248,7 @@ def _draw_histogram(axes: Axes, finite: Sequence[Candidate], left_out: int) -> N
     axes.set_title("Scores" + (f" ({left_out:,} not finite, left out)" if left_out else ""))
     axes.set_xlabel("score")
     axes.set_ylabel("genomes")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     if logarithmic:
         axes.set_xscale("log")
         _label_decades(axes.xaxis, low, high)
@@ -271,6 +274,7 @@ def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
     bar = axes.figure.colorbar(points, ax=axes, pad=0.02, aspect=30, format=lambda value, _: _amount(value))
     bar.set_label(titles[other])
     bar.outline.set_visible(False)
+    assert bar.solids is not None
     bar.solids.set_alpha(1)
     best = finite[0]
     axes.scatter(places[:1], scores[:1], s=170, marker="o", facecolors="none", edgecolors=_BEST, linewidths=2)
@@ -283,7 +287,7 @@ def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
     axes.set_title("Cost and score")
     axes.set_xlabel(titles[cost])
     axes.set_ylabel("score")
-    axes.xaxis.get_major_locator().set_params(nbins=6)
+    axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter(lambda value, _: _amount(value))
     if min(scores) > 0:
         axes.set_yscale("log")

@@ -73,12 +73,17 @@ def train_accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
 
 def params(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Counts the parameters; the minibatch is not used."""
-    return float(count(model, tuple(images.shape[1:])).params)
+    return float(count(model, _image_size(images)).params)
 
 
 def macs(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Counts the multiply-accumulates for one image of the size of `images`, which are not used otherwise."""
-    return float(count(model, tuple(images.shape[1:])).macs)
+    return float(count(model, _image_size(images)).macs)
+
+
+def _image_size(images: torch.Tensor) -> tuple[int, int, int]:
+    _, channels, height, width = images.shape
+    return channels, height, width
 
 
 def naswot(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:

@@ -149,7 +149,8 @@ def rank_record(path: str | Path, draws: Iterable[ScoredDraw]) -> tuple[Candidat
 
 def budget_of(header: Mapping[str, Any]) -> Budget:
     """Reads the budget of a record, as it was asked for where the record says so; raises ValueError or TypeError."""
-    windows = Budget(**{name: tuple(window) for name, window in dict(header["budget"]).items()})
+    arguments: dict[str, Any] = {name: tuple(window) for name, window in dict(header["budget"]).items()}
+    windows = Budget(**arguments)
     asked = header.get("asked")
     if isinstance(asked, dict):
         with suppress(TypeError, ValueError):

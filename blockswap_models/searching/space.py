@@ -14,7 +14,7 @@ from ..budget import UNMEASURED, Budget, BudgetError, Cost, amount_text
 from ..genome import SEARCH_TYPES, BlockType, Genome, GenomeError
 from ..layout import Layout, Position
 from ..nets.cost import count_parts
-from ..nets.networks import build, residual_blocks
+from ..nets.networks import ResNet, WideResNet, build, residual_blocks
 from .cost_table import LONGEST_OF_COUNT, CostTable
 from .latency import LatencyTable
 
@@ -126,7 +126,7 @@ class SearchSpace:
             ]
         return fixed, options
 
-    def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> torch.nn.Module:
+    def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> WideResNet | ResNet:
         """Builds the network of a genome, with random weights.
 
         Args:
