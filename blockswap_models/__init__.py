@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from .detection import mask_rcnn
     from .export import ExportError, export_model, fold_batchnorm
     from .nets.cost import count, count_blocks
+    from .nets.swap import SplitError, swap
+    from .prediction import Prediction, predict
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
+    from .searching.front import Front, budgets_along, search_front
     from .searching.profile import profile
     from .searching.record import RecordError
     from .searching.result import SearchResult
@@ -45,15 +48,19 @@ _LAZY = {
     "Candidate": "searching.candidates",
     "DataError": "data.errors",
     "ExportError": "export",
+    "Front": "searching.front",
     "MissingWeightsError": "zoo.cards",
+    "Prediction": "prediction",
     "RecordError": "searching.record",
     "SearchError": "searching.search",
     "SearchResult": "searching.result",
     "SearchSpace": "searching.space",
     "SharedTeacherTask": "training.shared_teacher",
+    "SplitError": "nets.swap",
     "TrainingError": "training.run_folder",
     "WeightsError": "zoo.cards",
     "WorkerError": "searching.workers",
+    "budgets_along": "searching.front",
     "count": "nets.cost",
     "count_blocks": "nets.cost",
     "evaluate": "training.evaluate",
@@ -61,10 +68,13 @@ _LAZY = {
     "fisher_potential": "searching.fisher",
     "fold_batchnorm": "export",
     "mask_rcnn": "detection",
+    "predict": "prediction",
     "profile": "searching.profile",
     "register": "zoo.register",
     "save_pretrained": "zoo.blockswap",
     "search": "searching.search",
+    "search_front": "searching.front",
+    "swap": "nets.swap",
     "train": "training.loop",
 }
 
@@ -79,20 +89,24 @@ __all__ = [
     "Cost",
     "DataError",
     "ExportError",
+    "Front",
     "Genome",
     "GenomeError",
     "LatencyError",
     "LatencyTable",
     "Layout",
     "MissingWeightsError",
+    "Prediction",
     "RecordError",
     "SearchError",
     "SearchResult",
     "SearchSpace",
     "SharedTeacherTask",
+    "SplitError",
     "TrainingError",
     "WeightsError",
     "WorkerError",
+    "budgets_along",
     "count",
     "count_blocks",
     "evaluate",
@@ -100,10 +114,13 @@ __all__ = [
     "fisher_potential",
     "fold_batchnorm",
     "mask_rcnn",
+    "predict",
     "profile",
     "register",
     "save_pretrained",
     "search",
+    "search_front",
+    "swap",
     "train",
 ]
 

@@ -24,6 +24,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "BW": ("#F0E442", "BW  by group width"),
     "M": ("#009E73", "M  inverted bottleneck"),
     "D": ("#CC79A7", "D  separable"),
+    "K": ("#c8c8c8", "K  kept"),
 }
 _DARK = ("S", "G", "B", "M")
 _STRIP = "display:inline-flex;flex-wrap:wrap;gap:6px;font:11px/20px sans-serif;vertical-align:middle"

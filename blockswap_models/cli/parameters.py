@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from ..budget import parse_amount, parse_latency
+from ..budget import parse_amount, parse_latency, parse_several
 from ..genome import BlockType, Genome
 from ..layout import Layout
 from ..machine import default_workers, require_writable
@@ -16,15 +16,19 @@ from ..messages import quote
 
 __all__ = [
     "AMOUNT",
+    "AMOUNTS",
     "GENOME",
+    "LATENCIES",
     "LATENCY",
     "NETWORK",
     "TYPES",
+    "Decorator",
     "Given",
     "NewFile",
     "dataset_options",
     "device_option",
     "exclusive",
+    "holdout_options",
     "model_argument",
     "model_options",
     "network_options",
@@ -66,6 +70,8 @@ class _Read(click.ParamType):
 
 AMOUNT = _Read("amount", lambda text: Given(text, parse_amount(text)))
 LATENCY = _Read("time", lambda text: Given(text, parse_latency(text)))
+AMOUNTS = _Read("amount[,…]", lambda text: Given(text, parse_several(text, parse_amount)))
+LATENCIES = _Read("time[,…]", lambda text: Given(text, parse_several(text, parse_latency)))
 NETWORK = _Read("network", lambda text: Given(text, Layout.named(text)))
 GENOME = _Read("genome", Genome)
 TYPES = _Read("types", lambda text: [BlockType.parse(each) for each in text.split(",")])
@@ -149,11 +155,20 @@ network_options = together(
     size_options,
 )
 model_argument = click.argument(
-    "name", metavar="MODEL", help="a model of timm or the zoo, local-dir:FOLDER or hf-hub:NAME"
+    "name", metavar="MODEL", help="a model of timm or the zoo, the folder of a network or a run, or hf-hub:NAME"
 )
 dataset_options = together(
     click.option("--data", required=True, help="torch/cifar10 or another timm dataset, or a folder of images"),
     click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset"),
+)
+holdout_options = together(
+    click.option(
+        "--val-share",
+        type=float,
+        metavar="SHARE",
+        help="share of each class that is held out for validation, for a folder without splits [default: 0.2]",
+    ),
+    click.option("--val-seed", type=int, default=0, help="seed of what is held out"),
 )
 device_option = click.option("--device", help="cpu, cuda or cuda:1 [default: cuda where there is a GPU, else cpu]")
 reader_option = click.option(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,15 +19,18 @@ from ..files import JsonLineError, append_json_line, read_json_lines
 from ..genome import Genome
 from ..layout import Layout
 from ..zoo.genomes import GENOMES
-from .candidates import Candidate, ScoredDraw, rank_draws
+from .candidates import Candidate, ScoredDraw, candidates_of, common_cost, pareto, rank, rank_within
 
 __all__ = [
+    "FoundNetwork",
+    "FrontRecord",
     "Record",
     "RecordError",
     "budget_of",
     "budget_text",
     "build_text",
-    "rank_record",
+    "network_of",
+    "read_front",
     "read_ranking",
     "read_record",
     "record_header",
@@ -34,10 +38,12 @@ __all__ = [
 ]
 
 _KIND = "blockswap search"
+# What scores do not depend on: the names of classes, and where the images are.
+_ABOUT = "about"
+# Nor on the budget as it was asked for, whose windows are beside it.
+_ASKED = "asked"
 # What is meant by records that do not say it, since they are older.
 _UNSAID = {"strategy": "random", "dtype": "float32"}
-# What the scores do not depend on: the budget as it was asked for, whose windows are beside it.
-_ASIDE = ("asked",)
 
 
 class RecordError(BlockSwapError):
@@ -131,27 +137,143 @@ def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...
     Raises:
         RecordError: It is not a record, or none of its scores is finite.
     """
-    header, draws = read_record(path)
-    return header, rank_record(path, draws)
-
-
-def rank_record(path: str | Path, draws: Iterable[ScoredDraw]) -> tuple[Candidate, ...]:
-    """Ranks the genomes of the scores of a record, from best to worst; raises RecordError where none has a score."""
-    ranking = rank_draws(draws)
-    if len({each.genome.depths for each in ranking}) > 1:
-        raise RecordError(f"{path} mixes genomes of several networks")
-    if not ranking:
-        raise RecordError(f"{path} holds no scores yet")
+    header, candidates = _read_candidates(path)
+    ranking = rank(candidates)
     if not math.isfinite(ranking[0].score):
         raise RecordError(f"none of the scores in {path} is finite")
-    return tuple(ranking)
+    return header, tuple(ranking)
+
+
+def _read_candidates(path: str | Path) -> tuple[dict[str, Any], list[Candidate]]:
+    """Reads a record: what was searched for, and its genomes as they came; raises RecordError."""
+    header, draws = read_record(path)
+    found = candidates_of(draws)
+    if len({each.genome.depths for each in found}) > 1:
+        raise RecordError(f"{path} mixes genomes of several networks")
+    if not found:
+        raise RecordError(f"{path} holds no scores yet")
+    return header, found
+
+
+@dataclass(frozen=True)
+class FrontRecord:
+    """What the record of a search at several budgets holds.
+
+    Attributes:
+        header: What was searched for.
+        cost: The cost of the front.
+        budgets: The budgets, as windows.
+        rankings: The genomes within each budget, from best to worst; none yet, perhaps, while the search runs.
+        front: The Pareto front, from the cheapest to the dearest.
+        number: How many genomes there are.
+    """
+
+    header: dict[str, Any]
+    cost: str
+    budgets: list[Budget]
+    rankings: list[list[Candidate]]
+    front: tuple[Candidate, ...]
+    number: int
+
+
+def read_front(path: str | Path) -> FrontRecord | None:
+    """Reads the record of a search at several budgets.
+
+    Args:
+        path: The record, finished or not.
+
+    Returns:
+        What it holds; None for a record of one budget.
+
+    Raises:
+        RecordError: It is not a record, or has no scores.
+    """
+    header, candidates = _read_candidates(path)
+    if "budgets" not in header:
+        return None
+    try:
+        budgets = [_budget(windows) for windows in header["budgets"]]
+        cost = common_cost(budgets)
+    except (AttributeError, TypeError, ValueError):
+        raise RecordError(f"{path} has unknown budgets: {json.dumps(header['budgets'])}") from None
+    if not any(math.isfinite(each.score) for each in candidates):
+        raise RecordError(f"none of the scores in {path} is finite")
+    return FrontRecord(
+        header, cost, budgets, rank_within(budgets, candidates), pareto(candidates, cost), len(candidates)
+    )
+
+
+@dataclass(frozen=True)
+class FoundNetwork:
+    """A network of a record, with what its search knows of the images, so that it can be trained.
+
+    Attributes:
+        name: The network whose blocks were replaced, as timm has it.
+        genome: The blocks.
+        layout: Its layout, where it is of the user's own.
+        num_classes: Classes.
+        in_chans: Channels of the images.
+        image_size: Side of the images in pixels.
+        data: The dataset of the search; None where that was of noise or tensors, or is not known.
+        data_dir: The folder of a dataset with a name.
+        val_share: The share of a folder's images that is held out for validation, or None.
+        val_seed: Seed of what is held out.
+    """
+
+    name: str
+    genome: Genome
+    layout: Layout | None
+    num_classes: int
+    in_chans: int
+    image_size: int
+    data: str | None
+    data_dir: str | None
+    val_share: float | None
+    val_seed: int
+
+
+def network_of(path: str | Path, rank: int = 1) -> FoundNetwork:
+    """Reads a network of a record, and what was known of the images when it was found.
+
+    Args:
+        path: The record.
+        rank: Which network, 1 being the best; of several budgets, its place on the front, 1 being the cheapest.
+
+    Raises:
+        RecordError: It is no record, or has no such network.
+    """
+    front = read_front(path)
+    header, ranking = read_ranking(path) if front is None else (front.header, front.front)
+    if not 1 <= rank <= len(ranking):
+        raise RecordError(f"{path} has {len(ranking):,} genomes, of which none is number {rank}; use another rank=")
+    try:
+        name, (channels, height, width), classes = header["space"], header["input_size"], header["num_classes"]
+        layout = Layout(**header["layout"]) if "layout" in header else None
+        if layout is None:
+            name = Layout.named(name).name
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{path} does not say which network was searched: {error}") from None
+    if height != width:
+        raise RecordError(f"{path} is of images of {height}x{width}; networks are trained on square ones")
+    about = header.get(_ABOUT) or {}
+    return FoundNetwork(
+        name,
+        ranking[rank - 1].genome,
+        layout,
+        classes,
+        channels,
+        height,
+        about.get("data"),
+        about.get("data_dir"),
+        about.get("val_share"),
+        about.get("val_seed", 0),
+    )
 
 
 def budget_of(header: Mapping[str, Any]) -> Budget:
     """Reads the budget of a record, as it was asked for where the record says so; raises ValueError or TypeError."""
-    arguments: dict[str, Any] = {name: tuple(window) for name, window in dict(header["budget"]).items()}
-    windows = Budget(**arguments)
-    asked = header.get("asked")
+    windows = _budget(header["budget"])
+    asked = header.get(_ASKED)
     if isinstance(asked, dict):
         with suppress(TypeError, ValueError):
             budget = Budget(**asked)
@@ -164,9 +286,14 @@ def budget_text(header: Mapping[str, Any]) -> str:
     """Writes the budget of a record as a person does."""
     try:
         return str(budget_of(header))
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         # A budget of something that this version does not know.
         return json.dumps(header.get("budget"))
+
+
+def _budget(windows: Any) -> Budget:
+    arguments: dict[str, Any] = {name: tuple(window) for name, window in windows.items()}
+    return Budget(**arguments)
 
 
 def build_text(header: dict[str, Any], genome: str) -> str:
@@ -208,7 +335,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[ScoredDraw], int]:
 
 def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     found = {**{key: value for key, value in _UNSAID.items() if key in wanted}, **found}
-    keys = [key for key in {**wanted, **found} if key not in _ASIDE]
+    keys = [key for key in {**wanted, **found} if key not in (_ABOUT, _ASKED)]
     differing = [key for key in keys if found.get(key) != wanted.get(key)]
     if differing:
         said = "; ".join(f"{key} {_short(found.get(key))} there, {_short(wanted.get(key))} here" for key in differing)

@@ -16,7 +16,7 @@ from ..budget import Budget
 from ..files import json_line, write_atomic
 from ..strips import genome_html, legend_html
 from .candidates import Candidate, ScoredDraw
-from .record import RecordError, budget_of, rank_record, read_record, record_header
+from .record import RecordError, budget_of, read_ranking, read_record, record_header
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -215,8 +215,9 @@ class SearchResult:
             SearchResult.load("search.jsonl").best.genome
             ```
         """
-        header, draws = read_record(path)
-        ranking = rank_record(path, draws)
+        (_, draws), (header, ranking) = read_record(path), read_ranking(path)
+        if "budgets" in header:
+            raise RecordError(f"{path} is of a search at several budgets, which is no one ranking")
         if space is None:
             from ..layout import Layout
             from .space import SearchSpace

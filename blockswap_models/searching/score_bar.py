@@ -39,5 +39,6 @@ class ScoreBar:
         for each in results:
             self._best = max(self._best, each.score if math.isfinite(each.score) else -math.inf)
             self._bar.set_postfix_str(f"best {self._best:.3g}", refresh=False)
-            self._bar.update()
             yield each
+            # It is counted once it is kept.
+            self._bar.update()

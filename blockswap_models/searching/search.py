@@ -15,7 +15,7 @@ from ..budget import Budget, BudgetError, BudgetLike
 from ..data.folders import classes_of
 from ..errors import BlockSwapError
 from ..genome import Genome, GenomeError
-from .candidates import Candidate, rank_draws
+from .candidates import Candidate, candidates_of, rank
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
 from .rankings import score_named
@@ -134,7 +134,7 @@ def search(
     except KeyboardInterrupt:
         if on_interrupt == "raise" or not scoring.draws:
             raise
-        interrupted, ranked = True, rank_draws(scoring.draws)
+        interrupted, ranked = True, rank(candidates_of(scoring.draws))
         go_on = "search with resume=True" if record is not None else "save it and search with record=, resume=True"
         warnings.warn(
             f"the search was interrupted: this is the result of {len(scoring.draws):,} scores; to go on, {go_on}",

@@ -77,7 +77,7 @@ def test_show(found):
     best = result.best
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    assert lines[:2] == ["network  blockswap_wrn16_1", "budget   params 58,500 to 61,500"]
+    assert lines[:2] == ["network  blockswap_wrn16_1", "budget   params 60,000 ± 2.5%"]
     assert "images   1/f noise, 16 minibatches of 4 images; 3x32x32, 10 classes" in lines
     assert "genomes  9" in lines
     assert "draws    2 to 8 each" in lines
