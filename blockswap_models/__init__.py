@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .nets.cost import count, count_blocks
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
+    from .searching.front import Front, budgets_along, search_front
     from .searching.profile import profile
     from .searching.record import RecordError
     from .searching.search import SearchError, SearchResult, search
@@ -44,6 +45,7 @@ _LAZY = {
     "Candidate": "searching.candidates",
     "DataError": "data.errors",
     "ExportError": "export",
+    "Front": "searching.front",
     "MissingWeightsError": "zoo.cards",
     "RecordError": "searching.record",
     "SearchError": "searching.search",
@@ -53,6 +55,7 @@ _LAZY = {
     "TrainingError": "training.run_folder",
     "WeightsError": "zoo.cards",
     "WorkerError": "searching.workers",
+    "budgets_along": "searching.front",
     "count": "nets.cost",
     "count_blocks": "nets.cost",
     "evaluate": "training.evaluate",
@@ -64,6 +67,7 @@ _LAZY = {
     "register": "zoo.register",
     "save_pretrained": "zoo.blockswap",
     "search": "searching.search",
+    "search_front": "searching.front",
     "train": "training.loop",
 }
 
@@ -78,6 +82,7 @@ __all__ = [
     "Cost",
     "DataError",
     "ExportError",
+    "Front",
     "Genome",
     "GenomeError",
     "LatencyError",
@@ -92,6 +97,7 @@ __all__ = [
     "TrainingError",
     "WeightsError",
     "WorkerError",
+    "budgets_along",
     "count",
     "count_blocks",
     "evaluate",
@@ -103,6 +109,7 @@ __all__ = [
     "register",
     "save_pretrained",
     "search",
+    "search_front",
     "train",
 ]
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..genome import BlockType, Genome
 from .candidates import Candidate, median_shares
-from .record import budget_text, read_ranking
+from .record import FrontRecord, budget_text, read_front, read_ranking
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,7 @@ _DARK = ("S", "G", "B", "M")
 _INK, _FAINT, _POINTS, _BEST = "#222222", "#8c8c8c", "#7f9fb5", "#D55E00"
 _HEADING = {"color": _FAINT, "ha": "center", "va": "bottom"}
 _STRIPS = 5
+_COST_NAMES = {"params": "parameters", "macs": "MACs", "latency": "latency (ms)"}
 _STAGE_GAP = 0.35
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -63,7 +64,7 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
 
     Args:
         path: The record.
-        out: The picture, a `.png` or `.svg` file.
+        out: The picture, a `.png` or `.svg` file. That of a search at several budgets is its Pareto front.
 
     Returns:
         The figure.
@@ -73,10 +74,11 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
         ValueError: The picture would be another kind of file.
         RuntimeError: There is no matplotlib.
     """
-    header, ranking = read_ranking(path)
+    front = read_front(path)
+    header, ranking = (front.header, ()) if front is not None else read_ranking(path)
     out = Path(out)
     if out.suffix.lower() not in (".png", ".svg"):
-        raise ValueError(f"unknown suffix {out.suffix!r} of {out}; write .png or .svg")
+        raise ValueError(f"unknown suffix {out.suffix!r} of {out}; use .png or .svg")
     if out.exists() and os.path.samefile(path, out):
         raise ValueError(f"{out} is the record itself; use another file (out=)")
     try:
@@ -85,7 +87,7 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
         raise RuntimeError('a picture needs matplotlib; pip install "blockswap_models[plot]"') from None
 
     with matplotlib.rc_context(STYLE):
-        figure = _figure(header, ranking)
+        figure = _figure(header, ranking) if front is None else _front_figure(front)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(out, dpi=150, metadata={"Date": None} if out.suffix.lower() == ".svg" else None)
@@ -117,6 +119,42 @@ def _figure(header: dict[str, Any], ranking: Sequence[Candidate]) -> Figure:
     _draw_histogram(histogram, finite, len(ranking) - len(finite))
     _draw_costs(costs, finite, "params" if "params" in (header.get("budget") or ["params"]) else "macs")
     return figure
+
+
+def _front_figure(front: FrontRecord) -> Figure:
+    """Draws cost against score for all budgets, and the Pareto front as steps: what a cost buys."""
+    from matplotlib.figure import Figure
+
+    header, name = front.header, _COST_NAMES.get(front.cost, front.cost)
+    figure = Figure(figsize=(9, 5.6), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    finite = list({each.genome: each for own in front.rankings for each in own if math.isfinite(each.score)}.values())
+    costs, scores = ([pick(each) for each in finite] for pick in (_picker(front.cost), lambda each: each.score))
+    axes.scatter(costs, scores, s=12, color=_POINTS, alpha=0.6, linewidths=0, rasterized=len(finite) > 2000)
+    best = front.front
+    places, heights = [_picker(front.cost)(each) for each in best], [each.score for each in best]
+    axes.step([*places, max(costs)], [*heights, heights[-1]], where="post", color=_BEST, linewidth=1.5)
+    axes.scatter(places, heights, s=36, color=_BEST, zorder=3)
+    axes.set_title(
+        f"{header.get('space')}: {front.number:,} genomes, {len(best)} on the Pareto front", parse_math=False
+    )
+    axes.set_xlabel(name)
+    axes.set_ylabel(f"score ({header.get('score')})", parse_math=False)
+    axes.legend(
+        ["genomes", f"front of those with {len(best[0].scores)} draws"] if best else ["genomes"], loc="lower right"
+    )
+    axes.set_xscale("log")
+    _label_decades(axes.xaxis, min(costs), max(costs) * 1.001)
+    axes.xaxis.set_major_formatter(lambda value, _: _amount(value))
+    if min(scores) > 0:
+        axes.set_yscale("log")
+        _label_decades(axes.yaxis, min(scores), max(scores) * 1.001)
+    return figure
+
+
+def _picker(cost: str) -> Callable[[Candidate], float]:
+    """Reads a cost of a candidate; latencies in milliseconds."""
+    return lambda each: getattr(each.cost, cost) * (1000 if cost == "latency" else 1)
 
 
 def _draw_title(part: SubFigure, header: dict[str, Any], count: int, width: float) -> None:
@@ -242,7 +280,6 @@ def _draw_histogram(axes: Axes, finite: Sequence[Candidate], left_out: int) -> N
 def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
     """Draws cost against score, coloured by the other cost."""
     other = "macs" if cost == "params" else "params"
-    titles = {"params": "parameters", "macs": "MACs"}
     places = [getattr(each.cost, cost) for each in finite]
     scores = [each.score for each in finite]
     points = axes.scatter(
@@ -257,7 +294,7 @@ def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
         rasterized=len(finite) > 2000,
     )
     bar = axes.figure.colorbar(points, ax=axes, pad=0.02, aspect=30, format=lambda value, _: _amount(value))
-    bar.set_label(titles[other])
+    bar.set_label(_COST_NAMES[other])
     bar.outline.set_visible(False)
     assert bar.solids is not None
     bar.solids.set_alpha(1)
@@ -270,7 +307,7 @@ def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
     _note(axes, text, (places[0], scores[0]), (0, 11), color=_BEST, weight="bold", **style)
     axes.margins(y=0.12)
     axes.set_title("Cost and score")
-    axes.set_xlabel(titles[cost])
+    axes.set_xlabel(_COST_NAMES[cost])
     axes.set_ylabel("score")
     axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter(lambda value, _: _amount(value))
