@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .detection import mask_rcnn
     from .export import ExportError, export_model, fold_batchnorm
     from .nets.cost import count, count_blocks
+    from .nets.swap import SplitError, swap
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
     from .searching.front import Front, budgets_along, search_front
@@ -52,6 +53,7 @@ _LAZY = {
     "SearchResult": "searching.search",
     "SearchSpace": "searching.space",
     "SharedTeacherTask": "training.shared_teacher",
+    "SplitError": "nets.swap",
     "TrainingError": "training.run_folder",
     "WeightsError": "zoo.cards",
     "WorkerError": "searching.workers",
@@ -68,6 +70,7 @@ _LAZY = {
     "save_pretrained": "zoo.blockswap",
     "search": "searching.search",
     "search_front": "searching.front",
+    "swap": "nets.swap",
     "train": "training.loop",
 }
 
@@ -94,6 +97,7 @@ __all__ = [
     "SearchResult",
     "SearchSpace",
     "SharedTeacherTask",
+    "SplitError",
     "TrainingError",
     "WeightsError",
     "WorkerError",
@@ -110,6 +114,7 @@ __all__ = [
     "save_pretrained",
     "search",
     "search_front",
+    "swap",
     "train",
 ]
 
