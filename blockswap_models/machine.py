@@ -5,6 +5,7 @@ This module needs the standard library only, until a function that is called nee
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,8 +61,6 @@ def find_device(name: torch.device | str | None = None) -> torch.device:
 
 def keep_memory() -> None:
     """Keeps freed memory for the next tensor, where the C library is glibc: to get it anew costs time."""
-    import ctypes
-
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
