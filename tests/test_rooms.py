@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "training": {"core", "nets", "data", "zoo"},
     "detection": {"core", "nets", "data", "zoo", "searching", "training"},
     "export": {"core", "nets", "data", "zoo", "searching", "training"},
-    "cli": {"core", "nets", "data", "zoo", "searching", "training", "detection", "export"},
+    "prediction": {"core", "nets", "data", "zoo", "searching", "training"},
+    "cli": {"core", "nets", "data", "zoo", "searching", "training", "detection", "export", "prediction"},
     "__main__": {"cli"},
 }
 # These need the standard library and click only, so that help, mistakes and records are answered at once.
@@ -36,6 +37,7 @@ LIGHT = (
         "training.recipes",
     ),
     *("cli.main", "cli.search", "cli.records", "cli.latency", "cli.train", "cli.evaluate", "cli.share", "cli.export"),
+    "cli.predict",
     "searching.workers",
 )
 # `__init__` says which module has each public name, and loads those that need torch when they are asked for.

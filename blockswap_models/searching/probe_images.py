@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from timm.data import create_transform
 from torch.utils.data import Dataset, IterableDataset
 
 from ..data.cifar import normalize
-from ..data.folders import DataError, find_dataset, open_dataset
+from ..data.folders import DataError, classes_of, find_dataset, open_dataset
+from ..data.holdout import HoldOut
 from ..data.images import image_mode
 from ..data.statistics import data_config
 from .space import SearchSpace
@@ -36,13 +37,15 @@ __all__ = [
 class Minibatch:
     """Normalised images (N, C, H, W) with labels (N,), and where they come from, as text that identifies them.
 
-    They are one minibatch, or several of one size: `num_batches`.
+    They are one minibatch, or several of one size: `num_batches`. `about` is what the record of a search says of their
+    dataset, for those who train on it.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     source: str
     num_batches: int = 1
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def batch(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The images and labels of one of the minibatches."""
@@ -86,6 +89,7 @@ def dataset_minibatch(
     seed: int = 0,
     split: str = "train",
     num_batches: int = 1,
+    holdout: HoldOut | None = None,
 ) -> Minibatch:
     """Draws images, without augmentation, from a dataset that timm can open.
 
@@ -102,6 +106,7 @@ def dataset_minibatch(
         seed: What the images that are drawn depend on.
         split: The split, in any case.
         num_batches: So many minibatches, or as many as there are images for, but at least one.
+        holdout: Which images are held out for validation, for a folder without splits; none where None.
 
     Returns:
         The minibatches.
@@ -109,12 +114,19 @@ def dataset_minibatch(
     Raises:
         DataError: There is no such dataset or split, or it does not fit the network.
     """
+    about: dict[str, Any] = {"data": name, "data_dir": None if root is None else str(root)}
     name, root = find_dataset(name, root)
-    dataset = open_dataset(name, root, split, input_img_mode=image_mode(space.input_size[0]))
+    dataset = open_dataset(name, root, split, input_img_mode=image_mode(space.input_size[0]), holdout=holdout)
     dataset.transform = _transform(space)
     images, labels = _draw(dataset, name, batch_size, num_batches, seed)
     num_batches = len(images) // batch_size
-    return _checked(space, images, labels, f"{name}, {_sizes(batch_size, num_batches)}", num_batches)
+    if holdout is not None:
+        about |= {"val_share": holdout.share, "val_seed": holdout.seed}
+    classes = classes_of(name, root, split)
+    if classes is not None and len(classes) == space.num_classes:
+        about["label_names"] = list(classes)
+    minibatch = _checked(space, images, labels, f"{name}, {_sizes(batch_size, num_batches)}", num_batches)
+    return replace(minibatch, about=about)
 
 
 def tensor_minibatch(space: SearchSpace, images: Any, labels: Any) -> Minibatch:
