@@ -104,6 +104,20 @@ def test_text_and_records_need_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_help_and_mistakes_load_little() -> None:
+    script = """
+import sys
+from blockswap_models.cli.main import main
+main(["--help"])
+assert main(["count", "wrn40_2", "B3G"]) == 2
+# What takes longer to import than all of the command line; importlib.abc brings importlib.resources and tempfile.
+slow = {"torch", "timm", "numpy", "PIL", "tqdm", "loky", "psutil", "multiprocessing", "importlib.resources", "tempfile"}
+sys.exit(", ".join(slow & set(sys.modules)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+
+
 BENCHMARKS = sorted((Path(__file__).parent.parent / "benchmarks").rglob("*.py"))
 OURS = {"blockswap_models", "benchmarks"}
 

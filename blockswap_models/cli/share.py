@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -138,6 +137,8 @@ def push(as_json: bool, **arguments: Any) -> None:
         save_pretrained(model, options.out, card=card)
         print(f"{options.out}: timm.create_model('local-dir:{options.out}', pretrained=True)")
         return
+    import tempfile
+
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, card=card, source=f"hf-hub:{options.repo}")
         _upload(folder, options.repo, options.private)

@@ -55,6 +55,8 @@ class Minibatch:
 
 # A search takes so many minibatches in turn, or as many as have so many numbers in all.
 _MOST_BATCHES, _MOST_NUMBERS = 16, 20_000_000
+# How whoever has images in memory makes a network of more classes.
+_MORE_CLASSES = "SearchSpace(…, num_classes={}) or more"
 
 
 def affordable_batches(space: SearchSpace, batch_size: int) -> int:
@@ -144,7 +146,7 @@ def tensor_minibatch(space: SearchSpace, images: Any, labels: Any) -> Minibatch:
     """
     images, labels = _sized(space, images, labels)
     images = _normalised(space, images)
-    return _fitting(space, images, labels, f"tensors, {len(images)} images")
+    return _checked(space, images, labels, f"tensors, {len(images)} images", advice=_MORE_CLASSES)
 
 
 def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: int = 0) -> Minibatch:
@@ -202,7 +204,7 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
     images, labels = (torch.cat(each)[: num_batches * batch_size] for each in zip(*pairs, strict=True))
     # Looked at together: one image alone may be brighter than the mean throughout.
     images = images if as_pictures else _normalised(space, images)
-    return _fitting(space, images, labels, f"{kind}, {_sizes(batch_size, num_batches)}", num_batches)
+    return _checked(space, images, labels, f"{kind}, {_sizes(batch_size, num_batches)}", num_batches, _MORE_CLASSES)
 
 
 def _pair(item: Any, kind: str) -> tuple[Any, Any]:
@@ -288,19 +290,6 @@ def _size_message(space: SearchSpace, images: torch.Tensor) -> str:
     return f"images are {wanted} in this space, not {given}; use SearchSpace(…, {', '.join(other)}), or other images"
 
 
-def _fitting(
-    space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str, num_batches: int = 1
-) -> Minibatch:
-    """Makes a minibatch of images that have been read; raises DataError for labels beyond the network's classes."""
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= space.num_classes:
-        raise DataError(
-            f"labels run from {low} to {high}, but the network has {space.num_classes} classes; "
-            + (f"use SearchSpace(…, num_classes={high + 1}) or more" if low >= 0 else "use labels from 0 on")
-        )
-    return _checked(space, images, labels, source, num_batches)
-
-
 def _draw(dataset: Any, name: str, batch_size: int, num_batches: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(dataset, IterableDataset):
         there = len(dataset)
@@ -330,13 +319,19 @@ def _sizes(batch_size: int, num_batches: int) -> str:
 
 
 def _checked(
-    space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str, num_batches: int = 1
+    space: SearchSpace,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    source: str,
+    num_batches: int = 1,
+    advice: str = "num_classes={} or more",
 ) -> Minibatch:
+    """Makes a minibatch; raises DataError for labels beyond the network's classes, with advice on their number."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= space.num_classes:
         raise DataError(
-            f"labels run from {low} to {high}, but the network has {space.num_classes} classes; "
-            f"use num_classes={high + 1} or more"
+            f"labels run from {low} to {high}, but the network has {space.num_classes} classes; use "
+            + (advice.format(high + 1) if low >= 0 else "labels from 0 on")
         )
     digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes() + labels.cpu().contiguous().numpy().tobytes())
     return Minibatch(images, labels, f"{source}, sha256 {digest.hexdigest()[:16]}", num_batches)

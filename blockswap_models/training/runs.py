@@ -206,7 +206,7 @@ def make_teacher(settings: RunSettings) -> nn.Module:
     name, checkpoint = find_model(settings.teacher), settings.teacher_checkpoint
     if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
         raise MissingWeightsError(name, "use teacher_checkpoint=FILE for a teacher of your own")
-    arguments = {"num_classes": settings.num_classes, "in_chans": settings.in_chans}
+    arguments: dict[str, Any] = {"num_classes": settings.num_classes, "in_chans": settings.in_chans}
     teacher: nn.Module = timm.create_model(name, pretrained=checkpoint is None, **arguments)
     if checkpoint is not None:
         # Its classes need not be the student's: attention transfer learns nothing from its answers.
@@ -278,8 +278,9 @@ def _task(
     if settings.ema is not None:
         task.setup_ema(decay=settings.ema)
     if settings.compile:
-        task.compile(mode=settings.compile)
-        task.compile_ema(mode=settings.compile)
+        mode = "default" if settings.compile is True else settings.compile
+        task.compile(mode=mode)
+        task.compile_ema(mode=mode)
     if world_size > 1:
         task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
     return task
