@@ -91,7 +91,7 @@ def test_show(found):
         [place, str(block), f"{share:.2%}"]
         for place, block, share in zip("1.1 1.2 2.1 2.2 3.1 3.2".split(), best.genome.blocks, best.shares, strict=True)
     ]
-    assert lines[-1] == f"build it: timm.create_model('blockswap_wrn16_1', genome='{best.genome}')"
+    assert lines[-2] == f"build it: timm.create_model('blockswap_wrn16_1', genome='{best.genome}')"
 
 
 def test_show_as_json(found):
