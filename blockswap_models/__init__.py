@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .export import ExportError, export_model, fold_batchnorm
     from .nets.cost import count, count_blocks
     from .nets.swap import SplitError, swap
+    from .prediction import Prediction, predict
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
     from .searching.front import Front, budgets_along, search_front
@@ -48,6 +49,7 @@ _LAZY = {
     "ExportError": "export",
     "Front": "searching.front",
     "MissingWeightsError": "zoo.cards",
+    "Prediction": "prediction",
     "RecordError": "searching.record",
     "SearchError": "searching.search",
     "SearchResult": "searching.search",
@@ -65,6 +67,7 @@ _LAZY = {
     "fisher_potential": "searching.fisher",
     "fold_batchnorm": "export",
     "mask_rcnn": "detection",
+    "predict": "prediction",
     "profile": "searching.profile",
     "register": "zoo.register",
     "save_pretrained": "zoo.blockswap",
@@ -92,6 +95,7 @@ __all__ = [
     "LatencyTable",
     "Layout",
     "MissingWeightsError",
+    "Prediction",
     "RecordError",
     "SearchError",
     "SearchResult",
@@ -109,6 +113,7 @@ __all__ = [
     "fisher_potential",
     "fold_batchnorm",
     "mask_rcnn",
+    "predict",
     "profile",
     "register",
     "save_pretrained",
