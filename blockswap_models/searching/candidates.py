@@ -103,7 +103,7 @@ class Candidate:
 
     @property
     def standard_error_factor(self) -> float:
-        """The uncertainty of the score as a factor: exp of the standard error of its logarithm; NaN for a single draw."""
+        """The uncertainty of the score as a factor, exp of the standard error of its logarithm; NaN for one draw."""
         if len(self.scores) < 2 or not all(map(math.isfinite, self.scores)) or min(self.scores) <= 0:
             return math.nan
         return math.exp(statistics.stdev(map(math.log, self.scores)) / math.sqrt(len(self.scores)))
