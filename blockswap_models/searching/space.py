@@ -37,11 +37,10 @@ class SearchSpace:
     Args:
         layout: A layout, or a name such as `wrn40_2`, `resnet34` or a registered one; or, for `swap`, a network of
             timm, or the name of one that is no layout, such as `resnet50`, with random weights.
-        types: The block types to choose from. Where none are given, the paper's 23, and K, which keeps a block, for a
-            network.
-        num_classes: Classes, the layout's own where none are given.
-        in_chans: Channels of the images, the layout's own where none are given.
-        image_size: Side of the images, or height and width; the layout's own where none is given.
+        types: The block types to choose from; by default the paper's 23, and for a network also K, which keeps a block.
+        num_classes: Classes; the layout's own by default.
+        in_chans: Channels of the images; the layout's own by default.
+        image_size: Side of the images, or height and width; the layout's own by default.
         latency: Measured times; costs then have a latency, and budgets may name it.
 
     Attributes:
@@ -129,7 +128,7 @@ class SearchSpace:
         return fixed, options
 
     def _layout_costs(self) -> tuple[Cost, list[list[Cost]]]:
-        # Within a stage, all blocks after the first are alike: two of each stage tell everything.
+        # Within a stage, all blocks after the first are alike, so two per stage are enough.
         short = replace(self.layout, depths=tuple(min(depth, 2) for depth in self.layout.depths))
         by_place: dict[tuple[Position, BlockType], Cost] = {}
         for block in dict.fromkeys((_STANDARD, *self.types)):
@@ -244,7 +243,7 @@ class SearchSpace:
         """Makes the table by which genomes within a window of one cost are counted and drawn."""
         fixed, totals = self._totals(name)
         if name == "latency":
-            # The product of a decimal fraction and 1e9 is a hair off.
+            # The product of a decimal fraction and 1e9 is not exact.
             window = round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
         return CostTable(
             fixed, totals, [[spellings for _, spellings in each] for each in self.options], window, longest
@@ -312,12 +311,12 @@ class SearchSpace:
         by construction, further ones by rejection.
 
         Args:
-            number: How many.
+            number: Number of genomes.
             budget: The budget; None draws from all genomes.
             seed: Seed of the draws.
 
         Returns:
-            The genomes; all there are where fewer than `number` fit.
+            The genomes; all that fit if there are fewer than `number`.
 
         Raises:
             BudgetError: None fits; the message says what can be met.
@@ -327,7 +326,7 @@ class SearchSpace:
         return self.sample_with_acceptance(number, budget, seed)[0]
 
     def sample_with_acceptance(self, number: int, budget: Budget, seed: int = 0) -> tuple[list[Genome], float]:
-        """Draws as `sample` does, and states which share of the draws met the whole budget, further costs included."""
+        """Draws as `sample` does, and returns the share of draws that met the whole budget, further costs included."""
         if number < 1:
             raise ValueError(f"a sample has at least 1 genome, not {number}")
         name, window = self.exact_cost(budget)
