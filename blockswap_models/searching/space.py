@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..budget import UNMEASURED, Budget, BudgetError, Cost, amount_text
+from ..budget import UNMEASURED, Budget, BudgetError, BudgetLike, Cost, amount_text
 from ..genome import SEARCH_TYPES, BlockType, Genome, GenomeError
 from ..layout import Layout, Position
 from ..nets.cost import count_parts
@@ -39,6 +40,7 @@ class SearchSpace:
         latency: Measured times; costs then have a latency, and budgets may name it.
 
     Attributes:
+        has_sizes: Whether costs have the size of the weights file; `sized` is such a space.
         options: The options of each position, from first to last: block types, each with the number of types that it
             stands for.
 
@@ -86,6 +88,7 @@ class SearchSpace:
                     f"{', '.join(map(str, self.types))} divides its {place.in_chs} to {place.out_chs} channels"
                 )
         self.latency = latency
+        self.has_sizes = False
         if latency is not None:
             latency.require(self.layout, self.input_size)
             for index, options in enumerate(self.options):
@@ -94,6 +97,48 @@ class SearchSpace:
 
     def __repr__(self) -> str:
         return f"SearchSpace({self.layout.name!r}, {len(self.types)} block types)"
+
+    # -- budgets -----------------------------------------------------------------------------------------------------
+
+    def resolve(self, budget: BudgetLike | None) -> tuple[SearchSpace, Budget]:
+        """Makes numbers of a budget in percent, of the original network's cost, and a sized space where it names a size.
+
+        Args:
+            budget: The budget; None allows everything.
+
+        Returns:
+            This space, or `sized`, and the budget in numbers.
+
+        Raises:
+            BudgetError: It cannot be read, or is a share of a latency that is not known.
+        """
+        budget = Budget(params=(0, None)) if budget is None else Budget.of(budget)
+        space = self.sized if budget.size is not None else self
+        return space, budget.of_original(space.original_cost) if budget.is_share else budget
+
+    @cached_property
+    def sized(self) -> SearchSpace:
+        """The same space, with costs that have the size of the weights file: counting it takes a little longer."""
+        if self.has_sizes:
+            return self
+        space = copy(self)
+        space.__dict__.pop("option_costs", None)
+        space.__dict__.pop("original_cost", None)
+        space.has_sizes = True
+        return space
+
+    @cached_property
+    def original_cost(self) -> Cost:
+        """What the original network costs: each block is standard, classes and channels are this space's."""
+        model = self.build(self.layout.original, device="meta")
+        cost = count(model, self.input_size)
+        if self.has_sizes:
+            cost = replace(cost, size=file_size(stored_tensors(model)))
+        table, blocks = self.latency, self.layout.original.blocks
+        if table is not None and all(each in dict(options) for each, options in zip(blocks, self.options, strict=True)):
+            seconds = table.stem + table.head + sum(table.of_block(index, each) for index, each in enumerate(blocks))
+            cost = replace(cost, latency=round(seconds, 9))
+        return cost
 
     # -- costs -------------------------------------------------------------------------------------------------------
 
@@ -115,6 +160,14 @@ class SearchSpace:
             [by_place[replace(place, block=min(place.block, 2)), block] for block, _ in blocks]
             for place, blocks in zip(self.layout.positions, self.options, strict=True)
         ]
+        if self.has_sizes:
+            stem, tensors = self._stored
+            digits = len(str(self._longest_data))
+            fixed = replace(fixed, size=most_bytes(stem, digits) + file_size([]) + 7)
+            options = [
+                [replace(cost, size=most_bytes(own, digits)) for cost, own in zip(costs, place, strict=True)]
+                for costs, place in zip(options, tensors, strict=True)
+            ]
         if (table := self.latency) is not None:
             fixed = replace(fixed, latency=round(table.stem + table.head, 9))
             options = [
@@ -125,6 +178,43 @@ class SearchSpace:
                 for index, (costs, blocks) in enumerate(zip(options, self.options, strict=True))
             ]
         return fixed, options
+
+    @cached_property
+    def _stored(self) -> tuple[list[StoredTensor], list[list[list[StoredTensor]]]]:
+        """What the weights file holds of stem and head, and of each option at each position."""
+        whole = self.build(self.layout.original, device="meta")
+        names = {id(module): name for name, module in whole.named_modules()}
+        prefixes = [f"{names[id(block)]}." for block in residual_blocks(whole)]
+        stem = [each for each in stored_tensors(whole) if not each.name.startswith(tuple(prefixes))]
+        by_place: dict[tuple[Position, BlockType], list[StoredTensor]] = {}
+        short = replace(self.layout, depths=tuple(min(depth, 2) for depth in self.layout.depths))
+        for block in dict.fromkeys((_STANDARD, *self.types)):
+            fitting = [block if place.structure(block) else _STANDARD for place in short.positions]
+            blocks = residual_blocks(self.build(Genome.from_blocks(fitting, short.depths), short, device="meta"))
+            parts = map(stored_tensors, blocks)
+            by_place.update(zip(zip(short.positions, fitting, strict=True), parts, strict=True))
+        tensors = [
+            [
+                [
+                    each._replace(name=prefix + each.name, entry=each.entry + len(prefix))
+                    for each in by_place[replace(place, block=min(place.block, 2)), block]
+                ]
+                for block, _ in blocks
+            ]
+            for prefix, place, blocks in zip(prefixes, self.layout.positions, self.options, strict=True)
+        ]
+        return stem, tensors
+
+    @cached_property
+    def _longest_data(self) -> int:
+        """The bytes of the largest file, but for its header."""
+        stem, tensors = self._stored
+        return sum(each.data for each in stem) + sum(max(sum(e.data for e in own) for own in at) for at in tensors)
+
+    def _size(self, picks: Sequence[int]) -> int:
+        """The bytes of the weights file of a genome, of which the option at each position is given."""
+        stem, tensors = self._stored
+        return file_size([*stem, *(each for pick, at in zip(picks, tensors, strict=True) for each in at[pick])])
 
     def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> WideResNet | ResNet:
         """Builds the network of a genome, with random weights.
@@ -154,26 +244,27 @@ class SearchSpace:
         Raises:
             GenomeError: The genome is not of this space.
         """
-        genome = self.layout.fit(genome)
-        total, options = self.option_costs
-        for place, block, costs, choices in zip(
-            self.layout.positions, genome.blocks, options, self.options, strict=True
-        ):
+        return self.decode(self._picks(self.layout.fit(genome)))[1]
+
+    def _picks(self, genome: Genome) -> list[int]:
+        """The number of the option at each position; raises GenomeError for a block that is not among them."""
+        picks = []
+        for place, block, choices in zip(self.layout.positions, genome.blocks, self.options, strict=True):
             structure = place.structure(block)
-            known = [cost for cost, (each, _) in zip(costs, choices, strict=True) if place.structure(each) == structure]
+            known = [pick for pick, (each, _) in enumerate(choices) if place.structure(each) == structure]
             if not known:
                 raise GenomeError(
                     f"stage {place.stage}, block {place.block} '{block}': not in this search space of "
                     f"{', '.join(map(str, self.types))}"
                 )
-            total = total + known[0]
-        return total
+            picks.append(known[0])
+        return picks
 
     def range(self, cost: str = "params") -> tuple[float, float]:
         """Finds the smallest and the largest total of a cost over all genomes.
 
         Args:
-            cost: `params`, `macs` or `latency`.
+            cost: `params`, `macs`, `latency` or `size`.
 
         Returns:
             Both totals.
@@ -181,6 +272,11 @@ class SearchSpace:
         Raises:
             BudgetError: There are no measured latencies.
         """
+        if cost == "size":
+            totals = self.sized._totals(cost)[1]
+            ends = ([each.index(pick(each)) for each in totals] for pick in (min, max))
+            smallest, largest = map(self.sized._size, ends)
+            return smallest, largest
         fixed, totals = self._totals(cost)
         least, most = fixed + sum(map(min, totals)), fixed + sum(map(max, totals))
         return (least / _NANO, most / _NANO) if cost == "latency" else (least, most)
@@ -201,6 +297,11 @@ class SearchSpace:
         if name == "latency":
             # The product of a decimal fraction and 1e9 is a hair off.
             window = round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
+        elif name == "size":
+            # Sizes add up but for the digits of offsets, of which each option counts the most that there can be.
+            stem, tensors = self._stored
+            number = len(stem) + sum(max(map(len, at)) for at in tensors)
+            window = window[0], window[1] + 2 * number * (len(str(self._longest_data)) - 1) + 7
         return CostTable(
             fixed, totals, [[spellings for _, spellings in each] for each in self.options], window, longest
         )
