@@ -129,7 +129,7 @@ def fpn_backbone(
     else:
         if genome is not None or kwargs:
             given = ", ".join(["genome"] * (genome is not None) + list(kwargs))
-            raise ValueError(f"a network has been made already; leave out {given}, or write a name in its place")
+            raise ValueError(f"a network has been made already; leave out {given}, or use a name in its place")
         body, info = _of_network(plain_copy(name_or_model), returned_layers)
     layers = info.out_indices[-1] + 1
     if trainable_layers is None:
@@ -248,7 +248,7 @@ def _of_network(model: nn.Module, wanted: Sequence[int] | None) -> tuple[nn.Modu
     elif hasattr(model, "forward_intermediates"):
         body = FeatureGetterNet(model, levels)
     else:
-        raise TypeError(f"{type(model).__name__} gives no features; write its name, or make it with features_only=True")
+        raise TypeError(f"{type(model).__name__} gives no features; use its name, or make it with features_only=True")
     # As timm does where it makes features itself.
     body.pretrained_cfg = getattr(model, "pretrained_cfg", None) or {}
     if hasattr(model, "in_chans"):

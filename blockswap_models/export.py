@@ -55,7 +55,7 @@ _Written = tuple[bytes, _Answer, int]
 
 
 class ExportError(BlockSwapError):
-    """A network that cannot be exported so: says what is wrong and what to write."""
+    """A network that cannot be exported so: says what is wrong and what to use."""
 
 
 @dataclass(frozen=True)
@@ -220,13 +220,13 @@ def format_of(path: str | Path, format: str | None = None) -> str:
     if format is None:
         if meant is None:
             endings = ", ".join(f"{each[0]} ({name})" for name, each in FORMATS.items())
-            raise ExportError(f"the format of {quote(path)} is not clear from its ending; write one of {endings}")
+            raise ExportError(f"the format of {quote(path)} is not clear from its ending; use one of {endings}")
         return meant
     if format not in FORMATS:
-        raise ExportError(f"unknown format {quote(format)}; write one of {', '.join(FORMATS)}")
+        raise ExportError(f"unknown format {quote(format)}; use one of {', '.join(FORMATS)}")
     if meant not in (None, format):
         instead = Path(path).with_suffix(FORMATS[format][0])
-        raise ExportError(f"{quote(path)} is the name of a file of {meant}, not {format}; write {instead}")
+        raise ExportError(f"{quote(path)} is the name of a file of {meant}, not {format}; use {instead}")
     return format
 
 

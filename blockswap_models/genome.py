@@ -31,7 +31,7 @@ _MAX_BLOCKS = 9999
 
 
 class GenomeError(BlockSwapError):
-    """A genome that cannot be read, or does not fit the network: says what is wrong, where, and what to write."""
+    """A genome that cannot be read, or does not fit the network: says what is wrong, where, and what to use."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Genome(str):
             for stage in stages
         )
         if not typed or not all(typed):
-            raise GenomeError("an empty genome or stage; write one block type a block, such as '6xS/6xS/6xS'")
+            raise GenomeError("an empty genome or stage; use one block type a block, such as '6xS/6xS/6xS'")
         self = super().__new__(cls, "/".join(_runs(stage) for stage in typed))
         self.stages = typed
         return self
@@ -279,10 +279,10 @@ def _sizes(text: str) -> tuple[str, int, int | None, int | None]:
 
 
 _TOO_SMALL = {
-    "G": "a grouped 3x3 has at least 2 groups; without groups write 'S', or 'B2' for a bottleneck",
-    "B": "a bottleneck contracts by at least 2; without one write 'S', 'G4' or 'W4'",
-    "W": "a group has at least 1 channel; write 'W1' or more",
-    "M": "an inverted bottleneck expands by at least 2; write 'M6'",
+    "G": "a grouped 3x3 has at least 2 groups; without groups use 'S', or 'B2' for a bottleneck",
+    "B": "a bottleneck contracts by at least 2; without one use 'S', 'G4' or 'W4'",
+    "W": "a group has at least 1 channel; use 'W1' or more",
+    "M": "an inverted bottleneck expands by at least 2; use 'M6'",
 }
 
 
@@ -290,7 +290,7 @@ def _parse_stages(text: str) -> list[list[BlockType]]:
     if not isinstance(text, str):
         raise GenomeError(f"a genome is text such as '6xS/6xS/6xS', not {type(text).__name__}")
     if not text.strip():
-        raise GenomeError("an empty genome; write one block type a block, such as '6xS/6xS/6xS'")
+        raise GenomeError("an empty genome; use one block type a block, such as '6xS/6xS/6xS'")
     stages, total = [], 0
     for stage_no, stage_text in enumerate(text.split("/"), start=1):
         stage: list[BlockType] = []
@@ -299,7 +299,7 @@ def _parse_stages(text: str) -> list[list[BlockType]]:
                 count, block = _parse_run(run_text.strip())
                 total += count
                 if total > _MAX_BLOCKS:
-                    raise GenomeError(f"more than {_MAX_BLOCKS} blocks; write fewer")
+                    raise GenomeError(f"more than {_MAX_BLOCKS} blocks; use fewer")
             except GenomeError as error:
                 raise GenomeError(f"{error} (stage {stage_no}, block {len(stage) + 1} of {quote(text)})") from None
             stage += [block] * count
@@ -309,7 +309,7 @@ def _parse_stages(text: str) -> list[list[BlockType]]:
 
 def _parse_run(text: str) -> tuple[int, BlockType]:
     if not text:
-        raise GenomeError("a block type is missing; write one between separators, or drop the extra ',' or '/'")
+        raise GenomeError("a block type is missing; use one between separators, or drop the extra ',' or '/'")
     if other := _OTHER_RUN.fullmatch(text):
         count_first, block_last, block_first, count_last = other.groups()
         run, block = count_first or count_last, (block_last or block_first or "").strip()
@@ -320,7 +320,7 @@ def _parse_run(text: str) -> tuple[int, BlockType]:
     if count < 1:
         raise GenomeError(f"{quote(text)} repeats a block 0 times; drop it")
     if not block_text:
-        raise GenomeError(f"{quote(text)} repeats nothing; write a block type after the 'x'")
+        raise GenomeError(f"{quote(text)} repeats nothing; use a block type after the 'x'")
     return count, BlockType.parse(block_text)
 
 
@@ -335,9 +335,9 @@ def _reads(read: Callable[..., object], *texts: str) -> bool:
 
 def _number(digits: str, text: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise GenomeError(f"{quote(text)}: a number of {len(digits)} digits is too large; write at most {_MAX_BLOCKS}")
+        raise GenomeError(f"{quote(text)}: a number of {len(digits)} digits is too large; use at most {_MAX_BLOCKS}")
     if digits.startswith("0") and digits != "0":
-        raise GenomeError(f"{quote(text)}: numbers have one spelling; write {int(digits)} for {digits}")
+        raise GenomeError(f"{quote(text)}: numbers have one spelling; use {int(digits)} for {digits}")
     return int(digits)
 
 
@@ -372,7 +372,7 @@ _REFERENCE = tuple(
 
 def _advice(text: str) -> str:
     if reference := _from_reference(text):
-        return f", a name of the reference code; write '{reference}' here"
+        return f", a name of the reference code; use '{reference}' here"
     bare = re.sub(r"[\s()_-]", "", text[:20].upper())
     if bare in ("G(N)", "GN", "DW", "DEPTHWISE"):
         return "; did you mean 'W1'?"
@@ -380,7 +380,7 @@ def _advice(text: str) -> str:
         return f"; did you mean '{bare}'?"
     known = [str(block) for block in SEARCH_TYPES] + ["M6", "D"]
     close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else "; write S, G4, W4, B2, B2G4, B2W4, M6 or D, with any numbers"
+    return f"; did you mean '{close[0]}'?" if close else "; use S, G4, W4, B2, B2G4, B2W4, M6 or D, with any numbers"
 
 
 # The 23 block types from which the paper's networks were chosen (section 4).

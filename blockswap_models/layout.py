@@ -92,7 +92,7 @@ class Layout:
             object.__setattr__(self, name, self._whole(name, (getattr(self, name),))[0])
         if len(self.depths) != len(self.channels):
             raise ValueError(
-                f"{self.name} has depths {self.depths} and channels {self.channels}; write as many of each, one a stage"
+                f"{self.name} has depths {self.depths} and channels {self.channels}; use as many of each, one a stage"
             )
         if len(self.input_size) != 3:
             raise ValueError(f"the input_size of {self.name} is (channels, height, width), not {self.input_size}")
@@ -100,7 +100,7 @@ class Layout:
         if not self.preact and (stages, self.stem_chs) != (_RESNET_STAGES, _RESNET_STEM):
             raise ValueError(
                 "a post-activation network has 4 stages after a stem of 64 channels, as timm's ResNet; "
-                f"{self.name} has {stages} after {self.stem_chs}; write preact=True for other numbers"
+                f"{self.name} has {stages} after {self.stem_chs}; use preact=True for other numbers"
             )
 
     def _whole(self, name: str, numbers: Sequence[int]) -> tuple[int, ...]:
@@ -196,7 +196,7 @@ class Layout:
         """
         if depth not in _RESNET_DEPTHS:
             raise ValueError(
-                f"there is no ResNet-{depth} of basic blocks; write resnet10, resnet18 or resnet34, "
+                f"there is no ResNet-{depth} of basic blocks; use resnet10, resnet18 or resnet34, "
                 "or Layout.custom in Python"
             )
         return cls(

@@ -58,7 +58,7 @@ def _count(model: nn.Module, parts: Sequence[nn.Module], input_size: tuple[int, 
         config = getattr(model, "pretrained_cfg", None) or {}
         size = config.get("input_size") or getattr(getattr(model, "layout", None), "input_size", None)
         if size is None:
-            raise ValueError(f"{type(model).__name__} does not say its input size; write count(model, (3, 224, 224))")
+            raise ValueError(f"{type(model).__name__} does not say its input size; use count(model, (3, 224, 224))")
         channels, height, width = size
         input_size = (getattr(model, "in_chans", channels), height, width)
     # A copy keeps the hooks, modes and tensors of the user's network untouched.

@@ -78,7 +78,7 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
     header, ranking = (front.header, ()) if front is not None else read_ranking(path)
     out = Path(out)
     if out.suffix.lower() not in (".png", ".svg"):
-        raise ValueError(f"unknown suffix {out.suffix!r} of {out}; write .png or .svg")
+        raise ValueError(f"unknown suffix {out.suffix!r} of {out}; use .png or .svg")
     if out.exists() and os.path.samefile(path, out):
         raise ValueError(f"{out} is the record itself; use another file (out=)")
     try:

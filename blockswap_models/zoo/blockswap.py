@@ -99,7 +99,7 @@ def create(
     source = _genome_of_weights(name, own, **kwargs)
     if pretrained and source is not None and genome != source:
         raise GenomeError(
-            f"{name} has pretrained weights for the genome '{source}' only, not for '{genome}'; write pretrained=False"
+            f"{name} has pretrained weights for the genome '{source}' only, not for '{genome}'; use pretrained=False"
         )
     if pretrained and source is None and not _weights_named(**kwargs):
         raise MissingWeightsError(name)
