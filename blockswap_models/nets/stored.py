@@ -1,4 +1,4 @@
-"""The size of a weights file, without writing it: safetensors, with parameters in half precision as `pack` writes them."""
+"""The size of a weights file without writing it: safetensors, parameters in half precision, as `pack` writes it."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def file_size(tensors: Iterable[StoredTensor]) -> int:
 
 
 def most_bytes(tensors: Iterable[StoredTensor], digits: int) -> int:
-    """Counts the bytes that tensors add to a file at most, where no offset has more digits: they add up, sizes do not."""
+    """Counts what tensors add to a file at most, where no offset has more digits: that adds up, and sizes do not."""
     return sum(each.data + each.entry + 2 * digits for each in tensors)

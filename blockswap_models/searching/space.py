@@ -14,8 +14,9 @@ import torch
 from ..budget import UNMEASURED, Budget, BudgetError, BudgetLike, Cost, amount_text
 from ..genome import SEARCH_TYPES, BlockType, Genome, GenomeError
 from ..layout import Layout, Position
-from ..nets.cost import count_parts
+from ..nets.cost import count, count_parts
 from ..nets.networks import ResNet, WideResNet, build, residual_blocks
+from ..nets.stored import StoredTensor, file_size, most_bytes, stored_tensors
 from .cost_table import LONGEST_OF_COUNT, CostTable
 from .latency import LatencyTable
 
@@ -101,7 +102,7 @@ class SearchSpace:
     # -- budgets -----------------------------------------------------------------------------------------------------
 
     def resolve(self, budget: BudgetLike | None) -> tuple[SearchSpace, Budget]:
-        """Makes numbers of a budget in percent, of the original network's cost, and a sized space where it names a size.
+        """Makes numbers of a budget in percent of the original network, and a sized space where it names a size.
 
         Args:
             budget: The budget; None allows everything.
@@ -301,14 +302,14 @@ class SearchSpace:
             # Sizes add up but for the digits of offsets, of which each option counts the most that there can be.
             stem, tensors = self._stored
             number = len(stem) + sum(max(map(len, at)) for at in tensors)
-            window = window[0], window[1] + 2 * number * (len(str(self._longest_data)) - 1) + 7
+            window = window[0], window[1] + 2 * number * (len(str(self._longest_data)) - 1) + 16
         return CostTable(
             fixed, totals, [[spellings for _, spellings in each] for each in self.options], window, longest
         )
 
     # -- counting ----------------------------------------------------------------------------------------------------
 
-    def count(self, budget: Budget | None = None, distinct: bool = True) -> int:
+    def count(self, budget: BudgetLike | None = None, distinct: bool = True) -> int:
         """Counts the genomes that fit a budget, exactly.
 
         Args:
@@ -319,8 +320,8 @@ class SearchSpace:
             Their number.
 
         Raises:
-            BudgetError: The budget names several costs, or one with too many different totals, as MACs at image sizes
-                that the strides do not divide; `estimate` takes these.
+            BudgetError: The budget names several costs, or a size, or a cost with too many different totals, as MACs at
+                image sizes that the strides do not divide; `estimate` takes these.
         """
         if budget is None:
             total = 1
@@ -329,7 +330,9 @@ class SearchSpace:
             return total
         name, window = self.exact_cost(budget)
         if len(budget.windows) > 1:
-            raise BudgetError("genomes are counted exactly for one cost; use a budget of params, of macs or of latency")
+            raise BudgetError(
+                "genomes are counted exactly for one cost of params, macs or latency; use SearchSpace.estimate for others"
+            )
         table = self.cost_table(name, window, LONGEST_OF_COUNT)
         if not table.exact:
             raise BudgetError(
@@ -338,7 +341,7 @@ class SearchSpace:
             )
         return table.count(distinct)
 
-    def estimate(self, budget: Budget, samples: int = 1000, seed: int = 0) -> tuple[int, int]:
+    def estimate(self, budget: BudgetLike, samples: int = 1000, seed: int = 0) -> tuple[int, int]:
         """Estimates how many networks fit a budget of any costs.
 
         Args:
@@ -352,8 +355,9 @@ class SearchSpace:
         Raises:
             BudgetError: No network fits.
         """
-        found, share = self.sample_with_acceptance(samples, budget, seed)
-        return round(self.cost_table(*self.exact_cost(budget)).count() * share), len(found)
+        space, budget = self.resolve(budget)
+        found, share = space.sample_with_acceptance(samples, budget, seed)
+        return round(space.cost_table(*space.exact_cost(budget)).count() * share), len(found)
 
     def exact_cost(self, budget: Budget) -> tuple[str, tuple[float, float]]:
         """Names the cost of a budget that is met exactly, by counting, and its window: the first that it names."""
@@ -361,7 +365,7 @@ class SearchSpace:
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
-    def sample(self, number: int, budget: Budget | None = None, seed: int = 0) -> list[Genome]:
+    def sample(self, number: int, budget: BudgetLike | None = None, seed: int = 0) -> list[Genome]:
         """Draws distinct networks that fit a budget, uniformly and without replacement.
 
         The first genomes of a longer list are those of a shorter one with the same seed. One cost of the budget is met
@@ -379,11 +383,14 @@ class SearchSpace:
             BudgetError: None fits; the message says what can be met.
             ValueError: The number is below 1.
         """
-        budget = Budget(params=(0, None)) if budget is None else budget
-        return self.sample_with_acceptance(number, budget, seed)[0]
+        space, budget = self.resolve(budget)
+        return space.sample_with_acceptance(number, budget, seed)[0]
 
     def sample_with_acceptance(self, number: int, budget: Budget, seed: int = 0) -> tuple[list[Genome], float]:
-        """Draws as `sample` does, and states which share of the draws met the whole budget, further costs included."""
+        """Draws as `sample` does, and states which share of the draws met the whole budget, further costs included.
+
+        The budget is in numbers, and the space is sized where it names a size, as `resolve` makes both.
+        """
         if number < 1:
             raise ValueError(f"a sample has at least 1 genome, not {number}")
         name, window = self.exact_cost(budget)
@@ -426,6 +433,8 @@ class SearchSpace:
         for pick, costs, choices in zip(picks, options, self.options, strict=True):
             total = total + costs[pick]
             blocks.append(choices[pick][0])
+        if self.has_sizes:
+            total = replace(total, size=self._size(picks))
         return Genome.from_blocks(blocks, self.layout.depths), total
 
     def _check_reach(self, budget: Budget) -> None:
