@@ -328,11 +328,10 @@ class SearchSpace:
             for options in self.options:
                 total *= sum(1 if distinct else spellings for _, spellings in options)
             return total
+        budget = self.resolve(budget)[1]
         name, window = self.exact_cost(budget)
-        if len(budget.windows) > 1:
-            raise BudgetError(
-                "genomes are counted exactly for one cost of params, macs or latency; use SearchSpace.estimate for others"
-            )
+        if len(budget.windows) > 1 or name == "size":
+            raise BudgetError("genomes are counted for one of params, macs and latency; use SearchSpace.estimate")
         table = self.cost_table(name, window, LONGEST_OF_COUNT)
         if not table.exact:
             raise BudgetError(
@@ -447,5 +446,5 @@ class SearchSpace:
         least, most = self.range(name)
         return (
             f"no genome of {self.layout.name} meets {budget}; with these block types its {name} "
-            f"{'runs' if name == 'latency' else 'run'} from {amount_text(name, least)} to {amount_text(name, most)}"
+            f"{'run' if name in ('params', 'macs') else 'runs'} from {amount_text(name, least)} to {amount_text(name, most)}"
         )
