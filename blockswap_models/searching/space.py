@@ -444,7 +444,8 @@ class SearchSpace:
 
     def _unmet(self, budget: Budget, name: str) -> str:
         least, most = self.range(name)
+        run = "run" if name in ("params", "macs") else "runs"
         return (
             f"no genome of {self.layout.name} meets {budget}; with these block types its {name} "
-            f"{'run' if name in ('params', 'macs') else 'runs'} from {amount_text(name, least)} to {amount_text(name, most)}"
+            f"{run} from {amount_text(name, least)} to {amount_text(name, most)}"
         )

@@ -9,8 +9,6 @@ from command_line import run
 
 from blockswap_models import Budget, BudgetError, Cost, SearchSpace, count, search
 from blockswap_models.nets.stored import file_size, stored_tensors
-from blockswap_models.zoo.cards import shipped
-from blockswap_models.zoo.genomes import GENOMES
 
 SPACE = SearchSpace("wrn16_1", ["S", "G4", "W1", "B2", "M3"])
 ORIGINAL = SPACE.original_cost
@@ -29,13 +27,6 @@ def test_a_size_is_that_of_the_file(space) -> None:
         content = written(space.build(genome))
         assert space.sized.cost(genome).size == len(content)
         assert file_size(stored_tensors(space.build(genome, device="meta"))) == len(content)
-
-
-def test_a_size_is_that_of_the_weights_of_the_zoo() -> None:
-    # Files that `blockswap pack` has written.
-    for name, path in shipped().items():
-        genome = GENOMES[name.partition(".")[0]]
-        assert SearchSpace(name.partition(".")[0]).sized.cost(genome).size == path.stat().st_size
 
 
 def test_all_genomes_of_a_budget_of_size_are_found() -> None:
