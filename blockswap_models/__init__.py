@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .detection import mask_rcnn
     from .export import ExportError, export_model, fold_batchnorm
     from .nets.cost import count, count_blocks
+    from .nets.swap import SplitError, swap
+    from .prediction import Prediction, predict
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
     from .searching.front import Front, budgets_along, search_front
@@ -47,11 +49,13 @@ _LAZY = {
     "ExportError": "export",
     "Front": "searching.front",
     "MissingWeightsError": "zoo.cards",
+    "Prediction": "prediction",
     "RecordError": "searching.record",
     "SearchError": "searching.search",
     "SearchResult": "searching.search",
     "SearchSpace": "searching.space",
     "SharedTeacherTask": "training.shared_teacher",
+    "SplitError": "nets.swap",
     "TrainingError": "training.run_folder",
     "WeightsError": "zoo.cards",
     "WorkerError": "searching.workers",
@@ -63,11 +67,13 @@ _LAZY = {
     "fisher_potential": "searching.fisher",
     "fold_batchnorm": "export",
     "mask_rcnn": "detection",
+    "predict": "prediction",
     "profile": "searching.profile",
     "register": "zoo.register",
     "save_pretrained": "zoo.blockswap",
     "search": "searching.search",
     "search_front": "searching.front",
+    "swap": "nets.swap",
     "train": "training.loop",
 }
 
@@ -89,11 +95,13 @@ __all__ = [
     "LatencyTable",
     "Layout",
     "MissingWeightsError",
+    "Prediction",
     "RecordError",
     "SearchError",
     "SearchResult",
     "SearchSpace",
     "SharedTeacherTask",
+    "SplitError",
     "TrainingError",
     "WeightsError",
     "WorkerError",
@@ -105,11 +113,13 @@ __all__ = [
     "fisher_potential",
     "fold_batchnorm",
     "mask_rcnn",
+    "predict",
     "profile",
     "register",
     "save_pretrained",
     "search",
     "search_front",
+    "swap",
     "train",
 ]
 

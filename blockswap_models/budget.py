@@ -278,7 +278,7 @@ def _amount(name: str, given: Any) -> Amount | None:
     parts = [_number(part) if isinstance(part, Real) else part for part in (given if pair else (given,))]
     if not all(part is None or isinstance(part, (int, float)) for part in parts):
         raise BudgetError(f"a budget of {name} is a number, a pair of them or text, not {quote(given)}")
-    return tuple(parts) if pair else parts[0]
+    return (parts[0], parts[1]) if pair else parts[0]
 
 
 def _parts(amount: Any) -> list[Any]:

@@ -77,6 +77,7 @@ class Exported:
         std: The standard deviation by which images are to be normalised before.
         outputs: The names of the outputs: `logits`, or the layers of the maps of a network made with
             `features_only=True`, in order.
+        label_names: The names of the classes, where they are known.
     """
 
     file: str
@@ -92,6 +93,7 @@ class Exported:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     outputs: tuple[str, ...]
+    label_names: tuple[str, ...] | None = None
 
 
 def export_model(
@@ -104,9 +106,9 @@ def export_model(
 ) -> Exported:
     """Writes a network of the zoo, or another of timm, in evaluation mode and float32; it stays as it was.
 
-    Name, genome, image size, normalisation and names of the outputs go into the file, as ONNX metadata or as the extra
-    file `about.json`. The file appears whole or not at all, and only if it answers as PyTorch does, for batches of
-    other sizes than it was made with.
+    Name, genome, image size, normalisation and the names of the outputs and classes go into the file, as ONNX metadata
+    or as the extra file `about.json`. The file appears whole or not at all, and only if it answers as PyTorch does, for
+    batches of other sizes than it was made with.
 
     Args:
         model: The network; made with `features_only=True` it has a map of each layer for outputs.
@@ -152,6 +154,9 @@ def export_model(
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
     }
+    names = cfg.get("label_names")
+    if names is not None and len(names) == getattr(original, "num_classes", None):
+        about["label_names"] = tuple(names)
     with torch.no_grad():
         example = torch.zeros(_TRACED, *size)
         about["outputs"] = _output_names(original, original(example))

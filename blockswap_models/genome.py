@@ -3,7 +3,7 @@
     genome = stage *("/" stage)
     stage  = run *("," run)
     run    = [count "x"] type
-    type   = "S" | "G" g | "W" w | "B" b | "B" b "G" g | "B" b "W" w | "M" e | "D"
+    type   = "S" | "G" g | "W" w | "B" b | "B" b "G" g | "B" b "W" w | "M" e | "D" | "K"
 
 This module needs the standard library only.
 """
@@ -21,7 +21,7 @@ from .messages import listed, quote
 
 __all__ = ["SEARCH_TYPES", "BlockType", "Conv", "Genome", "GenomeError"]
 
-_TYPE = re.compile(r"S|D|[GWM][0-9]+|B[0-9]+(?:[GW][0-9]+)?")
+_TYPE = re.compile(r"S|D|K|[GWM][0-9]+|B[0-9]+(?:[GW][0-9]+)?")
 _RUN = re.compile(r"(?:([0-9]+)\s*x\s*)?(.*)", re.DOTALL)
 # Runs as they are written elsewhere: 3XS, 3*S, Sx3.
 _OTHER_RUN = re.compile(r"([0-9]+)\s*[X*×](.*)|(.*)[xX*×]\s*([0-9]+)", re.DOTALL)
@@ -50,8 +50,8 @@ class BlockType:
     """One type of residual block (paper, section 3.1 and Table 5).
 
     Args:
-        family: S (standard), G (grouped and pointwise), B (bottleneck), M (inverted bottleneck) or D (DARTS separable
-            convolution).
+        family: S (standard), G (grouped and pointwise), B (bottleneck), M (inverted bottleneck), D (DARTS separable
+            convolution) or K (keep: the block that a given network has, weights and all).
         factor: Contraction of a bottleneck, or expansion of an inverted one.
         groups: Groups of a grouped 3x3 convolution.
         width: Channels in each group, in place of `groups`.
@@ -94,7 +94,7 @@ class BlockType:
         return cls(*_sizes(text))
 
     def __str__(self) -> str:
-        head = f"{self.family}{self.factor}" if self.family in "BM" else self.family if self.family in "SD" else ""
+        head = f"{self.family}{self.factor}" if self.family in "BM" else self.family if self.family in "SDK" else ""
         tail = f"G{self.groups}" if self.groups else f"W{self.width}" if self.width else ""
         return head + tail
 
@@ -117,6 +117,8 @@ class BlockType:
         Raises:
             GenomeError: A number of channels does not divide.
         """
+        if self.family == "K":
+            raise GenomeError("K keeps the block of a given network; use swap(model, …), or 'S' for a standard block")
         if self.family == "S":
             return Conv(in_chs, out_chs, 3, stride), Conv(out_chs, out_chs, 3)
         if self.family == "G":
@@ -378,7 +380,7 @@ def _advice(text: str) -> str:
         return "; did you mean 'W1'?"
     if _TYPE.fullmatch(bare) and _reads(BlockType.parse, bare):
         return f"; did you mean '{bare}'?"
-    known = [str(block) for block in SEARCH_TYPES] + ["M6", "D"]
+    known = [str(block) for block in SEARCH_TYPES] + ["M6", "D", "K"]
     close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else "; use S, G4, W4, B2, B2G4, B2W4, M6 or D, with any numbers"
 

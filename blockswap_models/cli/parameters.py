@@ -30,6 +30,7 @@ __all__ = [
     "dataset_options",
     "device_option",
     "exclusive",
+    "holdout_options",
     "model_argument",
     "model_options",
     "network_options",
@@ -158,11 +159,20 @@ network_options = together(
     size_options,
 )
 model_argument = click.argument(
-    "name", metavar="MODEL", help="a model of timm or the zoo, local-dir:FOLDER or hf-hub:NAME"
+    "name", metavar="MODEL", help="a model of timm or the zoo, the folder of a network or a run, or hf-hub:NAME"
 )
 dataset_options = together(
     click.option("--data", required=True, help="torch/cifar10 or another timm dataset, or a folder of images"),
     click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset"),
+)
+holdout_options = together(
+    click.option(
+        "--val-share",
+        type=float,
+        metavar="SHARE",
+        help="share of each class that is held out for validation, for a folder without splits [default: 0.2]",
+    ),
+    click.option("--val-seed", type=int, default=0, help="seed of what is held out"),
 )
 device_option = click.option("--device", help="cpu, cuda or cuda:1 [default: cuda where there is a GPU, else cpu]")
 reader_option = click.option(

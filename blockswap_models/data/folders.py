@@ -15,6 +15,7 @@ from timm.utils.misc import natural_key
 from ..messages import quote
 from .coco import CocoLabels
 from .errors import DataError
+from .holdout import HoldOut
 from .images import ImageFiles, InMode, image_extensions
 from .splits import find_split, known_split, splits_in
 
@@ -75,7 +76,14 @@ def classes_of(name: str, root: str | Path | None = None, split: str | None = "t
 
 
 def open_dataset(
-    name: str, root: str, split: str | None, *, input_img_mode: str = "RGB", replace: bool = False, **kwargs: Any
+    name: str,
+    root: str,
+    split: str | None,
+    *,
+    input_img_mode: str = "RGB",
+    replace: bool = False,
+    holdout: HoldOut | None = None,
+    **kwargs: Any,
 ) -> Any:
     """Opens a dataset; nothing is downloaded.
 
@@ -87,6 +95,8 @@ def open_dataset(
         split: The split, or None for the validation split, or the test split where a folder has no other.
         input_img_mode: How images are read, in the terms of Pillow.
         replace: Whether the next good image takes the place of a damaged one; an item is None otherwise.
+        holdout: For a folder without splits: which images are those of validation, and not of training. All images
+            are those of any split where None.
         **kwargs: More arguments of timm's `create_dataset`.
 
     Returns:
@@ -98,6 +108,15 @@ def open_dataset(
     try:
         if name == "folder":
             reader = _folder_reader(root, find_split(root, split), kwargs.get("class_map"))
+            if holdout is not None and not splits_in(root):
+                held = holdout.held_out([path for path, _ in reader.samples], root)
+                training = known_split(split or "validation") == "train"
+                reader.samples = [sample for sample in reader.samples if (sample[0] in held) != training]
+                if not reader.samples:
+                    raise DataError(
+                        f"each class of {quote(root)} has one image only, so that none is left to validate on; use two "
+                        "images a class or more"
+                    )
             return ImageFiles(root, reader, input_img_mode, replace)
         split = "validation" if split is None else split
         if name.lower() == "coco":

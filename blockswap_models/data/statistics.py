@@ -13,7 +13,7 @@ from torch import nn
 
 from ..layout import Layout
 
-__all__ = ["CIFAR10", "IMAGENET", "data_config", "for_channels", "model_data_config"]
+__all__ = ["CIFAR10", "CIFAR10_NAMES", "IMAGENET", "data_config", "for_channels", "model_data_config"]
 
 CIFAR10 = {
     "num_classes": 10,
@@ -24,6 +24,7 @@ CIFAR10 = {
     "mean": (0.4914, 0.4822, 0.4465),
     "std": (0.2023, 0.1994, 0.2010),
 }
+CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGENET = {
     "num_classes": 1000,
     "input_size": (3, 224, 224),

@@ -6,7 +6,7 @@ and linear layers for one image, nothing else (BN, ReLU, additions and pooling c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -68,8 +68,13 @@ def _count(model: nn.Module, parts: Sequence[nn.Module], input_size: tuple[int, 
     return count_parts(shadow, shadows, torch.empty(1, *input_size, device="meta"))  # type: ignore[arg-type]
 
 
-def count_parts(model: nn.Module, parts: list[nn.Module], x: torch.Tensor) -> list[Cost]:
-    """Counts parts of a model on the meta device, on an input `x` of one image; the model is of no use afterwards."""
+def count_parts(
+    model: nn.Module, parts: list[nn.Module], x: torch.Tensor, before: Callable[[], None] | None = None
+) -> list[Cost]:
+    """Counts parts of a model on the meta device, on an input `x` of one image; the model is of no use afterwards.
+
+    `before` is called before it runs, to hook what is to be looked at.
+    """
     macs: dict[nn.Module, int] = {}
 
     def hook(module: nn.Conv2d | nn.Linear, _: object, output: torch.Tensor) -> None:
@@ -85,6 +90,8 @@ def count_parts(model: nn.Module, parts: list[nn.Module], x: torch.Tensor) -> li
         elif isinstance(module, _BatchNorm):
             # BN costs no MACs and keeps the shape, but takes most of the time on the meta device.
             module.forward = _same  # type: ignore[method-assign]
+    if before is not None:
+        before()
     with torch.no_grad():
         model(x)
     return [

@@ -18,7 +18,7 @@ from ..genome import Genome
 from ..layout import Layout
 from .blocks import ResidualBlock, build_block
 
-__all__ = ["ResNet", "WideResNet", "build", "checkpoint_filter_fn", "residual_blocks"]
+__all__ = ["ResNet", "WideResNet", "branch_ends", "build", "checkpoint_filter_fn", "residual_blocks"]
 
 
 class WideResNet(nn.Module):
@@ -334,6 +334,18 @@ def build(layout: Layout, genome: Genome | str | None = None, **kwargs: Any) -> 
     return WideResNet(layout, genome, **kwargs) if layout.preact else ResNet(layout, genome, **kwargs)
 
 
-def residual_blocks(model: nn.Module) -> list[ResidualBlock]:
-    """Lists the residual blocks of a network, from first to last."""
-    return [module for module in model.modules() if isinstance(module, ResidualBlock)]
+def residual_blocks(model: nn.Module) -> list[nn.Module]:
+    """Lists the residual blocks of a network, from first to last; in one that `swap` made, also those that it kept."""
+    ends = getattr(model, "branch_ends", None)
+    if ends is None:
+        return [module for module in model.modules() if isinstance(module, ResidualBlock)]
+    there = dict(model.named_modules())
+    return [there[name] for name in ends if name in there]
+
+
+def branch_ends(model: nn.Module) -> list[nn.Module]:
+    """Lists the module of each residual block whose output is added to the shortcut; the block where there is none."""
+    if getattr(model, "branch_ends", None) is None:
+        return [block.get_submodule(block.branch_end) for block in residual_blocks(model)]
+    there = dict(model.named_modules())
+    return [there[f"{name}.{end}" if end else name] for name, end in model.branch_ends.items() if name in there]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..nets.networks import residual_blocks
+from ..nets.blocks import ResidualBlock
+from ..nets.networks import branch_ends, residual_blocks
 from .kernels import cast_like_images, override_attribute
 
 __all__ = ["Score", "at_least_float", "fisher_by_block", "fisher_potential", "measure_blocks", "set_scoring_modes"]
@@ -62,10 +64,12 @@ def measure_blocks(
     measure: Callable[[torch.Tensor], torch.Tensor],
 ) -> list[float]:
     """Measures 1/(2N) of what `measure` makes of A · g (N, C, H, W), for each block from first to last."""
-    ends = [block.get_submodule(block.branch_end) for block in residual_blocks(model)]
+    ends = branch_ends(model)
+    own = [isinstance(block, ResidualBlock) for block in residual_blocks(model)]
     if not ends:
         raise TypeError(
-            f"{type(model).__name__} has no residual blocks to score; build one with timm.create_model('blockswap_…')"
+            f"{type(model).__name__} has no residual blocks to score; build one with "
+            "timm.create_model('blockswap_…'), or with swap(model, …)"
         )
     activations: list[torch.Tensor] = []
 
@@ -74,11 +78,15 @@ def measure_blocks(
         activations.append(output if activations else output.detach().requires_grad_())
         return activations[-1]
 
+    def probe_kept(*arguments: Any) -> torch.Tensor:
+        # Blocks of timm add the shortcut in place.
+        return probe(*arguments).clone()
+
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
         set_scoring_modes(model, undo)
         cast_like_images(model, images, undo)
-        for end in ends:
-            undo.callback(end.register_forward_hook(probe).remove)
+        for end, ours in zip(ends, own, strict=True):
+            undo.callback(end.register_forward_hook(probe if ours else probe_kept).remove)
         logits = model(images)
         loss = F.cross_entropy(logits.to(at_least_float(logits)), labels)
         gradients = torch.autograd.grad(loss, activations)

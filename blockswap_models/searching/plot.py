@@ -31,6 +31,7 @@ _FAMILIES = {
     "BW": ("#F0E442", "BW  by group width"),
     "M": ("#009E73", "M  inverted bottleneck"),
     "D": ("#CC79A7", "D  separable"),
+    "K": ("#c8c8c8", "K  kept"),
 }
 _DARK = ("S", "G", "B", "M")
 _INK, _FAINT, _POINTS, _BEST = "#222222", "#8c8c8c", "#7f9fb5", "#D55E00"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from timm.data import create_transform
 from torch.utils.data import Dataset, IterableDataset
 
 from ..data.cifar import normalize
-from ..data.folders import DataError, find_dataset, open_dataset
+from ..data.folders import DataError, classes_of, find_dataset, open_dataset
+from ..data.holdout import HoldOut
 from ..data.images import image_mode
 from ..data.statistics import data_config
 from .space import SearchSpace
@@ -36,13 +37,15 @@ __all__ = [
 class Minibatch:
     """Normalised images (N, C, H, W) with labels (N,), and where they come from, as text that identifies them.
 
-    They are one minibatch, or several of one size: `num_batches`.
+    They are one minibatch, or several of one size: `num_batches`. `about` is what the record of a search says of their
+    dataset, for those who train on it.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     source: str
     num_batches: int = 1
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def batch(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The images and labels of one of the minibatches."""
@@ -52,6 +55,8 @@ class Minibatch:
 
 # A search takes so many minibatches in turn, or as many as have so many numbers in all.
 _MOST_BATCHES, _MOST_NUMBERS = 16, 20_000_000
+# How whoever has images in memory makes a network of more classes.
+_MORE_CLASSES = "SearchSpace(…, num_classes={}) or more"
 
 
 def affordable_batches(space: SearchSpace, batch_size: int) -> int:
@@ -84,6 +89,7 @@ def dataset_minibatch(
     seed: int = 0,
     split: str = "train",
     num_batches: int = 1,
+    holdout: HoldOut | None = None,
 ) -> Minibatch:
     """Draws images, without augmentation, from a dataset that timm can open.
 
@@ -100,6 +106,7 @@ def dataset_minibatch(
         seed: What the images that are drawn depend on.
         split: The split, in any case.
         num_batches: So many minibatches, or as many as there are images for, but at least one.
+        holdout: Which images are held out for validation, for a folder without splits; none where None.
 
     Returns:
         The minibatches.
@@ -107,12 +114,19 @@ def dataset_minibatch(
     Raises:
         DataError: There is no such dataset or split, or it does not fit the network.
     """
+    about: dict[str, Any] = {"data": name, "data_dir": None if root is None else str(root)}
     name, root = find_dataset(name, root)
-    dataset = open_dataset(name, root, split, input_img_mode=image_mode(space.input_size[0]))
+    dataset = open_dataset(name, root, split, input_img_mode=image_mode(space.input_size[0]), holdout=holdout)
     dataset.transform = _transform(space)
     images, labels = _draw(dataset, name, batch_size, num_batches, seed)
     num_batches = len(images) // batch_size
-    return _checked(space, images, labels, f"{name}, {_sizes(batch_size, num_batches)}", num_batches)
+    if holdout is not None:
+        about |= {"val_share": holdout.share, "val_seed": holdout.seed}
+    classes = classes_of(name, root, split)
+    if classes is not None and len(classes) == space.num_classes:
+        about["label_names"] = list(classes)
+    minibatch = _checked(space, images, labels, f"{name}, {_sizes(batch_size, num_batches)}", num_batches)
+    return replace(minibatch, about=about)
 
 
 def tensor_minibatch(space: SearchSpace, images: Any, labels: Any) -> Minibatch:
@@ -132,7 +146,7 @@ def tensor_minibatch(space: SearchSpace, images: Any, labels: Any) -> Minibatch:
     """
     images, labels = _sized(space, images, labels)
     images = _normalised(space, images)
-    return _fitting(space, images, labels, f"tensors, {len(images)} images")
+    return _checked(space, images, labels, f"tensors, {len(images)} images", advice=_MORE_CLASSES)
 
 
 def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: int = 0) -> Minibatch:
@@ -190,7 +204,7 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
     images, labels = (torch.cat(each)[: num_batches * batch_size] for each in zip(*pairs, strict=True))
     # Looked at together: one image alone may be brighter than the mean throughout.
     images = images if as_pictures else _normalised(space, images)
-    return _fitting(space, images, labels, f"{kind}, {_sizes(batch_size, num_batches)}", num_batches)
+    return _checked(space, images, labels, f"{kind}, {_sizes(batch_size, num_batches)}", num_batches, _MORE_CLASSES)
 
 
 def _pair(item: Any, kind: str) -> tuple[Any, Any]:
@@ -276,19 +290,6 @@ def _size_message(space: SearchSpace, images: torch.Tensor) -> str:
     return f"images are {wanted} in this space, not {given}; use SearchSpace(…, {', '.join(other)}), or other images"
 
 
-def _fitting(
-    space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str, num_batches: int = 1
-) -> Minibatch:
-    """Makes a minibatch of images that have been read; raises DataError for labels beyond the network's classes."""
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= space.num_classes:
-        raise DataError(
-            f"labels run from {low} to {high}, but the network has {space.num_classes} classes; "
-            + (f"use SearchSpace(…, num_classes={high + 1}) or more" if low >= 0 else "use labels from 0 on")
-        )
-    return _checked(space, images, labels, source, num_batches)
-
-
 def _draw(dataset: Any, name: str, batch_size: int, num_batches: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(dataset, IterableDataset):
         there = len(dataset)
@@ -318,13 +319,19 @@ def _sizes(batch_size: int, num_batches: int) -> str:
 
 
 def _checked(
-    space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str, num_batches: int = 1
+    space: SearchSpace,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    source: str,
+    num_batches: int = 1,
+    advice: str = "num_classes={} or more",
 ) -> Minibatch:
+    """Makes a minibatch; raises DataError for labels beyond the network's classes, with advice on their number."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= space.num_classes:
         raise DataError(
-            f"labels run from {low} to {high}, but the network has {space.num_classes} classes; "
-            f"use num_classes={high + 1} or more"
+            f"labels run from {low} to {high}, but the network has {space.num_classes} classes; use "
+            + (advice.format(high + 1) if low >= 0 else "labels from 0 on")
         )
     digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes() + labels.cpu().contiguous().numpy().tobytes())
     return Minibatch(images, labels, f"{source}, sha256 {digest.hexdigest()[:16]}", num_batches)

@@ -21,11 +21,13 @@ from ..zoo.genomes import GENOMES
 from .candidates import Candidate, ScoredDraw, common_cost, pareto, rank, rank_within
 
 __all__ = [
+    "FoundNetwork",
     "FrontRecord",
     "Record",
     "RecordError",
     "budget_text",
     "build_text",
+    "network_of",
     "read_front",
     "read_ranking",
     "read_record",
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 _KIND = "blockswap search"
+# What scores do not depend on: the names of classes, and where the images are.
+_ABOUT = "about"
 # What is meant by records that do not say it, since they are older.
 _UNSAID = {"strategy": "random", "dtype": "float32"}
 
@@ -192,6 +196,73 @@ def read_front(path: str | Path) -> FrontRecord | None:
     )
 
 
+@dataclass(frozen=True)
+class FoundNetwork:
+    """A network of a record, with what its search knows of the images, so that it can be trained.
+
+    Attributes:
+        name: The network whose blocks were replaced, as timm has it.
+        genome: The blocks.
+        layout: Its layout, where it is of the user's own.
+        num_classes: Classes.
+        in_chans: Channels of the images.
+        image_size: Side of the images in pixels.
+        data: The dataset of the search; None where that was of noise or tensors, or is not known.
+        data_dir: The folder of a dataset with a name.
+        val_share: The share of a folder's images that is held out for validation, or None.
+        val_seed: Seed of what is held out.
+    """
+
+    name: str
+    genome: Genome
+    layout: Layout | None
+    num_classes: int
+    in_chans: int
+    image_size: int
+    data: str | None
+    data_dir: str | None
+    val_share: float | None
+    val_seed: int
+
+
+def network_of(path: str | Path, rank: int = 1) -> FoundNetwork:
+    """Reads a network of a record, and what was known of the images when it was found.
+
+    Args:
+        path: The record.
+        rank: Which network, 1 being the best; of several budgets, its place on the front, 1 being the cheapest.
+
+    Raises:
+        RecordError: It is no record, or has no such network.
+    """
+    front = read_front(path)
+    header, ranking = read_ranking(path) if front is None else (front.header, front.front)
+    if not 1 <= rank <= len(ranking):
+        raise RecordError(f"{path} has {len(ranking):,} genomes, of which none is number {rank}; use another rank=")
+    try:
+        name, (channels, height, width), classes = header["space"], header["input_size"], header["num_classes"]
+        layout = Layout(**header["layout"]) if "layout" in header else None
+        if layout is None:
+            name = Layout.named(name).name
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{path} does not say which network was searched: {error}") from None
+    if height != width:
+        raise RecordError(f"{path} is of images of {height}x{width}; networks are trained on square ones")
+    about = header.get(_ABOUT) or {}
+    return FoundNetwork(
+        name,
+        ranking[rank - 1].genome,
+        layout,
+        classes,
+        channels,
+        height,
+        about.get("data"),
+        about.get("data_dir"),
+        about.get("val_share"),
+        about.get("val_seed", 0),
+    )
+
+
 def budget_text(header: dict[str, Any]) -> str:
     """Writes the budget of a record as a person does."""
     windows: Any = header.get("budget")
@@ -246,7 +317,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[ScoredDraw], int]:
 
 def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     found = {**{key: value for key, value in _UNSAID.items() if key in wanted}, **found}
-    differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    differing = [key for key in {**wanted, **found} if key != _ABOUT and found.get(key) != wanted.get(key)]
     if differing:
         said = "; ".join(f"{key} {_short(found.get(key))} there, {_short(wanted.get(key))} here" for key in differing)
         raise RecordError(f"{path} is the record of another search: {said}")

@@ -178,6 +178,8 @@ def describe(scorer: Scorer, strategy: str, within: dict[str, Any]) -> dict[str,
         "dtype": str(scorer.dtype).removeprefix("torch."),
         "strategy": strategy,
         **({} if space.latency is None else {"latency_table": space.latency.digest}),
+        # What a run that trains on the same data must know; scores do not depend on it.
+        **({"about": dict(scorer.data.about)} if scorer.data.about else {}),
     }
 
 

@@ -26,7 +26,7 @@ from timm.models import (
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..data.statistics import CIFAR10, IMAGENET, for_channels
+from ..data.statistics import CIFAR10, CIFAR10_NAMES, IMAGENET, for_channels
 from ..genome import Genome, GenomeError
 from ..layout import Layout
 from ..nets.copies import plain_copy
@@ -70,11 +70,17 @@ def _cfgs() -> dict[str, dict[str, Any] | PretrainedCfg]:
 
 
 def _cfg_of_weights(name: str, path: Path) -> dict[str, Any]:
-    """What the cfg of a weights file has of its own: the file, and the size of images where its card says it."""
-    size = read_card(path.with_suffix(".json")).get("input_size")
-    if size is None:
-        return {"file": str(path)}
-    return {"file": str(path), "input_size": tuple(size), "pool_size": Layout.named(name).pool_size(*size[1:])}
+    """What the cfg of a weights file has of its own: the file, and what its card says of images and classes."""
+    card = read_card(path.with_suffix(".json"))
+    cfg: dict[str, Any] = {"file": str(path)}
+    size, names = card.get("input_size"), card.get("label_names")
+    if names is None and card["data"] == "torch/cifar10":
+        names = CIFAR10_NAMES
+    if names is not None:
+        cfg["label_names"] = tuple(names)
+    if size is not None:
+        cfg |= {"input_size": tuple(size), "pool_size": Layout.named(name).pool_size(*size[1:])}
+    return cfg
 
 
 default_cfgs = generate_default_cfgs(_cfgs())
@@ -118,7 +124,11 @@ def create(
         **kwargs,
     )
     # timm's cfg is that of the weights, which it has adapted to the channels asked for.
-    model.pretrained_cfg = model.default_cfg = for_channels(model.pretrained_cfg, model.in_chans)
+    cfg = for_channels(model.pretrained_cfg, model.in_chans)
+    if not pretrained:
+        # The classes of the weights are not those of a network that is yet to learn.
+        cfg.pop("label_names", None)
+    model.pretrained_cfg = model.default_cfg = cfg
     # timm adds the arguments of create_model to these, and saves them all: so any genome comes back from config.json.
     model._model_args = {"genome": genome}
     return model
@@ -216,6 +226,10 @@ def save_pretrained(
     model_args = {**kwargs.pop("model_args", {}), "genome": genome}
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    names = model.pretrained_cfg.pop("label_names", None)
+    if names is not None and len(names) == model.num_classes:
+        # Where timm and the Hugging Face Hub look for them.
+        kwargs["model_config"] = {"label_names": list(names), **(kwargs.get("model_config") or {})}
     with TemporaryDirectory(prefix=".tmp", dir=directory) as place:
         folder = Path(place)
         save_for_hf(model, place, model_args=model_args, **{"safe_serialization": True, **kwargs})
