@@ -82,7 +82,7 @@ UNMEASURED = (
 
 
 class BudgetError(BlockSwapError):
-    """A budget that cannot be read or met: says the range that can."""
+    """A budget that cannot be read or met; the message gives the range that can."""
 
 
 class Share(float):
@@ -90,7 +90,7 @@ class Share(float):
 
 
 Amount = int | float | tuple[float | None, float | None]
-# What says a budget: itself, an amount of parameters, or amounts by the name of the cost.
+# All forms of a budget: itself, an amount of parameters, or amounts by the name of the cost.
 BudgetLike: TypeAlias = "Budget | Amount | str | Mapping[str, Amount | str]"
 
 
@@ -148,10 +148,10 @@ class Budget:
 
     @classmethod
     def of(cls, budget: BudgetLike) -> Budget:
-        """Makes a budget of what says one, as `search` takes it.
+        """Makes a budget from any of the forms that `search` takes.
 
         Args:
-            budget: A budget, which stands for itself; a number, a pair or text, for parameters; or a mapping from
+            budget: A budget, which is returned; a number, a pair or text, for parameters; or a mapping from
                 `params`, `macs`, `latency` and `size` to such amounts.
 
         Returns:
@@ -233,7 +233,7 @@ class Budget:
         return round(amount * (1 - self.tolerance), digits), round(amount * (1 + self.tolerance), digits)
 
     def fits(self, cost: Cost) -> bool:
-        """Says whether a cost is within every window.
+        """Checks whether a cost is within every window.
 
         Args:
             cost: The cost of a network.
@@ -287,14 +287,14 @@ def _parts(amount: Any) -> list[Any]:
 
 
 def _number(given: Real) -> int | float:
-    """Makes a plain number, of one of numpy too."""
+    """Converts a number, one of numpy's too, to an int or float."""
     if isinstance(given, Share):
         return given
     return int(given) if isinstance(given, Integral) else float(given)
 
 
 def amount_text(name: str, amount: float) -> str:
-    """Writes an amount of a cost as a person does: latencies in milliseconds, shares in percent."""
+    """Formats an amount of a cost; latencies in milliseconds, shares in percent."""
     if isinstance(amount, Share):
         return f"{amount * 100:g}%"
     if name != "latency":

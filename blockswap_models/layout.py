@@ -26,7 +26,7 @@ _STANDARD_NAMES = (
     *(f"wrn{depth}_{widen}" for depth in (16, 22, 28, 40) for widen in (1, 2, 4, 8, 10)),
     *(f"resnet{depth}" for depth in _RESNET_DEPTHS),
 )
-# The layouts of the user's own entries, by name.
+# The layouts of registered entries, by name.
 _registered: dict[str, Layout] = {}
 
 
@@ -45,11 +45,11 @@ class Position:
     kept: bool = False
 
     def structure(self, block: BlockType) -> Structure | None:
-        """What makes the network of a block type here; None where its widths do not divide."""
+        """What defines the network of a block type here; None if its widths do not divide."""
         if self.kept and block.family == "K":
             return "K", ()
         try:
-            # Two families can share their convolutions, but not what stands between them.
+            # Two families can have the same convolutions, but differ in the layers between them.
             return block.family, block.convs(self.in_chs, self.out_chs, self.stride)
         except GenomeError:
             return None
@@ -132,7 +132,7 @@ class Layout:
         input_size: Sequence[int] | None = None,
         num_classes: int | None = None,
     ) -> Layout:
-        """Makes a layout of any stages; what is left out is as in WRN-40-2 or, with `preact=False`, ResNet-34.
+        """Makes a layout of any stages; defaults are those of WRN-40-2 or, with `preact=False`, of ResNet-34.
 
         Args:
             name: A name of letters, digits and `_`, for `register`.
@@ -212,7 +212,7 @@ class Layout:
 
     @classmethod
     def named(cls, name: Layout | str) -> Layout:
-        """Finds the layout of a name.
+        """Finds a layout by its name.
 
         Args:
             name: Such as `wrn40_2`, `resnet34_3m` or a registered name; a layout stands for itself.
@@ -246,7 +246,7 @@ class Layout:
 
     @property
     def is_known(self) -> bool:
-        """Whether its name stands for this very layout here, as that of a WRN, of a ResNet or of an own entry."""
+        """Whether its name means this layout in this process: the name of a WRN, a ResNet or a registered entry."""
         try:
             return Layout.named(self.name) == self
         except ValueError:
@@ -254,7 +254,7 @@ class Layout:
 
     @property
     def is_standard(self) -> bool:
-        """Whether its name stands for this very layout everywhere, registered or not."""
+        """Whether its name means this layout in every process, registered or not."""
         return self.is_known and _NAME.fullmatch(self.name) is not None
 
     @property
