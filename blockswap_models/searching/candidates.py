@@ -110,13 +110,13 @@ class Candidate:
 
     @property
     def standard_error_factor(self) -> float:
-        """By what factor the score is uncertain: exp of the standard error of its logarithm; NaN for a single draw."""
+        """The uncertainty of the score as a factor, exp of the standard error of its logarithm; NaN for one draw."""
         if len(self.scores) < 2 or not all(map(math.isfinite, self.scores)) or min(self.scores) <= 0:
             return math.nan
         return math.exp(statistics.stdev(map(math.log, self.scores)) / math.sqrt(len(self.scores)))
 
     def as_json(self) -> dict[str, Any]:
-        """What JSON holds of it, which knows no NaN."""
+        """The candidate for JSON, which has no NaN."""
         return {
             "genome": self.genome,
             "params": self.cost.params,
@@ -130,7 +130,7 @@ class Candidate:
 
 
 def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Sorts candidates from best to worst: those that were refined most stand first, those without a score last.
+    """Sorts candidates from best to worst: those with most refinement first, those without a score last.
 
     Ties keep their order.
     """

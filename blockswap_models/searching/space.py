@@ -34,10 +34,10 @@ class SearchSpace:
 
     Args:
         layout: A layout, or a name such as `wrn40_2`, `resnet34` or a registered one.
-        types: The block types to choose from; the paper's 23 where none are given.
-        num_classes: Classes, the layout's own where none are given.
-        in_chans: Channels of the images, the layout's own where none are given.
-        image_size: Side of the images, or height and width; the layout's own where none is given.
+        types: The block types to choose from; the paper's 23 by default.
+        num_classes: Classes; the layout's own by default.
+        in_chans: Channels of the images; the layout's own by default.
+        image_size: Side of the images, or height and width; the layout's own by default.
         latency: Measured times; costs then have a latency, and budgets may name it.
 
     Attributes:
@@ -146,7 +146,7 @@ class SearchSpace:
     @cached_property
     def option_costs(self) -> tuple[Cost, list[list[Cost]]]:
         """What stem and head cost, and what each option costs at each position."""
-        # Within a stage, all blocks after the first are alike: two of each stage tell everything.
+        # Within a stage, all blocks after the first are alike, so two per stage are enough.
         short = replace(self.layout, depths=tuple(min(depth, 2) for depth in self.layout.depths))
         by_place: dict[tuple[Position, BlockType], Cost] = {}
         for block in dict.fromkeys((_STANDARD, *self.types)):
@@ -296,7 +296,7 @@ class SearchSpace:
         """Makes the table by which genomes within a window of one cost are counted and drawn."""
         fixed, totals = self._totals(name)
         if name == "latency":
-            # The product of a decimal fraction and 1e9 is a hair off.
+            # The product of a decimal fraction and 1e9 is not exact.
             window = round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
         elif name == "size":
             # Sizes add up but for the digits of offsets, of which each option counts the most that there can be.
@@ -371,12 +371,12 @@ class SearchSpace:
         by construction, further ones by rejection.
 
         Args:
-            number: How many.
+            number: Number of genomes.
             budget: The budget; None draws from all genomes.
             seed: Seed of the draws.
 
         Returns:
-            The genomes; all there are where fewer than `number` fit.
+            The genomes; all that fit if there are fewer than `number`.
 
         Raises:
             BudgetError: None fits; the message says what can be met.
@@ -386,9 +386,9 @@ class SearchSpace:
         return space.sample_with_acceptance(number, budget, seed)[0]
 
     def sample_with_acceptance(self, number: int, budget: Budget, seed: int = 0) -> tuple[list[Genome], float]:
-        """Draws as `sample` does, and states which share of the draws met the whole budget, further costs included.
+        """Draws as `sample` does, and returns the share of draws that met the whole budget, further costs included.
 
-        The budget is in numbers, and the space is sized where it names a size, as `resolve` makes both.
+        The budget is in numbers, and the space is sized if it names a size; `resolve` makes both.
         """
         if number < 1:
             raise ValueError(f"a sample has at least 1 genome, not {number}")
