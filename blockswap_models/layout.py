@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from .genome import BlockType, Conv, Genome, GenomeError
 from .messages import did_you_mean, listed, quote
 
-__all__ = ["Layout", "NetworkLayout", "Position", "add_layout"]
+__all__ = ["RANDOM_WEIGHTS", "Layout", "NetworkLayout", "Position", "add_layout"]
 
 _NAME = re.compile(r"(?:blockswap_)?(?:wrn([0-9]{1,3})_([0-9]{1,2})|resnet([0-9]{1,3}))(?:_[0-9]+[km])?")
+# What is said of the weights of a network that was given by its name.
+RANDOM_WEIGHTS = "random weights"
 Structure = tuple[str, tuple[Conv, ...]]
 _RESNET_DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 # The forward of timm's ResNet names four stages, and its stem has 64 channels.

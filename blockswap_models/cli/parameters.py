@@ -76,7 +76,21 @@ AMOUNTS = _Read("amount[,…]", lambda text: Given(text, parse_several(text, par
 SIZE = _Read("size", lambda text: Given(text, parse_size(text)))
 SIZES = _Read("size[,…]", lambda text: Given(text, parse_several(text, parse_size)))
 LATENCIES = _Read("time[,…]", lambda text: Given(text, parse_several(text, parse_latency)))
-NETWORK = _Read("network", lambda text: Given(text, Layout.named(text)))
+
+
+def _network(text: str) -> Given:
+    """Reads the name of a layout; one of timm's that is no layout stands for itself."""
+    try:
+        return Given(text, Layout.named(text))
+    except ValueError:
+        import timm
+
+        if timm.is_model(text.partition(".")[0]):
+            return Given(text, text)
+        raise
+
+
+NETWORK = _Read("network", _network)
 GENOME = _Read("genome", Genome)
 TYPES = _Read("types", lambda text: [BlockType.parse(each) for each in text.split(",")])
 
@@ -154,7 +168,9 @@ size_options = together(
     click.option("--image-size", type=int, help="height and width of the images [default: the network's own]"),
 )
 network_options = together(
-    click.argument("network", type=NETWORK, help="a network, such as wrn40_2 or resnet34"),
+    click.argument(
+        "network", type=NETWORK, help="a network, such as wrn40_2 or resnet34, or a CNN of timm, such as resnet50"
+    ),
     click.option("--types", type=TYPES, help="block types to choose from, such as S,G4,W1 [default: the paper's 23]"),
     size_options,
 )

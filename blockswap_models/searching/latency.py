@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..errors import BlockSwapError
 from ..files import write_atomic
 from ..genome import BlockType, Genome, GenomeError
-from ..layout import Layout, Structure
+from ..layout import Layout, NetworkLayout, Position, Structure
 
 __all__ = ["LatencyError", "LatencyTable", "Shape"]
 
@@ -248,7 +248,9 @@ class LatencyTable:
         fields: dict[str, Any] = {
             name: tuple(each) if isinstance(each, list) else each for name, each in content["layout"].items()
         }
-        layout = Layout(**fields)
+        if "places" in fields:
+            fields["places"] = tuple(Position(**each) for each in fields["places"])
+        layout = (NetworkLayout if "places" in fields else Layout)(**fields)
         by_number: dict[int, Shape] = {}
         blocks = {}
         for row in content["shapes"]:

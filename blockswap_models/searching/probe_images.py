@@ -20,7 +20,6 @@ from ..data.cifar import normalize
 from ..data.folders import DataError, classes_of, find_dataset, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import image_mode
-from ..data.statistics import data_config
 from .space import SearchSpace
 
 __all__ = [
@@ -243,7 +242,7 @@ def _transform(space: SearchSpace) -> Callable[[Image.Image], torch.Tensor]:
     """What makes a tensor of an image of PIL, as the network's cfg says."""
     channels = space.input_size[0]
     mode = image_mode(channels)
-    config = data_config(space.layout, channels)
+    config = space.data_config
     names = ("mean", "std", "crop_pct", "interpolation")
     transform = create_transform(input_size=space.input_size, **{name: config[name] for name in names})
     return lambda image: transform(image.convert(mode))
@@ -251,7 +250,7 @@ def _transform(space: SearchSpace) -> Callable[[Image.Image], torch.Tensor]:
 
 def _normalised(space: SearchSpace, images: torch.Tensor) -> torch.Tensor:
     """Normalises images of uint8, and sees that others are normalised; raises DataError where they are not."""
-    config = data_config(space.layout, space.input_size[0])
+    config = space.data_config
     mean, std = config["mean"], config["std"]
     if images.dtype == torch.uint8:
         return normalize(images, mean, std)

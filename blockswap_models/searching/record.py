@@ -16,7 +16,7 @@ from ..budget import Budget
 from ..errors import BlockSwapError
 from ..files import JsonLineError, append_json_line, read_json_lines
 from ..genome import Genome
-from ..layout import Layout
+from ..layout import RANDOM_WEIGHTS, Layout
 from ..zoo.genomes import GENOMES
 from .candidates import Candidate, ScoredDraw, common_cost, pareto, rank, rank_within
 
@@ -282,6 +282,10 @@ def build_text(header: dict[str, Any], genome: str) -> str:
     """Writes the line of Python that makes a network which was found, for a record's search."""
     name, first, more = header.get("space"), "", ""
     with suppress(ValueError, LookupError, TypeError):
+        if "network" in header:
+            given = f"num_classes={header['num_classes']}, in_chans={header['input_size'][0]}"
+            network = f"timm.create_model('{name}', {given})" if header["network"] == RANDOM_WEIGHTS else "model"
+            return f"build it: blockswap_models.swap({network}, '{genome}')"
         if "layout" not in header:
             layout = Layout.named(str(name))
             first = "" if name in GENOMES else f"blockswap_models.register('{name}'); "

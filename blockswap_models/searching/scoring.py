@@ -168,6 +168,7 @@ def describe(scorer: Scorer, strategy: str, within: dict[str, Any]) -> dict[str,
         "space": space.layout.name,
         # Of the user's own, the name alone does not say it.
         **({} if space.layout.is_standard else {"layout": _as_json(space.layout)}),
+        **({} if space.network is None else {"network": space.network.weights}),
         "types": " ".join(map(str, space.types)),
         "input_size": list(space.input_size),
         "num_classes": space.num_classes,

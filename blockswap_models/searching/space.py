@@ -9,32 +9,37 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import timm
 import torch
+from torch import nn
 
 from ..budget import UNMEASURED, Budget, BudgetError, BudgetLike, Cost, amount_text
+from ..data.statistics import data_config, model_data_config
 from ..genome import SEARCH_TYPES, BlockType, Genome, GenomeError
-from ..layout import Layout, Position
+from ..layout import Layout, NetworkLayout, Position
 from ..nets.cost import count, count_parts
-from ..nets.networks import ResNet, WideResNet, build, residual_blocks
+from ..nets.networks import build, residual_blocks
 from ..nets.stored import StoredTensor, file_size, most_bytes, stored_tensors
+from ..nets.swap import BlockNetwork
 from .cost_table import LONGEST_OF_COUNT, CostTable
 from .latency import LatencyTable
 
 __all__ = ["SearchSpace"]
 
-_STANDARD = BlockType("S")
+_STANDARD, _KEEP = BlockType("S"), BlockType("K")
 _NANO = 1_000_000_000
 
 
 class SearchSpace:
-    """All genomes of one layout whose blocks come from a set of types.
+    """All genomes of one layout, or of one network of timm, whose blocks come from a set of types.
 
     A type that does not divide the widths at some position is left out there. Two types that give the same network at a
     position, such as `G16` and `W2` on 32 channels, are one option; the first one's name is used.
 
     Args:
-        layout: A layout, or a name such as `wrn40_2`, `resnet34` or a registered one.
-        types: The block types to choose from; the paper's 23 by default.
+        layout: A layout, or a name such as `wrn40_2`, `resnet34` or a registered one; or, for `swap`, a network of
+            timm, or the name of one that is no layout, such as `resnet50`, with random weights.
+        types: The block types to choose from; by default the paper's 23, and for a network also K, which keeps a block.
         num_classes: Classes; the layout's own by default.
         in_chans: Channels of the images; the layout's own by default.
         image_size: Side of the images, or height and width; the layout's own by default.
@@ -44,8 +49,10 @@ class SearchSpace:
         has_sizes: Whether costs have the size of the weights file; `sized` is such a space.
         options: The options of each position, from first to last: block types, each with the number of types that it
             stands for.
+        network: The network whose blocks are swapped; None for a layout.
 
     Raises:
+        SplitError: The network does not split into blocks.
         GenomeError: There is no such type, or none of them fits some position.
         LatencyError: The table is of other networks.
         ValueError: The layout is unknown, or a number is below 1.
@@ -60,14 +67,17 @@ class SearchSpace:
 
     def __init__(
         self,
-        layout: Layout | str,
-        types: Iterable[BlockType | str] = SEARCH_TYPES,
+        layout: Layout | str | nn.Module,
+        types: Iterable[BlockType | str] | None = None,
         num_classes: int | None = None,
         in_chans: int | None = None,
         image_size: int | tuple[int, int] | None = None,
         latency: LatencyTable | None = None,
     ) -> None:
-        self.layout = Layout.named(layout)
+        self.network = _network(layout, num_classes, in_chans, image_size)
+        self.layout = Layout.named(layout) if self.network is None else self.network.layout  # type: ignore[arg-type]
+        if types is None:
+            types = SEARCH_TYPES if self.network is None else (_KEEP, *SEARCH_TYPES)
         self.types = tuple(each if isinstance(each, BlockType) else BlockType.parse(each) for each in types)
         if not self.types:
             raise GenomeError("a search space needs block types; use at least one, such as 'S'")
@@ -132,7 +142,7 @@ class SearchSpace:
     def original_cost(self) -> Cost:
         """What the original network costs: each block is standard, classes and channels are this space's."""
         model = self.build(self.layout.original, device="meta")
-        cost = count(model, self.input_size)
+        cost = count(model, self.input_size) if self.network is None else self.network.cost
         if self.has_sizes:
             cost = replace(cost, size=file_size(stored_tensors(model)))
         table, blocks = self.latency, self.layout.original.blocks
@@ -146,21 +156,12 @@ class SearchSpace:
     @cached_property
     def option_costs(self) -> tuple[Cost, list[list[Cost]]]:
         """What stem and head cost, and what each option costs at each position."""
-        # Within a stage, all blocks after the first are alike, so two per stage are enough.
-        short = replace(self.layout, depths=tuple(min(depth, 2) for depth in self.layout.depths))
-        by_place: dict[tuple[Position, BlockType], Cost] = {}
-        for block in dict.fromkeys((_STANDARD, *self.types)):
-            fitting = [block if place.structure(block) else _STANDARD for place in short.positions]
-            model = self.build(Genome.from_blocks(fitting, short.depths), short, device="meta").eval()
-            blocks = residual_blocks(model)
-            total, *parts = count_parts(model, [model, *blocks], torch.empty(1, *self.input_size, device="meta"))
-            if block == _STANDARD:
-                fixed = total - sum(parts, Cost(0, 0))
-            by_place.update(zip(zip(short.positions, fitting, strict=True), parts, strict=True))
-        options = [
-            [by_place[replace(place, block=min(place.block, 2)), block] for block, _ in blocks]
-            for place, blocks in zip(self.layout.positions, self.options, strict=True)
-        ]
+        if self.network is None:
+            fixed, options = self._layout_costs()
+        else:
+            count_option = self.network.option_cost
+            fixed = self.network.fixed
+            options = [[count_option(index, block) for block, _ in each] for index, each in enumerate(self.options)]
         if self.has_sizes:
             stem, tensors = self._stored
             digits = len(str(self._longest_data))
@@ -180,31 +181,46 @@ class SearchSpace:
             ]
         return fixed, options
 
+    def _layout_costs(self) -> tuple[Cost, list[list[Cost]]]:
+        # Within a stage, all blocks after the first are alike, so two per stage are enough.
+        short = replace(self.layout, depths=tuple(min(depth, 2) for depth in self.layout.depths))
+        by_place: dict[tuple[Position, BlockType], Cost] = {}
+        for block in dict.fromkeys((_STANDARD, *self.types)):
+            fitting = [block if place.structure(block) else _STANDARD for place in short.positions]
+            model = self.build(Genome.from_blocks(fitting, short.depths), short, device="meta").eval()
+            blocks = residual_blocks(model)
+            total, *parts = count_parts(model, [model, *blocks], torch.empty(1, *self.input_size, device="meta"))
+            if block == _STANDARD:
+                fixed = total - sum(parts, Cost(0, 0))
+            by_place.update(zip(zip(short.positions, fitting, strict=True), parts, strict=True))
+        options = [
+            [by_place[replace(place, block=min(place.block, 2)), block] for block, _ in blocks]
+            for place, blocks in zip(self.layout.positions, self.options, strict=True)
+        ]
+        return fixed, options
+
     @cached_property
     def _stored(self) -> tuple[list[StoredTensor], list[list[list[StoredTensor]]]]:
         """What the weights file holds of stem and head, and of each option at each position."""
-        whole = self.build(self.layout.original, device="meta")
-        names = {id(module): name for name, module in whole.named_modules()}
-        prefixes = [f"{names[id(block)]}." for block in residual_blocks(whole)]
-        stem = [each for each in stored_tensors(whole) if not each.name.startswith(tuple(prefixes))]
-        by_place: dict[tuple[Position, BlockType], list[StoredTensor]] = {}
-        short = replace(self.layout, depths=tuple(min(depth, 2) for depth in self.layout.depths))
-        for block in dict.fromkeys((_STANDARD, *self.types)):
-            fitting = [block if place.structure(block) else _STANDARD for place in short.positions]
-            blocks = residual_blocks(self.build(Genome.from_blocks(fitting, short.depths), short, device="meta"))
-            parts = map(stored_tensors, blocks)
-            by_place.update(zip(zip(short.positions, fitting, strict=True), parts, strict=True))
-        tensors = [
-            [
-                [
-                    each._replace(name=prefix + each.name, entry=each.entry + len(prefix))
-                    for each in by_place[replace(place, block=min(place.block, 2)), block]
-                ]
-                for block, _ in blocks
-            ]
-            for prefix, place, blocks in zip(prefixes, self.layout.positions, self.options, strict=True)
-        ]
-        return stem, tensors
+        original = self.layout.original
+        model = self.build(original, device="meta")
+        names = [f"{name}." for name in self._block_names(model)]
+        stem = [each for each in stored_tensors(model) if not each.name.startswith(tuple(names))]
+        by_place: dict[tuple[int, BlockType], list[StoredTensor]] = {}
+        for block in dict.fromkeys(block for options in self.options for block, _ in options):
+            places = [place for place, options in enumerate(self.options) if block in dict(options)]
+            blocks = [block if place in places else own for place, own in enumerate(original.blocks)]
+            model = self.build(Genome.from_blocks(blocks, self.layout.depths), device="meta")
+            for place in places:
+                by_place[place, block] = stored_tensors(model.get_submodule(names[place][:-1]), names[place])
+        return stem, [[by_place[place, block] for block, _ in options] for place, options in enumerate(self.options)]
+
+    def _block_names(self, model: nn.Module) -> list[str]:
+        """The names of the blocks of a network of this space."""
+        if self.network is not None:
+            return [each.name for each in self.network.blocks]
+        names = {id(module): name for name, module in model.named_modules()}
+        return [names[id(block)] for block in residual_blocks(model)]
 
     @cached_property
     def _longest_data(self) -> int:
@@ -217,7 +233,7 @@ class SearchSpace:
         stem, tensors = self._stored
         return file_size([*stem, *(each for pick, at in zip(picks, tensors, strict=True) for each in at[pick])])
 
-    def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> WideResNet | ResNet:
+    def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> nn.Module:
         """Builds the network of a genome, with random weights.
 
         Args:
@@ -231,7 +247,32 @@ class SearchSpace:
         Raises:
             GenomeError: The genome does not fit.
         """
+        if self.network is not None:
+            return self.network.build(genome, **kwargs)
         return build(layout or self.layout, genome, num_classes=self.num_classes, in_chans=self.input_size[0], **kwargs)
+
+    def build_active(self, genome: Genome | str) -> nn.Module:
+        """Builds the network of a genome for a score: no branch with random weights starts at zero.
+
+        Args:
+            genome: The genome.
+
+        Returns:
+            The network.
+
+        Raises:
+            GenomeError: The genome does not fit.
+        """
+        if self.network is not None:
+            return self.network.build_active(genome)
+        return self.build(genome, **({} if self.layout.preact else {"zero_init_last": False}))
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """How the network wants its images, as a timm cfg: mean, standard deviation, crop and interpolation."""
+        if self.network is not None:
+            return model_data_config(self.network.model)
+        return data_config(self.layout, self.input_size[0])
 
     def cost(self, genome: Genome | str) -> Cost:
         """Counts a genome of this space: stem, head and the sum over its blocks.
@@ -449,3 +490,29 @@ class SearchSpace:
             f"no genome of {self.layout.name} meets {budget}; with these block types its {name} "
             f"{run} from {amount_text(name, least)} to {amount_text(name, most)}"
         )
+
+
+def _network(
+    network: Layout | str | nn.Module,
+    num_classes: int | None,
+    in_chans: int | None,
+    image_size: int | tuple[int, int] | None,
+) -> BlockNetwork | None:
+    """Makes the network whose blocks are swapped, of what is no layout and no name of one."""
+    if isinstance(network, NetworkLayout):
+        raise ValueError(f"a layout of {network.name} does not make the network; use SearchSpace(model)")
+    if isinstance(network, Layout):
+        return None
+    if isinstance(network, str):
+        try:
+            Layout.named(network)
+            return None
+        except ValueError:
+            if not timm.is_model(network.partition(".")[0]):
+                raise
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    given = {"num_classes": num_classes, "in_chans": in_chans, "image_size": None if size is None else min(size)}
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is at least 1, not {value}")
+    return BlockNetwork(network, num_classes, in_chans, size)
