@@ -232,6 +232,17 @@ class Budget:
         digits = _NANOSECONDS if name == "latency" or isinstance(amount, Share) else 3
         return round(amount * (1 - self.tolerance), digits), round(amount * (1 + self.tolerance), digits)
 
+    def as_json(self) -> dict[str, Any]:
+        """What JSON holds of it: the amounts as they were given, and the tolerance where it matters."""
+        given: dict[str, Any] = {}
+        for name in self.windows:
+            amount = getattr(self, name)
+            if isinstance(amount, tuple):
+                given[name] = [each if each is None or math.isfinite(each) else None for each in amount]
+            else:
+                given |= {name: amount, "tolerance": self.tolerance}
+        return given
+
     def fits(self, cost: Cost) -> bool:
         """Checks whether a cost is within every window.
 

@@ -11,7 +11,7 @@ the top ten.
 The ways: one draw at batch 128, one draw at batch 32, what `search()` does by default, and each `--plan
 draws,refine` at the default batch size (`draws,refine,images` at another). Ways of one batch size share a record, so
 that no score is computed twice, but the cost of each counts all the scores that it needs: seconds from one score to the
-next, times workers. A folder `--out` keeps records and times; the same command goes on with what is there.
+next, times workers. A folder `--out` keeps records and times; the same command resumes.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def plan(text: str) -> tuple[int, ...]:
 def run(
     space: SearchSpace, genomes: list[Genome], way: Way, seed: int, folder: Path, options: argparse.Namespace
 ) -> tuple[SearchResult, float]:
-    """Searches, or goes on with a search; returns the result and the seconds of a worker that all of it took."""
+    """Searches, or resumes a search; returns the result and the seconds of a worker that all of it took."""
     record = folder / f"wrn40_2-params{options.params}-batch{way.batch_size}-seed{seed}.jsonl"
     times = Times(record, options.workers, f"{way.name}, seed {seed}")
     data = None

@@ -27,14 +27,13 @@ from .parameters import (
     together,
     top_option,
 )
-from .progress import ScoreBar
 from .records import train_text
 from .tables import front_report, in_megas, print_front, print_json, print_ranking
 
 if TYPE_CHECKING:
     from ..searching.front import Front
     from ..searching.probe_images import Minibatch
-    from ..searching.search import SearchResult
+    from ..searching.result import SearchResult
     from ..searching.space import SearchSpace
 
 __all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "search_", "space_", "space_of", "tied_text"]
@@ -186,14 +185,11 @@ def search_(as_json: bool, **arguments: Any) -> None:
         "resume": options.resume is not None,
         **({} if options.strategy is None else {"strategy": options.strategy}),
     }
-    with ScoreBar() as progress:
-        if len(budgets) == 1 and options.front is None:
-            result = search(space, budgets[0], options.samples, options.seed, progress=progress, **given)
-        else:
-            front = search_front(space, budgets, options.samples, options.seed, progress=progress, **given)
     if len(budgets) == 1 and options.front is None:
+        result = search(space, budgets[0], options.samples, options.seed, progress=True, on_interrupt="raise", **given)
         _print_result(result, record, options.top, as_json)
     else:
+        front = search_front(space, budgets, options.samples, options.seed, progress=True, **given)
         _print_front(front, record, options.top, as_json)
 
 

@@ -345,7 +345,9 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
 
 def branch_ends(model: nn.Module) -> list[nn.Module]:
     """Lists the module of each residual block whose output is added to the shortcut; the block where there is none."""
-    if getattr(model, "branch_ends", None) is None:
-        return [block.get_submodule(block.branch_end) for block in residual_blocks(model)]
+    ends: dict[str, str] | None = getattr(model, "branch_ends", None)
+    if ends is None:
+        blocks = (module for module in model.modules() if isinstance(module, ResidualBlock))
+        return [block.get_submodule(block.branch_end) for block in blocks]
     there = dict(model.named_modules())
-    return [there[f"{name}.{end}" if end else name] for name, end in model.branch_ends.items() if name in there]
+    return [there[f"{name}.{end}" if end else name] for name, end in ends.items() if name in there]

@@ -14,7 +14,17 @@ from typing import Any
 from ..budget import Budget, BudgetError, Cost
 from ..genome import Genome
 
-__all__ = ["ETA", "Candidate", "ScoredDraw", "common_cost", "median_shares", "pareto", "rank", "rank_within"]
+__all__ = [
+    "ETA",
+    "Candidate",
+    "ScoredDraw",
+    "candidates_of",
+    "common_cost",
+    "median_shares",
+    "pareto",
+    "rank",
+    "rank_within",
+]
 
 # Each round of refinement keeps the best of this many, and gives each of them this many times the draws.
 ETA = 4
@@ -144,6 +154,14 @@ def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
         return False, -int(math.log(len(each.scores) / fewest, ETA) + 1e-9), -each.score
 
     return sorted(candidates, key=place)
+
+
+def candidates_of(draws: Iterable[ScoredDraw]) -> list[Candidate]:
+    """Makes the candidates of scores, in the order in which each genome came first."""
+    by_genome: dict[Genome, dict[int, ScoredDraw]] = {}
+    for each in draws:
+        by_genome.setdefault(each.genome, {})[each.draw] = each
+    return [Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values()]
 
 
 def median_shares(candidates: Iterable[Candidate]) -> tuple[float, ...] | None:

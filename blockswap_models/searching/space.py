@@ -265,7 +265,8 @@ class SearchSpace:
         """
         if self.network is not None:
             return self.network.build_active(genome)
-        return self.build(genome, **({} if self.layout.preact else {"zero_init_last": False}))
+        arguments: dict[str, Any] = {} if self.layout.preact else {"zero_init_last": False}
+        return self.build(genome, **arguments)
 
     @property
     def data_config(self) -> dict[str, Any]:
