@@ -201,7 +201,7 @@ def test_amounts(text: str, amount: int | tuple[int | None, int | None]) -> None
 def test_messages_for_amounts(text: str) -> None:
     with pytest.raises(BudgetError) as caught:
         parse_amount(text)
-    assert str(caught.value) == f"{text!r} is no amount; use 400k, 3m, 1.2g, ..400k or 300k..400k"
+    assert str(caught.value) == f"{text!r} is no amount; use 400k, 3m, 1.2g, 20%, ..400k or 300k..400k"
 
 
 def test_a_very_long_amount_is_refused_in_few_words() -> None:
@@ -247,8 +247,8 @@ ORDER = "a budget of params runs from a smaller to a larger amount, not from"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "an empty budget; use Budget(params=400_000), or macs=, or latency="),
-        ({"params": (None, None)}, "an empty budget; use Budget(params=400_000), or macs=, or latency="),
+        ({}, "an empty budget; use Budget(params=400_000), or macs=, or latency=, or size="),
+        ({"params": (None, None)}, "an empty budget; use Budget(params=400_000), or macs=, or latency=, or size="),
         ({"params": (400_000, 300_000)}, f"{ORDER} 400,000 to 300,000"),
         ({"params": (-1, 5)}, f"{ORDER} -1 to 5"),
         ({"params": -1000}, f"{ORDER} -975.0 to -1,025.0"),
@@ -312,9 +312,9 @@ def test_what_says_a_budget(given: object, budget: Budget) -> None:
     ("given", "message"),
     [
         ("4ms", "'4ms' is a latency; use {'latency': '4ms'}"),
-        ({"flops": 3}, "a budget names params, macs or latency, not 'flops'"),
-        ({}, "an empty budget; use Budget(params=400_000), or macs=, or latency="),
-        (None, "an empty budget; use Budget(params=400_000), or macs=, or latency="),
+        ({"flops": 3}, "a budget names params, macs, latency or size, not 'flops'"),
+        ({}, "an empty budget; use Budget(params=400_000), or macs=, or latency=, or size="),
+        (None, "an empty budget; use Budget(params=400_000), or macs=, or latency=, or size="),
     ],
 )
 def test_what_says_no_budget(given: object, message: str) -> None:

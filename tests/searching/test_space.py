@@ -359,9 +359,7 @@ def test_a_budget_in_a_gap_is_refused() -> None:
 def test_two_costs_are_not_counted_at_once() -> None:
     with pytest.raises(BudgetError) as caught:
         SMALL.count(Budget(params=1, macs=1))
-    assert (
-        str(caught.value) == "genomes are counted exactly for one cost; use a budget of params, of macs or of latency"
-    )
+    assert str(caught.value) == "genomes are counted for one of params, macs and latency; use SearchSpace.estimate"
 
 
 @pytest.mark.parametrize(
