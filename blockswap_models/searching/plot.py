@@ -31,7 +31,7 @@ __all__ = ["plot_genome", "plot_ranking", "plot_record"]
 _INK, _FAINT, _POINTS, _LINE, _PALE = "#222222", "#8c8c8c", "#b4b4b4", "#d9d9d9", "#e3e3e3"
 _HEADING = {"color": _FAINT, "ha": "center", "va": "bottom"}
 _STRIPS = 5
-_COST_NAMES = {"params": "parameters", "macs": "MACs", "latency": "latency (ms)"}
+_COST_NAMES = {"params": "parameters", "macs": "MACs", "latency": "latency (ms)", "size": "bytes of the weights file"}
 _STAGE_GAP = 0.35
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
