@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from ..budget import parse_amount, parse_latency, parse_several
+from ..budget import parse_amount, parse_latency, parse_several, parse_size
 from ..genome import BlockType, Genome
 from ..layout import Layout
 from ..machine import default_workers, require_writable
@@ -21,6 +21,8 @@ __all__ = [
     "LATENCIES",
     "LATENCY",
     "NETWORK",
+    "SIZE",
+    "SIZES",
     "TYPES",
     "Decorator",
     "Given",
@@ -71,8 +73,24 @@ class _Read(click.ParamType):
 AMOUNT = _Read("amount", lambda text: Given(text, parse_amount(text)))
 LATENCY = _Read("time", lambda text: Given(text, parse_latency(text)))
 AMOUNTS = _Read("amount[,…]", lambda text: Given(text, parse_several(text, parse_amount)))
+SIZE = _Read("size", lambda text: Given(text, parse_size(text)))
+SIZES = _Read("size[,…]", lambda text: Given(text, parse_several(text, parse_size)))
 LATENCIES = _Read("time[,…]", lambda text: Given(text, parse_several(text, parse_latency)))
-NETWORK = _Read("network", lambda text: Given(text, Layout.named(text)))
+
+
+def _network(text: str) -> Given:
+    """Reads the name of a layout; one of timm's that is no layout stands for itself."""
+    try:
+        return Given(text, Layout.named(text))
+    except ValueError:
+        import timm
+
+        if timm.is_model(text.partition(".")[0]):
+            return Given(text, text)
+        raise
+
+
+NETWORK = _Read("network", _network)
 GENOME = _Read("genome", Genome)
 TYPES = _Read("types", lambda text: [BlockType.parse(each) for each in text.split(",")])
 
@@ -150,7 +168,9 @@ size_options = together(
     click.option("--image-size", type=int, help="height and width of the images [default: the network's own]"),
 )
 network_options = together(
-    click.argument("network", type=NETWORK, help="a network, such as wrn40_2 or resnet34"),
+    click.argument(
+        "network", type=NETWORK, help="a network, such as wrn40_2 or resnet34, or a CNN of timm, such as resnet50"
+    ),
     click.option("--types", type=TYPES, help="block types to choose from, such as S,G4,W1 [default: the paper's 23]"),
     size_options,
 )

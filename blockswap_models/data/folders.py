@@ -26,7 +26,7 @@ _TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "q
 
 
 def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
-    """Says which dataset is meant, and the folder that holds it.
+    """Finds which dataset is meant, and the folder that holds it.
 
     Args:
         name: A name of timm's, `coco`, `folder`, or a folder itself.
@@ -39,7 +39,7 @@ def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
         DataError: There is no such folder.
     """
     if root is None and Path(name).is_dir():
-        # One folder a class is not how COCO lies.
+        # COCO does not have one folder per class.
         name, root = "coco" if any(Path(name).glob("annotations/instances_*2017.json")) else "folder", name
     if root is None:
         raise DataError(f"no folder {quote(name)}; use a folder of images, or torch/cifar10 and its folder (root=)")
@@ -177,9 +177,9 @@ def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImag
 
 
 def _classes(root: str | Path, folder: Path) -> tuple[list[str], Path]:
-    """Lists the classes that number those of a folder in a dataset, and says where they are."""
+    """Lists the classes, in the order of their labels, and the folder that defines them."""
     places = [Path(root)]
-    # A folder of test images that is named without the dataset that it is a part of.
+    # A folder of test images that is given without the dataset that it belongs to.
     if folder == Path(root) and known_split(folder.absolute().name) in ("val", "test"):
         places = [folder.absolute().parent]
     for place in places:

@@ -82,18 +82,21 @@ class WideResNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Draws all weights anew: convolutions from N(0, 2 / (k² · out)), the linear layer as PyTorch, bias zero."""
+        """Draws all weights again: convolutions from N(0, 2 / (k² · out)), the linear layer as PyTorch, bias zero."""
         _reset_parameters(self)
         self._draw_weights()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Whoever loads weights, into whatever this network is a part of: also those with older names.
+        # Weights with older names are loaded too, also where this network is part of another module.
         for name in [name for name in state_dict if name.startswith(f"{prefix}layer")]:
             state_dict[prefix + _stage_name(name.removeprefix(prefix))] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.jit.ignore
     def _draw_weights(self) -> None:
+        if self.conv1.weight.is_meta:
+            # There is nothing to draw, and that would take most of the time of building.
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -269,7 +272,9 @@ class ResNet(TimmResNet):
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool | None = None) -> None:
-        """Draws all weights anew, as timm; each branch starts at zero as it did when built, unless told otherwise."""
+        """Draws all weights again, as timm does; branches start at zero if they did so before, unless it is given."""
+        if self.conv1.weight.is_meta:
+            return
         # timm's constructor calls this too, before it has a genome: there, every layer has just been made.
         if hasattr(self, "genome"):
             _reset_parameters(self)
@@ -282,7 +287,7 @@ class ResNet(TimmResNet):
 
 
 class _BlockMaker:
-    """Stands where timm's ResNet wants a block class, and hands out the blocks of one stage, one a call."""
+    """Takes the place of a block class in timm's ResNet: each call builds the next block of one stage."""
 
     expansion = 1
 
@@ -307,7 +312,7 @@ class _BlockMaker:
 
 
 def _reset_parameters(model: nn.Module) -> None:
-    """Gives every layer its first values, as when it was made.
+    """Resets every layer to its initial values.
 
     So weights can be drawn after `to_empty`, and the random numbers that follow are those of a fresh network: the same
     seed gives the same weights.
@@ -345,7 +350,9 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
 
 def branch_ends(model: nn.Module) -> list[nn.Module]:
     """Lists the module of each residual block whose output is added to the shortcut; the block where there is none."""
-    if getattr(model, "branch_ends", None) is None:
-        return [block.get_submodule(block.branch_end) for block in residual_blocks(model)]
+    ends: dict[str, str] | None = getattr(model, "branch_ends", None)
+    if ends is None:
+        blocks = (module for module in model.modules() if isinstance(module, ResidualBlock))
+        return [block.get_submodule(block.branch_end) for block in blocks]
     there = dict(model.named_modules())
-    return [there[f"{name}.{end}" if end else name] for name, end in model.branch_ends.items() if name in there]
+    return [there[f"{name}.{end}" if end else name] for name, end in ends.items() if name in there]

@@ -157,12 +157,12 @@ def make_card(
 
 
 def describe(content: bytes, dtype: str) -> dict[str, Any]:
-    """Says what a card says of its file: dtype, size in bytes, SHA-256."""
+    """Describes a file for its card: dtype, size in bytes, SHA-256."""
     return {"dtype": dtype, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def check_weights(weights: str | Path, card: str | Path | None = None) -> None:
-    """Sees that a file has the hash that its card says: the one beside it, unless another is named.
+    """Checks that a file has the hash in its card, which lies beside it unless another is named.
 
     Weights without a card pass. Raises WeightsError for a file that is damaged or was altered.
     """
