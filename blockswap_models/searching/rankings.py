@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 
@@ -24,6 +25,8 @@ __all__ = [
     "SCORES",
     "AfterTraining",
     "after",
+    "compare_gradients",
+    "count_agreements",
     "fisher_printed",
     "gradient_norm",
     "l2_norm",
@@ -32,6 +35,7 @@ __all__ = [
     "params",
     "synflow",
     "train_accuracy",
+    "zico",
 ]
 
 
@@ -84,6 +88,15 @@ def naswot(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> floa
 
     K_H counts the ReLUs that two images agree in. It is -inf where two images have the same code.
     """
+    with ExitStack() as undo, torch.no_grad():
+        set_scoring_modes(model, undo)
+        kernel = count_agreements(model, images, undo)
+        model(images.contiguous())
+    return float(torch.linalg.slogdet(kernel).logabsdet)
+
+
+def count_agreements(model: nn.Module, images: torch.Tensor, undo: ExitStack) -> torch.Tensor:
+    """Makes the kernel K_H (N, N) of `naswot`, which the next forward pass of the images fills; `undo` ends that."""
     relus = [module for module in model.modules() if isinstance(module, nn.ReLU)]
     if not relus:
         raise TypeError(f"{type(model).__name__} has no ReLU modules, whose codes naswot compares")
@@ -92,15 +105,12 @@ def naswot(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> floa
     def compare(_: nn.Module, __: object, output: torch.Tensor) -> None:
         # The product of two codes of ±1 is the ReLUs that agree less those that differ. In float64 it is exact, also
         # under autocast. A ReLU may overwrite its input, so the code is read from its output.
-        codes = (output > 0).flatten(1).double() * 2 - 1
+        codes = (output.detach() > 0).flatten(1).double() * 2 - 1
         kernel.add_(codes @ codes.T + codes.shape[1], alpha=0.5)
 
-    with ExitStack() as undo, torch.no_grad():
-        set_scoring_modes(model, undo)
-        for relu in relus:
-            undo.callback(relu.register_forward_hook(compare).remove)
-        model(images.contiguous())
-    return float(torch.linalg.slogdet(kernel).logabsdet)
+    for relu in relus:
+        undo.callback(relu.register_forward_hook(compare).remove)
+    return kernel
 
 
 def synflow(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -127,6 +137,40 @@ def synflow(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> flo
     return score
 
 
+def zico(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Sums log Σ_w E|g_w| / σ(g_w) over convolutions and linear layers (Li et al., 2023, equation 16).
+
+    Mean and deviation are those of the gradients g of two minibatches, the two halves of `images`; weights whose
+    gradients do not vary are left out. The deviation is that of g, as in the authors' code, not of |g|.
+    """
+    if len(images) < 4:
+        raise ValueError(f"zico compares the gradients of two minibatches; give at least 4 images, not {len(images)}")
+    half = len(images) // 2
+    with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
+        set_scoring_modes(model, undo)
+        parameters = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
+        # Biases, and the scales and shifts of BN, have one dimension.
+        weights = [parameter for parameter in parameters.values() if parameter.ndim > 1]
+        gradients = []
+        for start in (0, half):
+            some = slice(start, start + half)
+            logits = functional_call(model, parameters, images[some].contiguous())
+            loss = F.cross_entropy(logits.to(at_least_float(logits)), labels[some])
+            gradients.append(torch.autograd.grad(loss, weights, materialize_grads=True))
+    return compare_gradients(*gradients)
+
+
+def compare_gradients(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> float:
+    """Takes `zico` of the gradients of two minibatches by the weights of each layer."""
+    score = 0.0
+    for one, other in zip(first, second, strict=True):
+        deviation = (one - other).abs().double() / 2
+        ratio = (one.abs() + other.abs()).double() / 2 / deviation
+        total = float(ratio[deviation > 0].sum())
+        score += math.log(total) if total > 0 else 0.0
+    return score
+
+
 SCORES: dict[str, Score] = {
     "fisher": fisher_potential,
     "fisher-printed": fisher_printed,
@@ -137,6 +181,7 @@ SCORES: dict[str, Score] = {
     "macs": macs,
     "naswot": naswot,
     "synflow": synflow,
+    "zico": zico,
 }
 
 

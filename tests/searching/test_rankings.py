@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from blockswap_models.searching.rankings import (
     params,
     synflow,
     train_accuracy,
+    zico,
 )
 from blockswap_models.searching.record import read_record
 
@@ -88,6 +90,37 @@ def test_by_hand():
     assert train_accuracy(MeanLogits(), images, labels) == 0.5
     assert params(MeanLogits(), images, labels) == 1
     assert macs(MeanLogits(), images, labels) == 2
+
+
+def test_zico_by_hand():
+    # The minibatches are [2] and [-1] with labels 0, and [1] and [3] with label 0. As above, the derivative by w is the
+    # mean over a minibatch of -2σ(-2m) · x, with m = 1.5 x.
+    pixels = [2.0, -1.0, 1.0, 3.0]
+    images, labels = torch.tensor(pixels).reshape(4, 1, 1, 1), torch.zeros(4, dtype=torch.int64)
+    one, other = (
+        sum(-2 / (1 + math.exp(3 * pixel)) * pixel for pixel in half) / 2 for half in (pixels[:2], pixels[2:])
+    )
+    expected = math.log((abs(one) + abs(other)) / 2 / (abs(one - other) / 2))
+    assert zico(MeanLogits(), images, labels) == pytest.approx(expected, rel=1e-5)
+    # Gradients that do not vary are left out, and there are no others.
+    assert zico(MeanLogits(), images[[0, 1, 0, 1]], labels) == 0
+    with pytest.raises(ValueError, match="zico compares the gradients of two minibatches; give at least 4 images"):
+        zico(MeanLogits(), images[:3], labels[:3])
+
+
+@pytest.mark.parametrize(("layout", "genome"), NETWORKS)
+def test_zico_equals_a_plain_computation(layout, genome):
+    model, (images, labels) = network(layout, genome).double(), minibatch(8, dtype=torch.float64)
+    gradients = []
+    for half in (slice(4), slice(4, None)):
+        plain = copy.deepcopy(model).train()
+        F.cross_entropy(plain(images[half]), labels[half]).backward()
+        layers = [each for each in plain.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
+        gradients.append([layer.weight.grad.numpy() for layer in layers])
+    # numpy's deviation is that of the population, as in the authors' code.
+    pairs = [np.stack(pair) for pair in zip(*gradients, strict=True)]
+    expected = sum(math.log((np.abs(pair).mean(axis=0) / pair.std(axis=0)).sum()) for pair in pairs)
+    assert zico(model, images, labels) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("layout", "genome"), NETWORKS)
