@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, TypeAlias
 
 from .errors import BlockSwapError
 from .messages import quote
 
-__all__ = ["Budget", "BudgetError", "Cost", "amount_text", "parse_amount", "parse_latency"]
+__all__ = ["Budget", "BudgetError", "BudgetLike", "Cost", "amount_text", "parse_amount", "parse_latency"]
 
 # Latencies are whole nanoseconds, so that sums of them do not depend on the order and can be compared.
 _NANOSECONDS = 9
@@ -65,6 +67,8 @@ class BudgetError(BlockSwapError):
 
 
 Amount = int | float | tuple[float | None, float | None]
+# What says a budget: itself, an amount of parameters, or amounts by the name of the cost.
+BudgetLike: TypeAlias = "Budget | Amount | str | Mapping[str, Amount | str]"
 
 
 @dataclass(frozen=True)
@@ -72,45 +76,75 @@ class Budget:
     """A window for each cost that it names.
 
     A number means that amount ± `tolerance` (the paper's networks are within 2.5 %). A pair means from the first to the
-    second, where None leaves a side open.
+    second, where None leaves a side open. Text means what it does on the command line: `"400k"`, `"..400k"`,
+    `"300k..400k"`, and `"4ms"` for a latency.
 
     Args:
         params: Parameters.
         macs: Multiply-accumulates for one image.
-        latency: Seconds for one minibatch.
+        latency: Seconds for one minibatch, or text with a unit.
         tolerance: Width of the window around a number, as a fraction of it.
 
     Raises:
-        BudgetError: No cost is named, or an amount is not a number or a pair of them.
+        BudgetError: No cost is named, or an amount is not a number, a pair of them, or text that can be read.
 
     Example:
         ```python
         Budget(params=400_000)  # 390,000 to 410,000
-        Budget(params=(None, 400_000), macs=60_000_000)
+        Budget(params="..400k", macs="60m")
         ```
     """
 
-    params: Amount | None = None
-    macs: Amount | None = None
-    latency: Amount | None = None
+    params: Amount | str | None = None
+    macs: Amount | str | None = None
+    latency: Amount | str | None = None
     tolerance: float = 0.025
 
     def __post_init__(self) -> None:
         for name in _COSTS:
-            amount = getattr(self, name)
-            parts = amount if isinstance(amount, tuple) and len(amount) == 2 else (amount,)
-            if not all(part is None or isinstance(part, (int, float)) for part in parts):
-                raise BudgetError(f"a budget of {name} is a number or a pair of them, not {quote(amount)}")
+            object.__setattr__(self, name, _amount(name, getattr(self, name)))
         if not 0 <= self.tolerance < 1:
             raise BudgetError(f"a tolerance is a fraction such as 0.025, not {self.tolerance}")
         if not self.windows:
-            raise BudgetError("an empty budget; write Budget(params=400_000), or macs=, or latency=")
+            raise BudgetError("an empty budget; use Budget(params=400_000), or macs=, or latency=")
         for name, (low, high) in self.windows.items():
             if not 0 <= low <= high:
                 start, end = (amount_text(name, each) if name == "latency" else f"{each:,}" for each in (low, high))
                 raise BudgetError(
                     f"a budget of {name} runs from a smaller to a larger amount, not from {start} to {end}"
                 )
+
+    @classmethod
+    def of(cls, budget: BudgetLike) -> Budget:
+        """Makes a budget of what says one, as `search` takes it.
+
+        Args:
+            budget: A budget, which stands for itself; a number, a pair or text, for parameters; or a mapping from
+                `params`, `macs` and `latency` to such amounts.
+
+        Returns:
+            The budget.
+
+        Raises:
+            BudgetError: It is none of these, or cannot be read.
+
+        Example:
+            ```python
+            Budget.of("400k") == Budget(params=400_000)
+            Budget.of({"params": "..400k", "latency": "4ms"})
+            ```
+        """
+        if isinstance(budget, Budget):
+            return budget
+        if not isinstance(budget, Mapping):
+            if isinstance(budget, str) and _LATENCY.search(budget):
+                raise BudgetError(f"{quote(budget)} is a latency; use {{'latency': {budget!r}}}")
+            return cls(params=budget)
+        unknown = [name for name in budget if name not in (*_COSTS, "tolerance")]
+        if unknown:
+            raise BudgetError(f"a budget names params, macs or latency, not {quote(unknown[0])}")
+        amounts: dict[str, Any] = dict(budget)
+        return cls(**amounts)
 
     @property
     def windows(self) -> dict[str, tuple[float, float]]:
@@ -163,6 +197,22 @@ _MAX_LENGTH = 40
 _COSTS = tuple(field.name for field in fields(Budget) if field.name != "tolerance")
 
 
+def _amount(name: str, given: Any) -> Amount | None:
+    """Reads an amount of a cost from a number, a pair of numbers or text; raises BudgetError."""
+    if isinstance(given, str):
+        return parse_latency(given) if name == "latency" else parse_amount(given)
+    pair = isinstance(given, (tuple, list)) and len(given) == 2
+    parts = [_number(part) if isinstance(part, Real) else part for part in (given if pair else (given,))]
+    if not all(part is None or isinstance(part, (int, float)) for part in parts):
+        raise BudgetError(f"a budget of {name} is a number, a pair of them or text, not {quote(given)}")
+    return tuple(parts) if pair else parts[0]
+
+
+def _number(given: Real) -> int | float:
+    """Makes a plain number, of one of numpy too."""
+    return int(given) if isinstance(given, Integral) else float(given)
+
+
 def amount_text(name: str, amount: float) -> str:
     """Writes an amount of a cost as a person does: latencies in milliseconds."""
     if name != "latency":
@@ -190,6 +240,9 @@ def _parse(text: str, parse_one: Callable[[str, str], float]) -> Amount:
 
 # Digits with or without separators: 400000, 400,000 and 400_000.
 _NUMBER = r"([0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9][0-9_]*(?:\.[0-9]+)?)"
+
+
+_LATENCY = re.compile(r"[0-9]\s?(?:s|ms|us|µs)\b")
 
 
 def _parse_seconds(part: str, text: str) -> float:

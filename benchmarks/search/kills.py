@@ -4,18 +4,19 @@
 
 One search runs undisturbed. The same search runs again, is killed so many times, and resumed with `--resume` each time.
 Checked: after each kill, that the record is byte for byte the start of the undisturbed one, but for a last line that
-was cut off, and that no process of the search is left a few seconds later; at the end, that the record is byte for byte
+was cut off, and that no process of the search is left a while later; at the end, that the record is byte for byte
 the undisturbed one and the answer printed is the same. Exits with 1 where one of these fails.
 
-The moments are uniform over the search: each is the first of as many random moments as kills are left, in the time that
-the rest is expected to take. Of five kills, one is in the start-up, before any score can be written, and one at the
-instant when the record grows. Where the search comes to its end first, the kills that are left hit a search that finds
-nothing left to do. Needs /proc.
+Most kills aim at a length of the record: the least of as many random lengths as kills are left. Of five, one comes at
+the instant when the record has grown to it, one in the start-up, before any score can be written, and the others a
+random part of a score's time later. A search that came to its end first does not count: its record is cut back, and
+another is aimed at. Needs /proc.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -24,13 +25,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 from benchmarks.lib.report import processor
+from blockswap_models.cli.main import main as blockswap
 
 # What the kills in turn aim at.
-AIMS = ("start-up", "writing", "any", "any", "any")
+AIMS = ("writing", "start-up", "any", "any", "any")
 
 
 class Search:
@@ -43,8 +45,8 @@ class Search:
         resume = ["--resume"] if size(record) else []
         command = [sys.executable, "-m", "blockswap_models", "search", *arguments, "--out", str(record), *resume]
         self.began = time.monotonic()
-        with open(self.log, "wb") as log, open(self.answer_path, "wb") as answer:
-            self.process = subprocess.Popen(command, stdout=answer, stderr=log, start_new_session=True)
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
 
     def __enter__(self) -> Search:
         return self
@@ -52,10 +54,6 @@ class Search:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
-
-    @property
-    def answer_path(self) -> Path:
-        return self.record.with_suffix(".json")
 
     def running(self) -> bool:
         """Says whether it still runs; raises RuntimeError where it failed."""
@@ -66,19 +64,19 @@ class Search:
 
     def wait(self, seconds: float) -> bool:
         """Waits so long; returns whether it still runs."""
-        until = self.began + seconds
-        while time.monotonic() < until:
-            if not self.running():
-                return False
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and self.running():
             time.sleep(0.002)
         return self.running()
 
-    def wait_for_growth(self) -> bool:
-        """Waits until something is written to the record; returns whether it still runs."""
-        before = size(self.record)
-        while size(self.record) == before:
-            if not self.running():
-                return False
+    def wait_for_lines(self, lines: int) -> bool:
+        """Waits until the record has so many lines; returns whether it still runs."""
+        seen = -1
+        while self.running():
+            if size(self.record) != seen:
+                seen = size(self.record)
+                if whole_lines(self.record) >= lines:
+                    break
             time.sleep(0.0001)
         return self.running()
 
@@ -106,12 +104,6 @@ class Search:
             time.sleep(0.05)
         return workers, time.monotonic() - killed, left
 
-    def finish(self) -> dict[str, object]:
-        """Waits for the end; returns the answer printed, less the name of the record."""
-        while self.running():
-            time.sleep(0.01)
-        return {key: value for key, value in json.loads(self.answer_path.read_text()).items() if key != "record"}
-
 
 def size(path: Path) -> int:
     try:
@@ -124,24 +116,19 @@ def whole_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def undisturbed(arguments: list[str], record: Path) -> tuple[dict[str, object], float, float]:
-    """Runs the search to its end; returns its answer, the seconds up to its first score, and those after it."""
-    with Search(arguments, record) as search:
-        # The first line says what is searched for.
-        while whole_lines(record) < 2 and search.running():
-            time.sleep(0.01)
-        start_up = time.monotonic() - search.began
-        answer = search.finish()
-    return answer, start_up, time.monotonic() - search.began - start_up
+def to_the_end(arguments: list[str], record: Path) -> dict[str, object]:
+    """Searches in this process; returns the answer printed, less the name of the record."""
+    resume = ["--resume"] if size(record) else []
+    with redirect_stdout(io.StringIO()) as answer, redirect_stderr(io.StringIO()) as log:
+        code = blockswap(["search", *arguments, "--out", str(record), *resume])
+    if code:
+        raise RuntimeError(f"the search ended with {code}:\n{log.getvalue()}")
+    return {key: value for key, value in json.loads(answer.getvalue()).items() if key != "record"}
 
 
-def moment_of(aim: str, start_up: float, rest: float, left: int, draws: random.Random) -> float:
-    """When to kill, in seconds from the start, where `rest` is what scoring is still to take."""
-    if aim in ("start-up", "finished"):
-        return start_up * draws.random()
-    # The least of `left` numbers drawn uniformly.
-    share = 1 - draws.random() ** (1 / left)
-    return start_up + rest * share if aim == "writing" else (start_up + rest) * share
+def least_share(left: int, draws: random.Random) -> float:
+    """Draws the least of so many numbers, each uniform from 0 to 1."""
+    return float(1 - draws.random() ** (1 / left))
 
 
 def first_difference(one: bytes, other: bytes) -> str:
@@ -161,25 +148,37 @@ def torture(options: argparse.Namespace, folder: Path) -> list[str]:
     ]
     print(f"blockswap search {' '.join(arguments)}")
     whole, stopped = folder / "whole.jsonl", folder / "stopped.jsonl"
-    expected, start_up, scoring = undisturbed(arguments, whole)
+    # A smoke starts as few processes as it can.
+    undisturbed = [*arguments, "--workers", "1"] if options.smoke else arguments
+    began = time.monotonic()
+    expected = to_the_end(undisturbed, whole)
+    scoring = time.monotonic() - began
     reference = whole.read_bytes()
     lines = reference.count(b"\n")
-    print(f"undisturbed: {lines - 1} scores, {start_up:.1f} s up to the first, {scoring:.1f} s more", flush=True)
+    print(f"undisturbed: {lines - 1} scores in {scoring:.1f} s", flush=True)
     print("kill  aim       after s  lines kept  written  cut off  workers  gone after s")
     failures: list[str] = []
     kept = kills = cut = early = most_workers = 0
-    longest = 0.0
+    longest = start_up = 0.0
     while kills < options.kills:
-        aim = AIMS[kills % len(AIMS)] if kept < lines else "finished"
-        rest = scoring * (lines - kept) / lines
+        aim = AIMS[kills % len(AIMS)]
+        # Before the last line, and after the first, which says what is searched for.
+        goal = kept + max(1, int((lines - kept) * least_share(options.kills - kills, draws)))
+        goal = min(max(goal, 2), lines - 1)
         with Search(arguments, stopped) as search:
-            alive = search.wait(moment_of(aim, start_up, rest, options.kills - kills, draws))
-            if not alive or (aim == "writing" and not search.wait_for_growth()):
+            if aim == "start-up":
+                alive = search.wait(start_up * draws.random())
+            else:
+                alive = search.wait_for_lines(goal)
+                start_up = start_up or time.monotonic() - search.began
+                if aim == "any":
+                    alive = search.wait(scoring / lines * draws.random())
+            if not alive:
                 early += 1
-                if early > options.kills:
-                    failures.append(f"the search ended {early} times before it was killed; take more --samples")
+                if early > max(10, options.kills):
+                    failures.append(f"the search ended {early} times before it was killed; use more --samples")
                     break
-                kept = whole_lines(stopped)
+                os.truncate(stopped, sum(map(len, reference.splitlines(keepends=True)[:kept])))
                 continue
             moment = time.monotonic() - search.began
             workers, gone, survivors = search.kill(options.patience)
@@ -201,8 +200,7 @@ def torture(options: argparse.Namespace, folder: Path) -> list[str]:
             for survivor in survivors:
                 with suppress(ProcessLookupError):
                     os.kill(survivor, signal.SIGKILL)
-    with Search(arguments, stopped) as search:
-        answer = search.finish()
+    answer = to_the_end(undisturbed, stopped)
     found = stopped.read_bytes()
     if found != reference:
         failures.append(f"the records differ: {first_difference(reference, found)}")
@@ -227,12 +225,14 @@ def main() -> int:
     parser.add_argument("--refine", type=int, default=1, help="rounds, so that kills hit these too (%(default)s)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
-    parser.add_argument("--patience", type=float, default=10, help="seconds for workers to end (%(default)s)")
+    parser.add_argument("--patience", type=float, default=10, help="seconds for workers to end (%(default)g)")
     parser.add_argument("--smoke", action="store_true", help="two kills of a tiny search")
     options = parser.parse_args()
     if options.smoke:
         options.kills, options.network, options.params = 2, "wrn16_1", "60k"
-        options.samples, options.batch_size = 40, 8
+        options.samples, options.batch_size = 24, 8
+        # What ends on a slow machine only after minutes has still ended.
+        options.patience = 300
     print(f"{processor()}, {os.cpu_count()} cores, moments of seed {options.seed}")
     with tempfile.TemporaryDirectory() as folder:
         try:

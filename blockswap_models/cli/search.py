@@ -134,11 +134,11 @@ def search_(as_json: bool, **arguments: Any) -> None:
 
     import torch
 
-    from ..searching.rankings import SCORES, after
+    from ..searching.rankings import after, score_named
     from ..searching.search import search
 
     device = find_device(options.device)
-    score = after(SCORES[options.score], options.minibatches)
+    score = after(score_named(options.score), options.minibatches)
     advise_when_interrupted(f"go on with the same command and --resume{'' if not options.out else f' {record}'}")
     with ScoreBar() as progress:
         result = search(

@@ -11,18 +11,14 @@ import click
 
 from ..messages import quote
 from ..training.recipes import RECIPES, Recipe
-from ..zoo.cards import MissingWeightsError, file_digest
 from .errors import advise_when_interrupted, given_words
-from .evaluate import say_which
 from .parameters import GENOME, dataset_options, device_option, exclusive, reader_option, subcommand, together
 from .tables import print_json, print_table
 
 if TYPE_CHECKING:
     import torch
-    from timm.task import TrainingTask
-    from torch import nn
 
-__all__ = ["make_teacher", "train_"]
+__all__ = ["train_"]
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -174,206 +170,32 @@ def _recipe(options: SimpleNamespace) -> Recipe:
 def _train(
     options: SimpleNamespace, recipe: Recipe, device: torch.device, rank: int, world_size: int
 ) -> dict[str, Any]:
-    import torch
+    from ..training.runs import RunSettings, train_run
 
-    from ..data.cifar import CifarLoader
-    from ..nets.devices import describe_machine
-    from ..training.evaluate import evaluation_loader
-    from ..training.loaders import training_loader
-    from ..training.loop import train
-
-    students = _students(options)
-    of_students = {name: _facts(name, student) for name, student in students.items()}
-    model = students[options.names[0]]
-    told = of_students[options.names[0]]
-    if len(students) > 1:
-        told = {key: [each[key] for each in of_students.values()] for key in told}
-    for student in students.values():
-        student.to(device)
-    loader = training_loader(
-        model,
-        options.data,
-        options.data_dir,
-        recipe,
-        seed=options.seed,
-        rank=rank,
-        world_size=world_size,
-        device=device,
-        channels_last=options.channels_last,
-        workers=options.workers,
-    )
-    # Like `blockswap evaluate`, so that it finds the same error.
-    test_loader = evaluation_loader(model, options.data, options.data_dir, workers=options.workers)
-    teacher, teacher_file = _teacher_weights(options)
-    arguments = {
-        "model": told["model"],
-        "genome": told["genome"],
-        "num_classes": model.num_classes,
-        "teacher": teacher,
-        "teacher_weights": None if teacher_file is None else file_digest(teacher_file),
-        "in_chans": options.in_chans,
-        "image_size": options.image_size,
-        "init": "pretrained" if options.pretrained else options.init,
-        "init_weights": None if options.init in (None, "teacher") else file_digest(options.init),
-        "data": options.data,
-        "amp": options.amp,
-        "channels_last": options.channels_last,
-        "compile": options.compile,
-        "device": device.type,
-    }
     start = ["blockswap"]
     if world_size > 1:
         start = ["torchrun", f"--nproc-per-node={world_size}", "-m", "blockswap_models"]
-    facts = {
-        **{key: told[key] for key in ("params", "macs", "input_size")},
-        **describe_machine(device),
-        "command": [*start, *given_words()],
-    }
-    # What the run used of the recipe: the log has all of it, the summary only this.
-    cifar = isinstance(getattr(loader, "whole", loader), CifarLoader)
-    used = {"recipe": recipe.used(teacher=options.teacher is not None, cifar=cifar)}
-    of_students = {name if len(students) > 1 else "": {**each, **used} for name, each in of_students.items()}
+    settings = RunSettings(**{each.name: getattr(options, each.name) for each in fields(RunSettings)})
     advise_when_interrupted("go on with the same command and --resume")
     writer = _writer(options) if rank == 0 else None
-    if rank == 0:
-        for name in options.names:
-            say_which(name, options.genome)
-        if options.teacher is not None:
-            say_which(options.teacher)
     try:
-        return train(
-            _task(options, recipe, students, device, world_size),
-            loader,
-            test_loader,
+        return train_run(
+            settings,
             recipe,
             options.out,
-            seed=options.seed,
-            arguments=arguments,
-            facts=facts,
-            of_students=of_students,
+            device=device,
+            workers=options.workers,
             resume=options.resume,
-            dtype=torch.float32 if options.amp is None else getattr(torch, options.amp),
             log_every=options.log_every,
             test_every=options.test_every,
             checkpoint_minutes=options.checkpoint_minutes,
+            command=[*start, *given_words()],
             writer=writer,
+            say=lambda text: click.echo(text, err=True),
         )
     finally:
         if writer is not None:
             writer.close()
-
-
-def _students(options: SimpleNamespace) -> dict[str, nn.Module]:
-    """Makes each student with the weights of the seed, which it has in a run of its own too."""
-    import timm
-    import torch
-
-    from ..data.statistics import model_data_config
-    from ..training.initial_weights import load_initial
-    from ..zoo.find import find_model
-
-    full = [find_model(name, options.genome) for name in options.names]
-    for name in full:
-        if full.count(name) > 1:
-            raise ValueError(f"{name} is named twice; use each model once")
-    students, own = {}, {"num_classes": options.num_classes, "genome": options.genome, "in_chans": options.in_chans}
-    for short, name in zip(options.names, full, strict=True):
-        torch.manual_seed(options.seed)
-        if options.pretrained and ":" not in name and not timm.is_model_pretrained(name):
-            raise MissingWeightsError(name, "leave out --pretrained, or use --init FILE")
-        if options.image_size is not None:
-            cfg = timm.get_pretrained_cfg(name)
-            # The channels of the weights, which timm adapts to those of the network.
-            channels = 3 if cfg is None else cfg.input_size[0]
-            own["pretrained_cfg_overlay"] = {"input_size": (channels, options.image_size, options.image_size)}
-        students[short] = timm.create_model(name, pretrained=options.pretrained, **own)
-        if options.init not in (None, "teacher"):
-            load_initial(students[short], options.init)
-    wanted = {name: (model_data_config(each), each.num_classes) for name, each in students.items()}
-    for name in options.names:
-        if wanted[name] != wanted[options.names[0]]:
-            raise ValueError(f"{name} has other images or classes than {options.names[0]}; train it by itself")
-    return students
-
-
-def _facts(name: str, student: nn.Module) -> dict[str, Any]:
-    from ..data.statistics import model_data_config
-    from ..nets.cost import count
-
-    genome, cost = getattr(student, "genome", None), count(student)
-    genome = None if genome is None else str(genome)
-    size = list(model_data_config(student)["input_size"])
-    return {"model": name, "genome": genome, "params": cost.params, "macs": cost.macs, "input_size": size}
-
-
-def _task(
-    options: SimpleNamespace, recipe: Recipe, students: dict[str, nn.Module], device: torch.device, world_size: int
-) -> TrainingTask:
-    import torch
-    from timm.task import ClassificationTask
-    from torch import nn
-
-    from ..training.attention_transfer import AttentionTransferTask
-    from ..training.initial_weights import copy_from_teacher
-    from ..training.shared_teacher import SharedTeacherTask
-
-    task: TrainingTask
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    if options.teacher is None:
-        (student,) = students.values()
-        task = ClassificationTask(student, criterion, device=device, verbose=False)
-    else:
-        teacher = make_teacher(options).to(device)
-        if options.init == "teacher":
-            for student in students.values():
-                copy_from_teacher(student, teacher)
-        same = {name: getattr(recipe, name) for name in ("beta", "mode", "soft_labels", "temperature")}
-        same |= {"criterion": criterion, "device": device, "verbose": False}
-        tasks = {name: AttentionTransferTask(student, teacher, **same) for name, student in students.items()}
-        task = SharedTeacherTask(tasks) if len(tasks) > 1 else tasks[options.names[0]]
-    if options.channels_last:
-        task = task.to(memory_format=torch.channels_last)
-    # In timm's order: copies are made of plain modules, and DDP wraps what was compiled.
-    if options.ema is not None:
-        task.setup_ema(decay=options.ema)
-    if options.compile:
-        task.compile(mode=options.compile)
-        task.compile_ema(mode=options.compile)
-    if world_size > 1:
-        task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
-    return task
-
-
-def _teacher_weights(options: SimpleNamespace) -> tuple[str | None, str | None]:
-    """Says which weights the teacher has: its name, with their tag where they are pretrained, and their file."""
-    import timm
-
-    from ..zoo.find import find_model
-
-    if options.teacher is None or options.teacher_checkpoint is not None or ":" in options.teacher:
-        return options.teacher, options.teacher_checkpoint
-    name = find_model(options.teacher)
-    cfg = timm.get_pretrained_cfg(name)
-    tagged = f"{name}.{cfg.tag}" if cfg is not None and cfg.tag and "." not in name else name
-    return tagged, None if cfg is None else cfg.file
-
-
-def make_teacher(options: SimpleNamespace) -> nn.Module:
-    """Makes the teacher of a command's options, with its weights."""
-    import timm
-
-    from ..training.evaluate import load_weights
-    from ..zoo.find import find_model
-
-    name, checkpoint = find_model(options.teacher), options.teacher_checkpoint
-    if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
-        raise MissingWeightsError(name, "use --teacher-checkpoint FILE for a teacher of your own")
-    arguments = {"num_classes": options.num_classes, "in_chans": options.in_chans}
-    teacher = timm.create_model(name, pretrained=checkpoint is None, **arguments)
-    if checkpoint is not None:
-        # Its classes need not be the student's: attention transfer learns nothing from its answers.
-        load_weights(teacher, checkpoint, any_classes=True)
-    return teacher
 
 
 def _writer(options: SimpleNamespace) -> Any:

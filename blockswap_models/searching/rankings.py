@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from ..messages import did_you_mean, listed, quote
 from ..nets.cost import count
 from .fisher import Score, at_least_float, fisher_potential, measure_blocks, set_scoring_modes
 
@@ -33,6 +34,7 @@ __all__ = [
     "macs",
     "naswot",
     "params",
+    "score_named",
     "synflow",
     "train_accuracy",
     "zico",
@@ -183,6 +185,28 @@ SCORES: dict[str, Score] = {
     "synflow": synflow,
     "zico": zico,
 }
+
+
+def score_named(score: Score | str) -> Score:
+    """Finds a score by its name.
+
+    Args:
+        score: A name of `SCORES`; a score itself stands for itself.
+
+    Returns:
+        The score.
+
+    Raises:
+        ValueError: There is no score of this name.
+        TypeError: It is neither a name nor a function.
+    """
+    if isinstance(score, str):
+        if score not in SCORES:
+            raise ValueError(f"unknown score {quote(score)}; {did_you_mean(score, [*SCORES], f'use {listed(SCORES)}')}")
+        return SCORES[score]
+    if not callable(score):
+        raise TypeError(f"a score is a name or a function of model, images and labels, not {type(score).__name__}")
+    return score
 
 
 def after(score: Score, minibatches: int, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4) -> Score:

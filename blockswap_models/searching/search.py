@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import Executor
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..budget import Budget, BudgetError
+from ..budget import Budget, BudgetError, BudgetLike
 from ..errors import BlockSwapError
 from ..genome import Genome, GenomeError
-from ..layout import Layout
-from ..machine import find_device
-from .candidates import ETA, Candidate, ScoredDraw, rank
+from .candidates import Candidate
 from .fisher import Score, fisher_potential
-from .probe_images import Minibatch, affordable_batches, noise_minibatch, user_minibatch
-from .record import Record
-from .scorer import Scorer, fast_dtype
+from .probe_images import Minibatch
+from .rankings import score_named
+from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
 from .space import SearchSpace
-from .strategies import STRATEGIES
-from .workers import Shared, WorkerError, local_workers, map_in_order
+from .strategies import strategy_named
 
 __all__ = ["Candidate", "SearchError", "SearchResult", "search"]
 
@@ -67,14 +63,14 @@ class SearchResult:
 
 def search(
     space: SearchSpace | str,
-    budget: Budget | None,
+    budget: BudgetLike | None,
     samples: int = 1000,
     seed: int = 0,
     *,
     genomes: Iterable[Genome | str] | None = None,
     data: Minibatch | tuple[Any, Any] | Iterable[Any] | None = None,
     batch_size: int = 32,
-    score: Score = fisher_potential,
+    score: Score | str = fisher_potential,
     strategy: str = "random",
     draws: int = 1,
     refine: int = 3,
@@ -84,7 +80,7 @@ def search(
     dtype: torch.dtype | None = None,
     record: str | Path | None = None,
     resume: bool = False,
-    progress: Callable[[Iterable[Any], int, int, str], Iterable[Any]] | None = None,
+    progress: Progress | None = None,
 ) -> SearchResult:
     """Chooses genomes within a budget, scores each on a minibatch, gives the best more draws, and ranks them.
 
@@ -93,14 +89,16 @@ def search(
 
     Args:
         space: A search space, or the name of a network such as `wrn40_2`.
-        budget: What the networks may cost; None allows everything.
+        budget: What the networks may cost: a `Budget`; or parameters, as a number or text such as `"400k"`; or amounts
+            by name, such as `{"params": "400k", "latency": "4ms"}`. None allows everything.
         samples: Genomes to score.
         seed: Seed of genomes, weights and noise.
         genomes: Exactly these genomes are scored, each once. They too must fit the budget.
         data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, or what
             `dataset_minibatch` returns. Images of 1/f noise with random labels where none are given.
         batch_size: Images in a minibatch.
-        score: A function of model, images and labels; higher is better.
+        score: A name, such as "fisher" or "naswot" (`score_named`), or a function of model, images and labels; higher
+            is better.
         strategy: "random" draws genomes uniformly. "surrogate" draws a hundred so and then, fifty at a time, takes the
             best by a model of the scores so far.
         draws: Draws of the weights for each genome.
@@ -126,91 +124,32 @@ def search(
 
     Example:
         ```python
-        result = search("wrn40_2", Budget(params=400_000), samples=100, workers=2)
+        result = search("wrn40_2", "400k", samples=100, workers=2)
         model = timm.create_model("blockswap_wrn40_2", genome=result.best.genome)
         ```
     """
     space = SearchSpace(space) if isinstance(space, str) else space
-    for name, value in {"samples": samples, "draws": draws, "workers": workers, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"{name} is at least 1, not {value}")
-    for name, value in {"seed": seed, "refine": refine}.items():
-        if value < 0:
-            raise ValueError(f"{name} is 0 or more, not {value}")
-    if strategy not in STRATEGIES:
-        raise ValueError(f"there is no strategy {strategy!r}; write {' or '.join(map(repr, STRATEGIES))}")
-    propose = STRATEGIES[strategy]
-    budget = Budget(params=(0, None)) if budget is None else budget
+    check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
+    propose = strategy_named(strategy)
+    budget = Budget(params=(0, None)) if budget is None else Budget.of(budget)
+    score = score_named(score)
     if genomes is None:
         chosen = propose(space, budget, seed, [], samples)
     else:
         chosen = _given(space, budget, genomes)
         samples = len(chosen)
-    if data is None:
-        data = noise_minibatch(space, batch_size, seed, affordable_batches(space, batch_size))
-    else:
-        data = user_minibatch(space, data, batch_size, seed)
-    # Where another process scores, its devices are its own.
-    device = find_device(device) if executor is None else torch.device(device)
-    if dtype is None:
-        dtype = fast_dtype(device) if score is fisher_potential else torch.float32
-    scorer = Scorer(space, data, score, seed, device, dtype)
-    shared = Shared(scorer)
-    local = executor is None and workers > 1 and device.type == "cpu"
-    if local or executor is not None:
-        # Before there is a record: what cannot travel to workers is refused here.
-        assert shared.content
-    with ExitStack() as stack:
-        described = _describe(scorer, budget, strategy)
-        kept = stack.enter_context(Record(record, described, resume) if record is not None else nullcontext())
-        scored: dict[tuple[Genome, int], ScoredDraw] = kept.draws if kept else {}
-
+    scorer = make_scorer(space, data, batch_size, score, seed, device, dtype, executor)
+    described = describe(scorer, strategy, {"budget": budget_windows(budget)})
+    with Scoring(scorer, workers, executor, record, resume, described, progress) as scoring:
         # All random genomes are one round, which is shorter than asked for where fewer fit.
         planned = len(chosen) if strategy == "random" else samples
-        # Genomes and draws of each round of refinement; a quarter of the draws are those of the round before.
-        rounds = [(max(1, planned // ETA**each), draws * ETA**each) for each in range(1, refine + 1)]
-        total = planned * draws + sum(leaders * (number - number // ETA) for leaders, number in rounds)
-        finished = 0
-
-        def evaluate(genomes: Sequence[Genome], number: int, new: int, round_name: str) -> list[Candidate]:
-            """Scores genomes by so many draws, of which so many are new in this round."""
-            nonlocal executor, finished
-            tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in scored]
-            if tasks and local and executor is None:
-                # A search that was done before it was resumed needs none.
-                executor = stack.enter_context(local_workers(workers))
-            results: Iterable[ScoredDraw] = map_in_order(shared, tasks, executor, cancel=not local)
-            finished += len(genomes) * new
-            if progress and tasks:
-                results = progress(results, total, max(0, finished - len(tasks)), round_name)
-            try:
-                for each in results:
-                    if kept:
-                        kept.add(each)
-                    scored[each.genome, each.draw] = each
-            except WorkerError:
-                if scored:
-                    raise
-                raise WorkerError(
-                    "a worker died before the first score, perhaps for want of memory; use fewer workers="
-                ) from None
-            return [Candidate.of_draws([scored[genome, draw] for draw in range(number)]) for genome in genomes]
-
+        scoring.total = planned * draws + scores_of_refinement(planned, draws, refine)
         candidates: list[Candidate] = []
         while chosen:
-            candidates += evaluate(chosen, draws, draws, "scoring")
+            candidates += scoring.candidates(chosen, draws, draws, "scoring")
             left = samples - len(candidates)
             chosen = propose(space, budget, seed, candidates, left) if left else []
-        # In the order in which they were proposed, as the record has them: so ties are ranked alike.
-        by_genome = {each.genome: each for each in candidates}
-        ranked = rank(candidates)
-        for each_round in range(1, refine + 1):
-            leaders = [each.genome for each in ranked[: max(1, len(ranked) // ETA**each_round)]]
-            number = draws * ETA**each_round
-            round_name = f"refining, round {each_round} of {refine}"
-            refined = evaluate(leaders, number, number - number // ETA, round_name)
-            by_genome.update({each.genome: each for each in refined})
-            ranked = rank(by_genome.values())
+        ranked = scoring.refined(candidates, draws, refine)
     if not math.isfinite(ranked[0].score):
         raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
     return SearchResult(space, budget, tuple(ranked))
@@ -231,27 +170,3 @@ def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) 
     if not found:
         raise ValueError("no genomes to score; give at least one, or leave genomes out to have them sampled")
     return list(found)
-
-
-def _as_json(layout: Layout) -> dict[str, Any]:
-    return {name: list(each) if isinstance(each, tuple) else each for name, each in asdict(layout).items()}
-
-
-def _describe(scorer: Scorer, budget: Budget, strategy: str) -> dict[str, Any]:
-    """All that genomes and scores depend on; not their number, so that a search can be extended."""
-    space = scorer.space
-    return {
-        "space": space.layout.name,
-        # Of the user's own, the name alone does not say it.
-        **({} if space.layout.is_standard else {"layout": _as_json(space.layout)}),
-        "types": " ".join(map(str, space.types)),
-        "input_size": list(space.input_size),
-        "num_classes": space.num_classes,
-        "budget": {name: [low, high if math.isfinite(high) else None] for name, (low, high) in budget.windows.items()},
-        "seed": scorer.seed,
-        "data": scorer.data.source,
-        "score": getattr(scorer.score, "__name__", type(scorer.score).__name__),
-        "dtype": str(scorer.dtype).removeprefix("torch."),
-        "strategy": strategy,
-        **({} if space.latency is None else {"latency_table": space.latency.digest}),
-    }

@@ -25,6 +25,7 @@ __all__ = [
     "log_scores",
     "new_genomes",
     "option_numbers",
+    "strategy_named",
     "surrogate",
     "uniform",
 ]
@@ -240,3 +241,10 @@ def new_genomes(
 
 
 STRATEGIES: dict[str, Strategy] = {"random": uniform, "surrogate": surrogate}
+
+
+def strategy_named(name: str) -> Strategy:
+    """Finds a strategy; raises ValueError for an unknown name."""
+    if name not in STRATEGIES:
+        raise ValueError(f"there is no strategy {name!r}; use {' or '.join(map(repr, STRATEGIES))}")
+    return STRATEGIES[name]

@@ -1,8 +1,10 @@
 """Costs: the checked table, an independent counter, and budgets."""
 
 import copy
+import json
 import math
 
+import numpy
 import pytest
 import timm
 import torch
@@ -245,8 +247,8 @@ ORDER = "a budget of params runs from a smaller to a larger amount, not from"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "an empty budget; write Budget(params=400_000), or macs=, or latency="),
-        ({"params": (None, None)}, "an empty budget; write Budget(params=400_000), or macs=, or latency="),
+        ({}, "an empty budget; use Budget(params=400_000), or macs=, or latency="),
+        ({"params": (None, None)}, "an empty budget; use Budget(params=400_000), or macs=, or latency="),
         ({"params": (400_000, 300_000)}, f"{ORDER} 400,000 to 300,000"),
         ({"params": (-1, 5)}, f"{ORDER} -1 to 5"),
         ({"params": -1000}, f"{ORDER} -975.0 to -1,025.0"),
@@ -275,10 +277,50 @@ def test_one_genome_is_one_cost_however_it_is_written() -> None:
     )
 
 
-@pytest.mark.parametrize("amount", ["400k", [1, 2], (1, 2, 3), (1, "2")])
+@pytest.mark.parametrize("amount", [b"400k", (1, 2, 3), (1, "2"), 1j])
 def test_a_budget_of_something_else(amount):
-    with pytest.raises(BudgetError, match=r"a budget of params is a number or a pair of them, not "):
+    with pytest.raises(BudgetError, match=r"a budget of params is a number, a pair of them or text, not "):
         Budget(params=amount)
+
+
+def test_amounts_as_text_are_those_of_the_command_line() -> None:
+    assert Budget(params="60k", latency="4ms") == Budget(params=60_000, latency=0.004)
+    assert Budget(params="..60k", macs="3m..4.5m") == Budget(params=(None, 60_000), macs=(3_000_000, 4_500_000))
+    with pytest.raises(BudgetError, match="'60kb' is no amount; use 400k"):
+        Budget(params="60kb")
+
+
+@pytest.mark.parametrize(
+    ("given", "budget"),
+    [
+        (60_000, Budget(params=60_000)),
+        (numpy.int64(60_000), Budget(params=60_000)),
+        ("60k", Budget(params=60_000)),
+        ((None, 60_000), Budget(params=(None, 60_000))),
+        ([50_000, 60_000], Budget(params=(50_000, 60_000))),
+        ({"params": "60k", "latency": "4ms"}, Budget(params=60_000, latency=0.004)),
+        ({"macs": 4e6, "tolerance": 0.1}, Budget(macs=4e6, tolerance=0.1)),
+        (Budget(macs=7), Budget(macs=7)),
+    ],
+)
+def test_what_says_a_budget(given: object, budget: Budget) -> None:
+    assert Budget.of(given) == budget
+    json.dumps(Budget.of(given).windows)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("4ms", "'4ms' is a latency; use {'latency': '4ms'}"),
+        ({"flops": 3}, "a budget names params, macs or latency, not 'flops'"),
+        ({}, "an empty budget; use Budget(params=400_000), or macs=, or latency="),
+        (None, "an empty budget; use Budget(params=400_000), or macs=, or latency="),
+    ],
+)
+def test_what_says_no_budget(given: object, message: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        Budget.of(given)
+    assert str(caught.value) == message
 
 
 def test_a_network_that_does_not_say_its_input_size():

@@ -27,6 +27,7 @@ from blockswap_models.searching.rankings import (
     macs,
     naswot,
     params,
+    score_named,
     synflow,
     train_accuracy,
     zico,
@@ -388,3 +389,12 @@ def test_all_scores_are_finite_on_cifar10(data_dir):
         model = space.build(genome)
         for score in [*SCORES.values(), after(fisher_potential, 2)]:
             assert math.isfinite(score(model, data.images, data.labels)), score.__name__
+
+
+def test_scores_have_names():
+    assert score_named("naswot") is naswot
+    assert score_named(naswot) is naswot
+    with pytest.raises(ValueError, match="unknown score 'fischer'; did you mean 'fisher'\\?"):
+        score_named("fischer")
+    with pytest.raises(TypeError, match="a score is a name or a function of model, images and labels, not int"):
+        score_named(3)

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import blockswap_models
 from blockswap_models import Budget, BudgetError, GenomeError, SearchSpace, fisher_potential
 from blockswap_models.searching.probe_images import affordable_batches, noise_minibatch, tensor_minibatch
+from blockswap_models.searching.rankings import naswot
 from blockswap_models.searching.record import RecordError, read_record
 from blockswap_models.searching.scorer import fast_dtype
 from blockswap_models.searching.search import SearchError
@@ -40,6 +41,14 @@ def test_a_score_is_the_fisher_potential_of_the_network_drawn_for_it():
     result = search(SPACE, BUDGET, score=spy, **SMALL)
     assert seen == {each.genome: each.score for each in search(SPACE, BUDGET, **SMALL).candidates}
     assert result.best.shares is None
+
+
+def test_budget_and_score_as_a_person_says_them():
+    expected = search(SPACE, Budget(params=(None, 70_000)), score=naswot, **SMALL)
+    assert search(SPACE, "..70k", score="naswot", **SMALL) == expected
+    assert search(SPACE, {"params": (None, 70_000)}, score="naswot", **SMALL) == expected
+    with pytest.raises(ValueError, match="unknown score 'fischer'"):
+        search(SPACE, 70_000, score="fischer")
 
 
 def test_depends_on_seed_genome_and_draw_never_on_order_or_worker():

@@ -314,7 +314,7 @@ def test_a_record_without_a_strategy_is_random(quick, tmp_path) -> None:
 
 
 def test_an_unknown_strategy() -> None:
-    with pytest.raises(ValueError, match="there is no strategy 'best'; write 'random' or 'surrogate'"):
+    with pytest.raises(ValueError, match="there is no strategy 'best'; use 'random' or 'surrogate'"):
         search(SPACE, BUDGET, strategy="best")
 
 

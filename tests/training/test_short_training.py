@@ -484,7 +484,10 @@ def test_images_of_another_size(capsys, folder, tmp_path):
         (["--soft-labels", 0.5], "--soft-labels is for learning from a teacher; use --teacher MODEL"),
         (["--init", "teacher"], "there is no teacher to start from; use --teacher MODEL (--init)"),
         (["--init", "none.safetensors"], "no weights 'none.safetensors'; use a file, or 'teacher' (--init)"),
-        (["--pretrained"], f"{MissingWeightsError('blockswap_wrn16_1')}"),
+        (
+            ["--pretrained"],
+            f"{MissingWeightsError('blockswap_wrn16_1', 'leave out --pretrained, or use --init FILE')}",
+        ),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):

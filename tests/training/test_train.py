@@ -5,9 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -19,7 +18,7 @@ from timm.task import ClassificationTask
 import blockswap_models.training.run_folder
 from blockswap_models import AttentionTransferTask, SearchSpace
 from blockswap_models.cli.main import main
-from blockswap_models.cli.train import make_teacher, train_
+from blockswap_models.cli.train import train_
 from blockswap_models.data.cifar import CifarLoader, read_cifar
 from blockswap_models.data.folders import DataError
 from blockswap_models.files import write_atomic
@@ -28,6 +27,7 @@ from blockswap_models.training.loaders import training_loader
 from blockswap_models.training.loop import make_optimizer, train
 from blockswap_models.training.recipes import RECIPES, Recipe, learning_rate
 from blockswap_models.training.run_folder import TrainingError
+from blockswap_models.training.runs import RunSettings, make_teacher
 
 TINY = Recipe(epochs=3, batch_size=8, lr=0.05, cutout=4, padding=1)
 TIMES = ("seconds", "images_per_second")
@@ -496,10 +496,11 @@ def test_torchvisions_weights_teach(tmp_path, teacher):
     torch.save(theirs.state_dict(), tmp_path / "resnet34.pth")
     command = ["train", "resnet34_3m", "--data", "x", "--out", "y"]
     command += ["--teacher", teacher, "--teacher-checkpoint", f"{tmp_path}/resnet34.pth", "--num-classes", "4"]
-    options = SimpleNamespace(**train_.make_context("train", command[1:]).params)
+    given = train_.make_context("train", command[1:]).params
+    settings = RunSettings(**{each.name: given[each.name] for each in fields(RunSettings)})
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(make_teacher(options).eval()(images), theirs.eval()(images))
+        assert torch.equal(make_teacher(settings).eval()(images), theirs.eval()(images))
 
 
 def test_an_interruption_says_how_to_go_on(capsys, tmp_path, monkeypatch):

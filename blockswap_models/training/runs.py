@@ -1,0 +1,280 @@
+"""A training run by names: networks, teacher, weights and data as `blockswap train` is given them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.task import ClassificationTask, TrainingTask
+from torch import nn
+
+from ..data.cifar import CifarLoader
+from ..data.statistics import model_data_config
+from ..nets.cost import count
+from ..nets.devices import describe_machine
+from ..zoo.cards import MissingWeightsError, file_digest
+from ..zoo.find import find_model, which_was_taken
+from .attention_transfer import AttentionTransferTask
+from .distributed import rank_and_size
+from .evaluate import evaluation_loader, load_weights
+from .initial_weights import copy_from_teacher, load_initial
+from .loaders import training_loader
+from .loop import train
+from .recipes import Recipe
+from .shared_teacher import SharedTeacherTask
+
+__all__ = ["RunSettings", "make_teacher", "train_run"]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a training run depends on, besides its recipe.
+
+    Attributes:
+        names: The networks, each a model of timm or the zoo; several learn from one teacher.
+        data: A name of timm's dataset, or a folder of images.
+        data_dir: The folder of a dataset with a name.
+        genome: Block types, for a network of the zoo.
+        num_classes: Classes, the network's own where None.
+        in_chans: Channels of the images, the network's own where None.
+        image_size: Side of the images in pixels, the network's own where None.
+        pretrained: Whether the networks start from their own weights.
+        init: A file of weights to start from, or 'teacher'.
+        teacher: A model of timm or the zoo, or None.
+        teacher_checkpoint: A file with the teacher's weights; its pretrained ones where None.
+        ema: Decay of the average of the weights, or None.
+        seed: Seed of weights, order and augmentation.
+        amp: Precision of autocast, or None.
+        channels_last: Whether memory is NHWC.
+        compile: A mode of torch.compile, or False.
+    """
+
+    names: Sequence[str]
+    data: str
+    data_dir: str | None = None
+    genome: str | None = None
+    num_classes: int | None = None
+    in_chans: int | None = None
+    image_size: int | None = None
+    pretrained: bool = False
+    init: str | None = None
+    teacher: str | None = None
+    teacher_checkpoint: str | None = None
+    ema: float | None = None
+    seed: int = 0
+    amp: str | None = None
+    channels_last: bool = False
+    compile: str | bool = False
+
+
+def train_run(
+    settings: RunSettings,
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    device: torch.device,
+    workers: int = 4,
+    resume: bool = False,
+    log_every: int = 50,
+    test_every: int = 1,
+    checkpoint_minutes: float = 5.0,
+    command: Sequence[str] = (),
+    writer: Any = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Makes networks, teacher and loaders by their names, and trains as `train` does.
+
+    Args:
+        settings: What is trained, on what and from whom.
+        recipe: The hyperparameters.
+        folder: The folder of the run.
+        device: Where to train.
+        workers: Processes that read images.
+        resume: Whether to go on from the checkpoint.
+        log_every: Steps between looks at the loss.
+        test_every: Epochs between evaluations.
+        checkpoint_minutes: Minutes between checkpoints within an epoch.
+        command: The words of the command that asked for this run, for the summary.
+        writer: A SummaryWriter of TensorBoard.
+        say: Called with each line that the user should read before training begins.
+
+    Returns:
+        The summary; of several students their summaries, by name.
+
+    Raises:
+        ValueError: Something does not fit; the message says what.
+    """
+    rank, world_size = rank_and_size()
+    students = _students(settings)
+    of_students = {name: _facts(name, student) for name, student in students.items()}
+    model = students[settings.names[0]]
+    told = of_students[settings.names[0]]
+    if len(students) > 1:
+        told = {key: [each[key] for each in of_students.values()] for key in told}
+    for student in students.values():
+        student.to(device)
+    loader = training_loader(
+        model,
+        settings.data,
+        settings.data_dir,
+        recipe,
+        seed=settings.seed,
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        channels_last=settings.channels_last,
+        workers=workers,
+    )
+    # Like `blockswap evaluate`, so that it finds the same error.
+    test_loader = evaluation_loader(model, settings.data, settings.data_dir, workers=workers)
+    teacher, teacher_file = _teacher_weights(settings)
+    arguments = {
+        "model": told["model"],
+        "genome": told["genome"],
+        "num_classes": model.num_classes,
+        "teacher": teacher,
+        "teacher_weights": None if teacher_file is None else file_digest(teacher_file),
+        "in_chans": settings.in_chans,
+        "image_size": settings.image_size,
+        "init": "pretrained" if settings.pretrained else settings.init,
+        "init_weights": None if settings.init in (None, "teacher") else file_digest(settings.init),
+        "data": settings.data,
+        "amp": settings.amp,
+        "channels_last": settings.channels_last,
+        "compile": settings.compile,
+        "device": device.type,
+    }
+    facts = {
+        **{key: told[key] for key in ("params", "macs", "input_size")},
+        **describe_machine(device),
+        "command": list(command),
+    }
+    # What the run used of the recipe: the log has all of it, the summary only this.
+    cifar = isinstance(getattr(loader, "whole", loader), CifarLoader)
+    used = {"recipe": recipe.used(teacher=settings.teacher is not None, cifar=cifar)}
+    of_students = {name if len(students) > 1 else "": {**each, **used} for name, each in of_students.items()}
+    if rank == 0:
+        _say_which(settings, say)
+    return train(
+        _task(settings, recipe, students, device, world_size),
+        loader,
+        test_loader,
+        recipe,
+        folder,
+        seed=settings.seed,
+        arguments=arguments,
+        facts=facts,
+        of_students=of_students,
+        resume=resume,
+        dtype=torch.float32 if settings.amp is None else getattr(torch, settings.amp),
+        log_every=log_every,
+        test_every=test_every,
+        checkpoint_minutes=checkpoint_minutes,
+        writer=writer,
+    )
+
+
+def make_teacher(settings: RunSettings) -> nn.Module:
+    """Makes the teacher of a run, with its weights."""
+    assert settings.teacher is not None
+    name, checkpoint = find_model(settings.teacher), settings.teacher_checkpoint
+    if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
+        raise MissingWeightsError(name, "use teacher_checkpoint=FILE for a teacher of your own")
+    arguments = {"num_classes": settings.num_classes, "in_chans": settings.in_chans}
+    teacher: nn.Module = timm.create_model(name, pretrained=checkpoint is None, **arguments)
+    if checkpoint is not None:
+        # Its classes need not be the student's: attention transfer learns nothing from its answers.
+        load_weights(teacher, checkpoint, any_classes=True)
+    return teacher
+
+
+def _students(settings: RunSettings) -> dict[str, nn.Module]:
+    """Makes each student with the weights of the seed, which it has in a run of its own too."""
+    full = [find_model(name, settings.genome) for name in settings.names]
+    for name in full:
+        if full.count(name) > 1:
+            raise ValueError(f"{name} is named twice; use each model once")
+    students: dict[str, nn.Module] = {}
+    own: dict[str, Any] = {
+        "num_classes": settings.num_classes,
+        "genome": settings.genome,
+        "in_chans": settings.in_chans,
+    }
+    for short, name in zip(settings.names, full, strict=True):
+        torch.manual_seed(settings.seed)
+        if settings.pretrained and ":" not in name and not timm.is_model_pretrained(name):
+            raise MissingWeightsError(name, "leave out pretrained=True, or use init=FILE")
+        if settings.image_size is not None:
+            cfg = timm.get_pretrained_cfg(name)
+            # The channels of the weights, which timm adapts to those of the network.
+            channels = 3 if cfg is None else cfg.input_size[0]
+            own["pretrained_cfg_overlay"] = {"input_size": (channels, settings.image_size, settings.image_size)}
+        students[short] = timm.create_model(name, pretrained=settings.pretrained, **own)
+        if settings.init not in (None, "teacher"):
+            load_initial(students[short], settings.init)
+    wanted = {name: (model_data_config(each), each.num_classes) for name, each in students.items()}
+    for name in settings.names:
+        if wanted[name] != wanted[settings.names[0]]:
+            raise ValueError(f"{name} has other images or classes than {settings.names[0]}; train it by itself")
+    return students
+
+
+def _facts(name: str, student: nn.Module) -> dict[str, Any]:
+    genome, cost = getattr(student, "genome", None), count(student)
+    genome = None if genome is None else str(genome)
+    size = list(model_data_config(student)["input_size"])
+    return {"model": name, "genome": genome, "params": cost.params, "macs": cost.macs, "input_size": size}
+
+
+def _task(
+    settings: RunSettings, recipe: Recipe, students: dict[str, nn.Module], device: torch.device, world_size: int
+) -> TrainingTask:
+    task: TrainingTask
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    if settings.teacher is None:
+        (student,) = students.values()
+        task = ClassificationTask(student, criterion, device=device, verbose=False)
+    else:
+        teacher = make_teacher(settings).to(device)
+        if settings.init == "teacher":
+            for student in students.values():
+                copy_from_teacher(student, teacher)
+        same = {name: getattr(recipe, name) for name in ("beta", "mode", "soft_labels", "temperature")}
+        same |= {"criterion": criterion, "device": device, "verbose": False}
+        tasks = {name: AttentionTransferTask(student, teacher, **same) for name, student in students.items()}
+        task = SharedTeacherTask(tasks) if len(tasks) > 1 else tasks[settings.names[0]]
+    if settings.channels_last:
+        task = task.to(memory_format=torch.channels_last)
+    # In timm's order: copies are made of plain modules, and DDP wraps what was compiled.
+    if settings.ema is not None:
+        task.setup_ema(decay=settings.ema)
+    if settings.compile:
+        task.compile(mode=settings.compile)
+        task.compile_ema(mode=settings.compile)
+    if world_size > 1:
+        task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
+    return task
+
+
+def _teacher_weights(settings: RunSettings) -> tuple[str | None, str | None]:
+    """Says which weights the teacher has: its name, with their tag where they are pretrained, and their file."""
+    if settings.teacher is None or settings.teacher_checkpoint is not None or ":" in settings.teacher:
+        return settings.teacher, settings.teacher_checkpoint
+    name = find_model(settings.teacher)
+    cfg = timm.get_pretrained_cfg(name)
+    tagged = f"{name}.{cfg.tag}" if cfg is not None and cfg.tag and "." not in name else name
+    return tagged, None if cfg is None else cfg.file
+
+
+def _say_which(settings: RunSettings, say: Callable[[str], None]) -> None:
+    """Says which networks were taken, where timm and the zoo both have one of that name."""
+    named = [(name, settings.genome) for name in settings.names]
+    if settings.teacher is not None:
+        named.append((settings.teacher, None))
+    for name, genome in named:
+        if said := which_was_taken(name, find_model(name, genome)):
+            say(said)
