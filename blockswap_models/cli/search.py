@@ -26,7 +26,18 @@ __all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "search_", "space_", "space_of", "ti
 
 # The keys of `rankings.SCORES`, which needs torch.
 SCORE_NAMES = (
-    *("fisher", "fisher-printed", "gradient-norm", "l2-norm", "accuracy", "params", "macs", "naswot", "synflow"),
+    *(
+        "fisher",
+        "fisher-printed",
+        "gradient-norm",
+        "l2-norm",
+        "accuracy",
+        "params",
+        "macs",
+        "naswot",
+        "synflow",
+        "zico",
+    ),
 )
 # The keys of `strategies.STRATEGIES`, which needs torch.
 STRATEGY_NAMES = ("random", "surrogate")
