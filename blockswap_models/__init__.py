@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from .detection import mask_rcnn
     from .export import ExportError, export_model, fold_batchnorm
     from .nets.cost import count, count_blocks
+    from .nets.swap import SplitError, swap
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
+    from .searching.front import Front, budgets_along, search_front
     from .searching.profile import profile
     from .searching.record import RecordError
     from .searching.search import SearchError, SearchResult, search
@@ -44,15 +46,18 @@ _LAZY = {
     "Candidate": "searching.candidates",
     "DataError": "data.errors",
     "ExportError": "export",
+    "Front": "searching.front",
     "MissingWeightsError": "zoo.cards",
     "RecordError": "searching.record",
     "SearchError": "searching.search",
     "SearchResult": "searching.search",
     "SearchSpace": "searching.space",
     "SharedTeacherTask": "training.shared_teacher",
+    "SplitError": "nets.swap",
     "TrainingError": "training.run_folder",
     "WeightsError": "zoo.cards",
     "WorkerError": "searching.workers",
+    "budgets_along": "searching.front",
     "count": "nets.cost",
     "count_blocks": "nets.cost",
     "evaluate": "training.evaluate",
@@ -64,6 +69,8 @@ _LAZY = {
     "register": "zoo.register",
     "save_pretrained": "zoo.blockswap",
     "search": "searching.search",
+    "search_front": "searching.front",
+    "swap": "nets.swap",
     "train": "training.loop",
 }
 
@@ -78,6 +85,7 @@ __all__ = [
     "Cost",
     "DataError",
     "ExportError",
+    "Front",
     "Genome",
     "GenomeError",
     "LatencyError",
@@ -89,9 +97,11 @@ __all__ = [
     "SearchResult",
     "SearchSpace",
     "SharedTeacherTask",
+    "SplitError",
     "TrainingError",
     "WeightsError",
     "WorkerError",
+    "budgets_along",
     "count",
     "count_blocks",
     "evaluate",
@@ -103,6 +113,8 @@ __all__ = [
     "register",
     "save_pretrained",
     "search",
+    "search_front",
+    "swap",
     "train",
 ]
 

@@ -15,7 +15,16 @@ from typing import Any, TypeAlias
 from .errors import BlockSwapError
 from .messages import quote
 
-__all__ = ["Budget", "BudgetError", "BudgetLike", "Cost", "amount_text", "parse_amount", "parse_latency"]
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "BudgetLike",
+    "Cost",
+    "amount_text",
+    "parse_amount",
+    "parse_latency",
+    "parse_several",
+]
 
 # Latencies are whole nanoseconds, so that sums of them do not depend on the order and can be compared.
 _NANOSECONDS = 9
@@ -229,6 +238,17 @@ def parse_amount(text: str) -> Amount:
 def parse_latency(text: str) -> Amount:
     """Reads a latency into seconds: `4ms`, `800us`, `1.5s`, a ceiling `..4ms`, a floor `3ms..`, a window `3ms..4ms`."""
     return _parse(text, _parse_seconds)
+
+
+def parse_several(text: str, parse: Callable[[str], Amount]) -> list[Amount]:
+    """Reads one amount, or several between commas, as `parse` reads each; `400,000` is one."""
+    try:
+        return [parse(text)]
+    except BudgetError:
+        parts = text.split(",")
+        if len(parts) == 1:
+            raise
+        return [parse(part) for part in parts]
 
 
 def _parse(text: str, parse_one: Callable[[str, str], float]) -> Amount:

@@ -49,7 +49,7 @@ class FPNBackbone(nn.Module):
 
     def __init__(self, body: nn.Module, out_channels: int = 256, extra_blocks: ExtraFPNBlock | None = None) -> None:
         super().__init__()
-        info = body.feature_info
+        info: Any = body.feature_info
         channels, strides = info.channels(), info.reduction()
         self.body = body
         self.channels_last = Format(getattr(body, "output_fmt", None) or "NCHW") == Format.NHWC
@@ -129,7 +129,7 @@ def fpn_backbone(
     else:
         if genome is not None or kwargs:
             given = ", ".join(["genome"] * (genome is not None) + list(kwargs))
-            raise ValueError(f"a network has been made already; leave out {given}, or write a name in its place")
+            raise ValueError(f"a network has been made already; leave out {given}, or use a name in its place")
         body, info = _of_network(plain_copy(name_or_model), returned_layers)
     layers = info.out_indices[-1] + 1
     if trainable_layers is None:
@@ -223,10 +223,9 @@ def _of_name(
             raise ValueError(f"{name} has no genome; leave out genome=, or use a model of 'blockswap list'")
         kwargs = {**kwargs, "genome": genome}
     with torch.device("meta"):
-        info = timm.create_model(name, features_only=True, **kwargs).feature_info.info
-    body = timm.create_model(
-        name, pretrained=pretrained, features_only=True, out_indices=_levels(info, wanted), **kwargs
-    )
+        body: Any = timm.create_model(name, features_only=True, **kwargs)
+    levels = _levels(body.feature_info.info, wanted)
+    body = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=levels, **kwargs)
     return body, body.feature_info
 
 
@@ -241,6 +240,7 @@ def _of_network(model: nn.Module, wanted: Sequence[int] | None) -> tuple[nn.Modu
     levels = _levels(info, wanted)
     children = dict(model.named_children())
     staged = isinstance(model, WideResNet)
+    body: Any
     if staged or all(info[level]["module"] in children for level in levels):
         # As torchvision takes them, which TorchScript can read.
         output_fmt = getattr(model, "output_fmt", "NCHW")
@@ -248,7 +248,7 @@ def _of_network(model: nn.Module, wanted: Sequence[int] | None) -> tuple[nn.Modu
     elif hasattr(model, "forward_intermediates"):
         body = FeatureGetterNet(model, levels)
     else:
-        raise TypeError(f"{type(model).__name__} gives no features; write its name, or make it with features_only=True")
+        raise TypeError(f"{type(model).__name__} gives no features; use its name, or make it with features_only=True")
     # As timm does where it makes features itself.
     body.pretrained_cfg = getattr(model, "pretrained_cfg", None) or {}
     if hasattr(model, "in_chans"):

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -55,7 +55,7 @@ _Written = tuple[bytes, _Answer, int]
 
 
 class ExportError(BlockSwapError):
-    """A network that cannot be exported so: says what is wrong and what to write."""
+    """A network that cannot be exported so: says what is wrong and what to use."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def export_model(
     ready = fold_batchnorm(original) if fold else original
     # timm keeps what a network of features was made with.
     genome = getattr(original, "genome", None) or getattr(original, "_model_args", {}).get("genome")
-    about = {
+    about: dict[str, Any] = {
         "name": cfg.get("architecture") or type(original).__name__,
         "genome": None if genome is None else str(genome),
         "input_size": size,
@@ -203,12 +203,13 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
         # A layer that stands at two places has one set of weights for both.
         if calls[node.target] > 1 or calls[before.target] > 1:
             continue
-        conv, norm = folded.get_submodule(before.target), folded.get_submodule(node.target)
+        first, second = str(before.target), str(node.target)
+        conv, norm = folded.get_submodule(first), folded.get_submodule(second)
         if type(conv) is nn.Conv2d and _is_batchnorm(norm):
-            folded.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            folded.set_submodule(first, fuse_conv_bn_eval(conv, norm))
             # timm's has its activation within.
             rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
-            folded.set_submodule(node.target, rest.eval())
+            folded.set_submodule(second, rest.eval())
     return folded
 
 
@@ -219,13 +220,13 @@ def format_of(path: str | Path, format: str | None = None) -> str:
     if format is None:
         if meant is None:
             endings = ", ".join(f"{each[0]} ({name})" for name, each in FORMATS.items())
-            raise ExportError(f"the format of {quote(path)} is not clear from its ending; write one of {endings}")
+            raise ExportError(f"the format of {quote(path)} is not clear from its ending; use one of {endings}")
         return meant
     if format not in FORMATS:
-        raise ExportError(f"unknown format {quote(format)}; write one of {', '.join(FORMATS)}")
+        raise ExportError(f"unknown format {quote(format)}; use one of {', '.join(FORMATS)}")
     if meant not in (None, format):
         instead = Path(path).with_suffix(FORMATS[format][0])
-        raise ExportError(f"{quote(path)} is the name of a file of {meant}, not {format}; write {instead}")
+        raise ExportError(f"{quote(path)} is the name of a file of {meant}, not {format}; use {instead}")
     return format
 
 
@@ -240,7 +241,7 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) or _is_batchnorm(module)
 
 
-def _is_batchnorm(module: nn.Module) -> bool:
+def _is_batchnorm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     return type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_mean is not None
 
 
@@ -250,10 +251,10 @@ def _batchnorms(model: nn.Module) -> int:
 
 def _plain_copy(model: nn.Module) -> nn.Module:
     """Copies a model in evaluation mode, without what torch.compile or distributed training has wrapped around it."""
-    model = plain_copy(unwrap_model(model)).eval()
-    if getattr(model, "grad_checkpointing", False):
-        model.set_grad_checkpointing(False)
-    return model
+    copied: Any = plain_copy(unwrap_model(model)).eval()
+    if getattr(copied, "grad_checkpointing", False):
+        copied.set_grad_checkpointing(False)
+    return copied
 
 
 def _require_onnx() -> None:
@@ -282,6 +283,7 @@ def _to_onnx(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Writt
         optimize=True,
         verbose=False,
     )
+    assert made is not None
     proto = made.model_proto
     props = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     onnx.helper.set_model_props(proto, props)

@@ -3,7 +3,7 @@
     genome = stage *("/" stage)
     stage  = run *("," run)
     run    = [count "x"] type
-    type   = "S" | "G" g | "W" w | "B" b | "B" b "G" g | "B" b "W" w | "M" e | "M" e "K" k | "D" | "I"
+    type   = "S" | "G" g | "W" w | "B" b | "B" b "G" g | "B" b "W" w | "M" e | "M" e "K" k | "D" | "I" | "K"
 
 This module needs the standard library only.
 """
@@ -21,7 +21,7 @@ from .messages import listed, quote
 
 __all__ = ["SEARCH_TYPES", "BlockType", "Conv", "Genome", "GenomeError"]
 
-_TYPE = re.compile(r"S|D|I|[GW][0-9]+|M[0-9]+(?:K[0-9]+)?|B[0-9]+(?:[GW][0-9]+)?")
+_TYPE = re.compile(r"S|D|I|K|[GW][0-9]+|M[0-9]+(?:K[0-9]+)?|B[0-9]+(?:[GW][0-9]+)?")
 _RUN = re.compile(r"(?:([0-9]+)\s*x\s*)?(.*)", re.DOTALL)
 # Runs as they are written elsewhere: 3XS, 3*S, Sx3.
 _OTHER_RUN = re.compile(r"([0-9]+)\s*[X*×](.*)|(.*)[xX*×]\s*([0-9]+)", re.DOTALL)
@@ -31,7 +31,7 @@ _MAX_BLOCKS = 9999
 
 
 class GenomeError(BlockSwapError):
-    """A genome that cannot be read, or does not fit the network: says what is wrong, where, and what to write."""
+    """A genome that cannot be read, or does not fit the network: says what is wrong, where, and what to use."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class BlockType:
 
     Args:
         family: S (standard), G (grouped and pointwise), B (bottleneck), M (inverted bottleneck), D (DARTS separable
-            convolution) or I (identity: no branch at all).
+            convolution), I (identity: no branch at all) or K (keep: the block that a given network has, weights and
+            all).
         factor: Contraction of a bottleneck, or expansion of an inverted one.
         groups: Groups of a grouped 3x3 convolution.
         width: Channels in each group, in place of `groups`.
@@ -98,7 +99,7 @@ class BlockType:
         return cls(*_sizes(text))
 
     def __str__(self) -> str:
-        head = f"{self.family}{self.factor}" if self.family in "BM" else self.family if self.family in "SDI" else ""
+        head = f"{self.family}{self.factor}" if self.family in "BM" else self.family if self.family in "SDIK" else ""
         tail = f"G{self.groups}" if self.groups else f"W{self.width}" if self.width else ""
         return head + tail + (f"K{self.kernel}" if self.kernel != 3 else "")
 
@@ -128,6 +129,8 @@ class BlockType:
                     f"and this block goes from {in_chs} to {out_chs} channels with stride {stride}"
                 )
             return ()
+        if self.family == "K":
+            raise GenomeError("K keeps the block of a given network; use swap(model, …), or 'S' for a standard block")
         if self.family == "S":
             return Conv(in_chs, out_chs, 3, stride), Conv(out_chs, out_chs, 3)
         if self.family == "G":
@@ -215,7 +218,7 @@ class Genome(str):
             for stage in stages
         )
         if not typed or not all(typed):
-            raise GenomeError("an empty genome or stage; write one block type a block, such as '6xS/6xS/6xS'")
+            raise GenomeError("an empty genome or stage; use one block type a block, such as '6xS/6xS/6xS'")
         self = super().__new__(cls, "/".join(_runs(stage) for stage in typed))
         self.stages = typed
         return self
@@ -291,11 +294,11 @@ def _sizes(text: str) -> tuple[str, int, int | None, int | None, int]:
 
 _SMALLEST = {"G": 2, "B": 2, "W": 1, "M": 2, "K": 5}
 _NO_SUCH_SIZE = {
-    "G": "a grouped 3x3 has at least 2 groups; without groups write 'S', or 'B2' for a bottleneck",
-    "B": "a bottleneck contracts by at least 2; without one write 'S', 'G4' or 'W4'",
-    "W": "a group has at least 1 channel; write 'W1' or more",
-    "M": "an inverted bottleneck expands by at least 2; write 'M6'",
-    "K": "a kernel is an odd number from 5 up; for one of 3 write the 'M' alone, such as 'M6'",
+    "G": "a grouped 3x3 has at least 2 groups; without groups use 'S', or 'B2' for a bottleneck",
+    "B": "a bottleneck contracts by at least 2; without one use 'S', 'G4' or 'W4'",
+    "W": "a group has at least 1 channel; use 'W1' or more",
+    "M": "an inverted bottleneck expands by at least 2; use 'M6'",
+    "K": "a kernel is an odd number from 5 up; for one of 3 use the 'M' alone, such as 'M6'",
 }
 
 
@@ -303,7 +306,7 @@ def _parse_stages(text: str) -> list[list[BlockType]]:
     if not isinstance(text, str):
         raise GenomeError(f"a genome is text such as '6xS/6xS/6xS', not {type(text).__name__}")
     if not text.strip():
-        raise GenomeError("an empty genome; write one block type a block, such as '6xS/6xS/6xS'")
+        raise GenomeError("an empty genome; use one block type a block, such as '6xS/6xS/6xS'")
     stages, total = [], 0
     for stage_no, stage_text in enumerate(text.split("/"), start=1):
         stage: list[BlockType] = []
@@ -312,7 +315,7 @@ def _parse_stages(text: str) -> list[list[BlockType]]:
                 count, block = _parse_run(run_text.strip())
                 total += count
                 if total > _MAX_BLOCKS:
-                    raise GenomeError(f"more than {_MAX_BLOCKS} blocks; write fewer")
+                    raise GenomeError(f"more than {_MAX_BLOCKS} blocks; use fewer")
             except GenomeError as error:
                 raise GenomeError(f"{error} (stage {stage_no}, block {len(stage) + 1} of {quote(text)})") from None
             stage += [block] * count
@@ -322,7 +325,7 @@ def _parse_stages(text: str) -> list[list[BlockType]]:
 
 def _parse_run(text: str) -> tuple[int, BlockType]:
     if not text:
-        raise GenomeError("a block type is missing; write one between separators, or drop the extra ',' or '/'")
+        raise GenomeError("a block type is missing; use one between separators, or drop the extra ',' or '/'")
     if other := _OTHER_RUN.fullmatch(text):
         count_first, block_last, block_first, count_last = other.groups()
         run, block = count_first or count_last, (block_last or block_first or "").strip()
@@ -333,7 +336,7 @@ def _parse_run(text: str) -> tuple[int, BlockType]:
     if count < 1:
         raise GenomeError(f"{quote(text)} repeats a block 0 times; drop it")
     if not block_text:
-        raise GenomeError(f"{quote(text)} repeats nothing; write a block type after the 'x'")
+        raise GenomeError(f"{quote(text)} repeats nothing; use a block type after the 'x'")
     return count, BlockType.parse(block_text)
 
 
@@ -348,9 +351,9 @@ def _reads(read: Callable[..., object], *texts: str) -> bool:
 
 def _number(digits: str, text: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise GenomeError(f"{quote(text)}: a number of {len(digits)} digits is too large; write at most {_MAX_BLOCKS}")
+        raise GenomeError(f"{quote(text)}: a number of {len(digits)} digits is too large; use at most {_MAX_BLOCKS}")
     if digits.startswith("0") and digits != "0":
-        raise GenomeError(f"{quote(text)}: numbers have one spelling; write {int(digits)} for {digits}")
+        raise GenomeError(f"{quote(text)}: numbers have one spelling; use {int(digits)} for {digits}")
     return int(digits)
 
 
@@ -385,13 +388,13 @@ _REFERENCE = tuple(
 
 def _advice(text: str) -> str:
     if reference := _from_reference(text):
-        return f", a name of the reference code; write '{reference}' here"
+        return f", a name of the reference code; use '{reference}' here"
     bare = re.sub(r"[\s()_-]", "", text[:20].upper())
     if bare in ("G(N)", "GN", "DW", "DEPTHWISE"):
         return "; did you mean 'W1'?"
     if _TYPE.fullmatch(bare) and _reads(BlockType.parse, bare):
         return f"; did you mean '{bare}'?"
-    known = [str(block) for block in SEARCH_TYPES] + ["M6", "M6K5", "D", "I"]
+    known = [str(block) for block in SEARCH_TYPES] + ["M6", "M6K5", "D", "I", "K"]
     close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean '{close[0]}'?"

@@ -5,6 +5,7 @@ This module needs the standard library only.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from .genome import BlockType, Conv, Genome, GenomeError
 from .messages import did_you_mean, listed, quote
 
-__all__ = ["Layout", "Position", "add_layout"]
+__all__ = ["Layout", "NetworkLayout", "Position", "add_layout"]
 
 _NAME = re.compile(r"(?:blockswap_)?(?:wrn([0-9]{1,3})_([0-9]{1,2})|resnet([0-9]{1,3}))(?:_[0-9]+[km])?")
 Structure = tuple[str, tuple[Conv, ...]]
@@ -31,16 +32,22 @@ _registered: dict[str, Layout] = {}
 
 @dataclass(frozen=True)
 class Position:
-    """The place of one block: its stage and number (from 1), channels in and out, and stride."""
+    """The place of one block: its stage and number (from 1), channels in and out, and stride.
+
+    `kept` says that the block of a given network stands there, which the type K keeps.
+    """
 
     stage: int
     block: int
     in_chs: int
     out_chs: int
     stride: int
+    kept: bool = False
 
     def structure(self, block: BlockType) -> Structure | None:
         """What makes the network of a block type here; None where its widths do not divide."""
+        if self.kept and block.family == "K":
+            return "K", ()
         try:
             # Two families can share their convolutions, but not what stands between them.
             return block.family, block.convs(self.in_chs, self.out_chs, self.stride)
@@ -92,7 +99,7 @@ class Layout:
             object.__setattr__(self, name, self._whole(name, (getattr(self, name),))[0])
         if len(self.depths) != len(self.channels):
             raise ValueError(
-                f"{self.name} has depths {self.depths} and channels {self.channels}; write as many of each, one a stage"
+                f"{self.name} has depths {self.depths} and channels {self.channels}; use as many of each, one a stage"
             )
         if len(self.input_size) != 3:
             raise ValueError(f"the input_size of {self.name} is (channels, height, width), not {self.input_size}")
@@ -100,7 +107,7 @@ class Layout:
         if not self.preact and (stages, self.stem_chs) != (_RESNET_STAGES, _RESNET_STEM):
             raise ValueError(
                 "a post-activation network has 4 stages after a stem of 64 channels, as timm's ResNet; "
-                f"{self.name} has {stages} after {self.stem_chs}; write preact=True for other numbers"
+                f"{self.name} has {stages} after {self.stem_chs}; use preact=True for other numbers"
             )
 
     def _whole(self, name: str, numbers: Sequence[int]) -> tuple[int, ...]:
@@ -196,7 +203,7 @@ class Layout:
         """
         if depth not in _RESNET_DEPTHS:
             raise ValueError(
-                f"there is no ResNet-{depth} of basic blocks; write resnet10, resnet18 or resnet34, "
+                f"there is no ResNet-{depth} of basic blocks; use resnet10, resnet18 or resnet34, "
                 "or Layout.custom in Python"
             )
         return cls(
@@ -285,11 +292,72 @@ class Layout:
                 f"{self.name} has stages of {listed(self.depths)} blocks; this genome has {listed(genome.depths)}"
             )
         for place, block in zip(self.positions, genome.blocks, strict=True):
+            if place.kept and block.family == "K":
+                continue
             try:
                 block.convs(place.in_chs, place.out_chs, place.stride)
             except GenomeError as error:
                 raise GenomeError(f"stage {place.stage}, block {place.block} '{block}': {error}") from None
         return genome
+
+
+@dataclass(frozen=True)
+class NetworkLayout(Layout):
+    """The layout of a given network: the places of its blocks as they were found. `block_network` makes one.
+
+    Args:
+        places: The place of every block, in order.
+
+    Raises:
+        ValueError: There are no places.
+    """
+
+    places: tuple[Position, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            raise ValueError(f"{self.name} has no blocks")
+
+    @classmethod
+    def of_places(
+        cls,
+        name: str,
+        places: Sequence[Position],
+        *,
+        preact: bool,
+        input_size: tuple[int, int, int],
+        num_classes: int,
+    ) -> NetworkLayout:
+        """Makes the layout of blocks in order; depths and channels are theirs."""
+        last = {place.stage: place for place in places}
+        return cls(
+            re.sub(r"[^A-Za-z0-9_]", "_", name),
+            tuple(place.block for place in last.values()),
+            tuple(place.out_chs for place in last.values()),
+            places[0].in_chs if places else 1,
+            preact,
+            input_size,
+            num_classes,
+            tuple(places),
+        )
+
+    @property
+    def reduction(self) -> int:
+        """How many times smaller the last feature map is than the first block's input."""
+        return math.prod(place.stride for place in self.places)
+
+    @property
+    def is_known(self) -> bool:
+        """Never: a name alone does not say where the blocks of a network are."""
+        return False
+
+    @property
+    def original(self) -> Genome:
+        """The genome of the network as it was given: every block kept."""
+        return Genome("/".join(f"{depth}xK" for depth in self.depths))
+
+    def _positions(self) -> Iterator[Position]:
+        return iter(self.places)
 
 
 def add_layout(layout: Layout) -> None:

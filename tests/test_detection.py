@@ -221,7 +221,7 @@ def test_torchscript_finds_the_same():
         (
             lambda: fpn_backbone(timm.create_model("resnet18"), GENOME, in_chans=1),
             ValueError,
-            "a network has been made already; leave out genome, in_chans, or write a name in its place",
+            "a network has been made already; leave out genome, in_chans, or use a name in its place",
         ),
         (
             lambda: fpn_backbone(nn.Linear(2, 2)),

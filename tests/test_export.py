@@ -309,8 +309,8 @@ def test_formats():
     assert format_of("net.bin", "torchscript") == "torchscript"
     for path, format, message in (
         ("net.bin", None, r"the format of 'net.bin' is not clear .* \.onnx \(onnx\), \.pt2 \(torch.export\), \.ts \("),
-        ("net.pt2", "onnx", r"'net.pt2' is the name of a file of torch.export, not onnx; write net.onnx"),
-        ("net.onnx", "tflite", r"unknown format 'tflite'; write one of onnx, torch.export, torchscript"),
+        ("net.pt2", "onnx", r"'net.pt2' is the name of a file of torch.export, not onnx; use net.onnx"),
+        ("net.onnx", "tflite", r"unknown format 'tflite'; use one of onnx, torch.export, torchscript"),
     ):
         with pytest.raises(ExportError, match=message):
             format_of(path, format)
@@ -382,8 +382,8 @@ def test_command_says_when_weights_are_random(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["wrn16_1", "--out", "net.bin"], "the format of 'net.bin' is not clear from its ending; write one of .onnx"),
-        (["wrn16_1", "--out", "net.ts", "--format", "onnx"], "is the name of a file of torchscript, not onnx; write"),
+        (["wrn16_1", "--out", "net.bin"], "the format of 'net.bin' is not clear from its ending; use one of .onnx"),
+        (["wrn16_1", "--out", "net.ts", "--format", "onnx"], "is the name of a file of torchscript, not onnx; use"),
         (["wrn17_2", "--out", "net.ts"], "unknown model 'wrn17_2'; did you mean"),
         (["wrn16_1", "--genome", "2xS/2xZ/2xS", "--out", "net.ts"], "unknown block type 'Z'"),
         (["wrn16_1", "--genome", "S/S/S", "--out", "net.ts"], "has stages of 2, 2 and 2 blocks"),

@@ -19,7 +19,9 @@ def as_options(message: str, command: click.Command | None) -> str:
 
     So is a name with which the message begins, as in `num_classes is at least 1`. Quoted text is left alone.
     """
-    options = {each.name: each for each in command.params if isinstance(each, click.Option)} if command else {}
+    options: dict[str | None, click.Option] = {}
+    if command:
+        options = {each.name: each for each in command.params if isinstance(each, click.Option)}
     options.update(
         {name: options[alias] for name, alias in _ALIASES.items() if alias in options and name not in options}
     )

@@ -91,8 +91,9 @@ def _print_usage_error(error: click.UsageError) -> None:
         return
     message = error.format_message()
     if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter):
-        option = isinstance(error.param, click.Option)
-        message = f"{error.message.rstrip('.')} ({error.param.opts[0]})" if option else error.message
+        message = error.message
+        if isinstance(error.param, click.Option):
+            message = f"{message.rstrip('.')} ({error.param.opts[0]})"
     elif error.ctx is not None:
         click.echo(error.ctx.get_usage(), err=True)
     _print_error(error.ctx.command_path if error.ctx is not None else "blockswap", message)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from ..budget import parse_amount, parse_latency
+from ..budget import parse_amount, parse_latency, parse_several
 from ..genome import BlockType, Genome
 from ..layout import Layout
 from ..machine import default_workers, require_writable
@@ -16,10 +16,13 @@ from ..messages import quote
 
 __all__ = [
     "AMOUNT",
+    "AMOUNTS",
     "GENOME",
+    "LATENCIES",
     "LATENCY",
     "NETWORK",
     "TYPES",
+    "Decorator",
     "Given",
     "NewFile",
     "dataset_options",
@@ -66,6 +69,8 @@ class _Read(click.ParamType):
 
 AMOUNT = _Read("amount", lambda text: Given(text, parse_amount(text)))
 LATENCY = _Read("time", lambda text: Given(text, parse_latency(text)))
+AMOUNTS = _Read("amount[,…]", lambda text: Given(text, parse_several(text, parse_amount)))
+LATENCIES = _Read("time[,…]", lambda text: Given(text, parse_several(text, parse_latency)))
 NETWORK = _Read("network", lambda text: Given(text, Layout.named(text)))
 GENOME = _Read("genome", Genome)
 TYPES = _Read("types", lambda text: [BlockType.parse(each) for each in text.split(",")])

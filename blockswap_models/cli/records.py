@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from ..searching.candidates import Candidate, median_shares
-from ..searching.record import budget_text, build_text, read_ranking
+from ..searching.record import FrontRecord, budget_text, build_text, read_front, read_ranking
 from .parameters import record_argument, subcommand, top_option
-from .tables import print_json, print_ranking, print_table
+from .tables import front_report, print_front, print_json, print_ranking, print_table
 
 __all__ = ["plot", "show"]
 
@@ -24,6 +24,10 @@ def show(record: Path, top: int, as_json: bool) -> None:
     """Prints what a record holds: its best genomes, and where their scores come from."""
     if top < 1:
         raise ValueError(f"there is no table of {top} genomes; use --top 1 or more")
+    front = read_front(record)
+    if front is not None:
+        _show_front(front, str(record), top, as_json)
+        return
     header, ranking = read_ranking(record)
     finite = [each for each in ranking if math.isfinite(each.score)]
     median = median_shares(finite)
@@ -68,8 +72,32 @@ def plot(record: Path, out: str | None, as_json: bool) -> None:
         print(f"picture: {picture}")
 
 
-def _print_search(header: dict[str, Any], ranking: Sequence[Candidate], finite: int) -> None:
+def _show_front(front: FrontRecord, record: str, top: int, as_json: bool) -> None:
+    header = front.header
+    if as_json:
+        report = front_report(front.budgets, front.rankings, front.front, top)
+        search = {name: value for name, value in header.items() if name != "record"}
+        print_json({"network": header.get("space"), "cost": front.cost, "search": search, **report, "record": record})
+        return
+    print_table(("network", header.get("space")), [*_facts(header), ("genomes", f"{front.number:,}")])  # type: ignore[arg-type]
+    print()
+    print_front(front.budgets, front.rankings, front.front)
+
+
+def _facts(header: dict[str, Any]) -> list[tuple[str, str]]:
+    """What every record says of its search, beside the budget."""
     types, size = str(header.get("types")).split(), header.get("input_size") or []
+    facts = [
+        ("types", f"{len(types)}: {' '.join(types)}"),
+        ("images", f"{header.get('data')}; {'x'.join(map(str, size))}, {header.get('num_classes')} classes"),
+        ("score", f"{header.get('score')} in {header.get('dtype', 'float32')}, seed {header.get('seed')}"),
+    ]
+    if header.get("strategy", "random") != "random":
+        facts.append(("chosen", f"by strategy {header['strategy']}"))
+    return facts
+
+
+def _print_search(header: dict[str, Any], ranking: Sequence[Candidate], finite: int) -> None:
     draws = sorted({len(each.scores) for each in ranking})
     genomes = f"{len(ranking):,}" + (
         f", {len(ranking) - finite:,} of them without a finite score" * (finite < len(ranking))
@@ -77,14 +105,10 @@ def _print_search(header: dict[str, Any], ranking: Sequence[Candidate], finite: 
     best = ranking[0]
     rows = [
         ("budget", budget_text(header)),
-        ("types", f"{len(types)}: {' '.join(types)}"),
-        ("images", f"{header.get('data')}; {'x'.join(map(str, size))}, {header.get('num_classes')} classes"),
-        ("score", f"{header.get('score')} in {header.get('dtype', 'float32')}, seed {header.get('seed')}"),
+        *_facts(header),
         ("genomes", genomes),
         ("draws", f"{draws[0]} each" if len(draws) == 1 else f"{draws[0]} to {draws[-1]} each"),
     ]
-    if header.get("strategy", "random") != "random":
-        rows.insert(-1, ("chosen", f"by strategy {header['strategy']}"))
     print_table(("network", header.get("space")), rows)  # type: ignore[arg-type]
     print(f"\nbest: {best.cost}, score {best.score:.4g}\n\n  {best.genome}\n")
 

@@ -13,11 +13,22 @@ from ..machine import default_workers, find_device
 from ..searching.latency import LatencyTable
 from ..searching.record import build_text, require_new
 from .errors import advise_when_interrupted
-from .parameters import AMOUNT, LATENCY, network_options, subcommand, together, top_option
+from .parameters import (
+    AMOUNT,
+    AMOUNTS,
+    LATENCIES,
+    LATENCY,
+    Decorator,
+    network_options,
+    subcommand,
+    together,
+    top_option,
+)
 from .progress import ScoreBar
-from .tables import in_megas, print_json, print_ranking
+from .tables import front_report, in_megas, print_front, print_json, print_ranking
 
 if TYPE_CHECKING:
+    from ..searching.front import Front
     from ..searching.probe_images import Minibatch
     from ..searching.search import SearchResult
     from ..searching.space import SearchSpace
@@ -44,21 +55,29 @@ STRATEGY_NAMES = ("random", "surrogate")
 # The costs that a budget may name.
 _COSTS = ("params", "macs", "latency")
 
-_space_options = together(
-    network_options,
-    click.option("--params", type=AMOUNT, help="a budget of parameters, such as 400k"),
-    click.option("--macs", type=AMOUNT, help="a budget of multiply-accumulates, such as 60m"),
-    click.option("--latency", type=LATENCY, help="a budget of measured time, such as 4ms or ..800us"),
-    click.option("--latency-table", metavar="FILE", help="the table that 'blockswap profile' wrote"),
-    click.option("--tolerance", type=float, default=0.025, help="how far from a bare amount"),
-)
+
+def _space_options(several: bool) -> Decorator:
+    """The options of a space and a budget; with `several`, an amount may be a list of them."""
+    amount, time = (AMOUNTS, LATENCIES) if several else (AMOUNT, LATENCY)
+    lists = "; several, as 200k,400k, for a front" if several else ""
+    return together(
+        network_options,
+        click.option("--params", type=amount, help=f"a budget of parameters, such as 400k{lists}"),
+        click.option("--macs", type=amount, help="a budget of multiply-accumulates, such as 60m"),
+        click.option("--latency", type=time, help="a budget of measured time, such as 4ms or ..800us"),
+        click.option("--latency-table", metavar="FILE", help="the table that 'blockswap profile' wrote"),
+        click.option("--tolerance", type=float, default=0.025, help="how far from a bare amount"),
+    )
 
 
 @subcommand("space", "how many genomes fit a budget, and what can be met")
-@_space_options
+@_space_options(several=False)
 def space_(as_json: bool, **arguments: Any) -> None:
     """Prints how many genomes fit a budget, and what can be met."""
-    space, budget = _space_and_budget(SimpleNamespace(**arguments))
+    options = SimpleNamespace(**arguments)
+    space = _space(options)
+    amounts: dict[str, Any] = {name: given.value for name in _COSTS if (given := getattr(options, name)) is not None}
+    budget = Budget(**amounts, tolerance=options.tolerance) if amounts else None
     report: dict[str, Any] = {
         "network": space.layout.name,
         "types": [str(block) for block in space.types],
@@ -92,8 +111,10 @@ def space_(as_json: bool, **arguments: Any) -> None:
 
 
 @subcommand("search", "the best genome for a budget, by Fisher potential or another score")
-@_space_options
-@click.option("--samples", type=int, default=1000, help="genomes to score")
+@_space_options(several=True)
+@click.option("--front", type=click.Choice(_COSTS), help="search at several budgets of this cost, over its whole range")
+@click.option("--points", type=int, default=6, help="budgets of --front")
+@click.option("--samples", type=int, default=1000, help="genomes to score for each budget")
 @click.option("--seed", type=int, default=0, help="seed of genomes, weights and images")
 @click.option(
     "--data", help="torch/cifar10 or a timm dataset, coco, or a folder of images [default: images of 1/f noise]"
@@ -106,8 +127,8 @@ def space_(as_json: bool, **arguments: Any) -> None:
 @click.option(
     "--strategy",
     type=click.Choice(STRATEGY_NAMES),
-    default=STRATEGY_NAMES[0],
-    help="how genomes are chosen: at random, or by what the scores so far predict",
+    help="how genomes are chosen: at random, or by what the scores so far predict [default: random; surrogate for "
+    "several budgets]",
 )
 @click.option("--draws", type=int, default=1, help="draws of the weights for each genome")
 @click.option("--refine", type=int, default=3, help="rounds that give the best quarter four times the draws")
@@ -125,10 +146,12 @@ def space_(as_json: bool, **arguments: Any) -> None:
 )
 @top_option
 def search_(as_json: bool, **arguments: Any) -> None:
-    """Searches the best genome for a budget, and prints it."""
+    """Searches the best genome for a budget, or a front over several budgets, and prints what it finds."""
     options = SimpleNamespace(**arguments)
-    if all(getattr(options, name) is None for name in _COSTS):
+    if options.front is None and all(getattr(options, name) is None for name in _COSTS):
         raise ValueError("a search needs a budget; use --params 400k, or --macs 60m, or --latency 4ms")
+    if options.front is not None and getattr(options, options.front) is not None:
+        raise ValueError(f"--front {options.front} chooses its budgets; leave out --{options.front}, or --front")
     if options.data_dir is not None and options.data is None:
         raise ValueError("a data folder needs the dataset's name; use --data torch/cifar10, or --data folder")
     record = options.resume or options.out or _record_name(options)
@@ -140,36 +163,39 @@ def search_(as_json: bool, **arguments: Any) -> None:
         # A folder of five classes is searched with a head of five, which counts in a budget of parameters.
         classes = classes_of(options.data, options.data_dir, options.split)
         options.num_classes = None if classes is None else len(classes)
-    space, budget = _space_and_budget(options)
-    assert budget is not None
+    space = _space(options)
+    budgets = _budgets(options, space)
 
     import torch
 
+    from ..searching.front import search_front
     from ..searching.rankings import after, score_named
     from ..searching.search import search
 
     device = find_device(options.device)
     score = after(score_named(options.score), options.minibatches)
     advise_when_interrupted(f"go on with the same command and --resume{'' if not options.out else f' {record}'}")
+    given: dict[str, Any] = {
+        "data": _minibatch(options, space),
+        "score": score,
+        "draws": options.draws,
+        "refine": options.refine,
+        "workers": options.workers,
+        "device": device,
+        "dtype": None if options.dtype == "auto" else getattr(torch, options.dtype),
+        "record": record,
+        "resume": options.resume is not None,
+        **({} if options.strategy is None else {"strategy": options.strategy}),
+    }
     with ScoreBar() as progress:
-        result = search(
-            space,
-            budget,
-            options.samples,
-            options.seed,
-            data=_minibatch(options, space),
-            score=score,
-            strategy=options.strategy,
-            draws=options.draws,
-            refine=options.refine,
-            workers=options.workers,
-            device=device,
-            dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
-            record=record,
-            resume=options.resume is not None,
-            progress=progress,
-        )
-    _print_result(result, record, options.top, as_json)
+        if len(budgets) == 1 and options.front is None:
+            result = search(space, budgets[0], options.samples, options.seed, progress=progress, **given)
+        else:
+            front = search_front(space, budgets, options.samples, options.seed, progress=progress, **given)
+    if len(budgets) == 1 and options.front is None:
+        _print_result(result, record, options.top, as_json)
+    else:
+        _print_front(front, record, options.top, as_json)
 
 
 def space_of(options: SimpleNamespace, table: LatencyTable | None = None) -> SearchSpace:
@@ -187,16 +213,33 @@ def space_of(options: SimpleNamespace, table: LatencyTable | None = None) -> Sea
     )
 
 
-def _space_and_budget(options: SimpleNamespace) -> tuple[SearchSpace, Budget | None]:
-    amounts = {name: given.value for name in _COSTS if (given := getattr(options, name)) is not None}
-    budget = Budget(**amounts, tolerance=options.tolerance) if amounts else None
-    if "latency" in amounts and options.latency_table is None:
+def _space(options: SimpleNamespace) -> SearchSpace:
+    """Makes the space of a command, with its table of latencies where a budget or a front asks for one."""
+    if options.latency_table is not None:
+        return space_of(options, LatencyTable.load(options.latency_table))
+    if options.latency is not None or getattr(options, "front", None) == "latency":
         raise BudgetError(
             "a budget of latency needs a table of measured latencies; measure one with 'blockswap profile NETWORK "
             "--out table.json' and use --latency-table table.json"
         )
-    table = None if options.latency_table is None else LatencyTable.load(options.latency_table)
-    return space_of(options, table), budget
+    return space_of(options)
+
+
+def _budgets(options: SimpleNamespace, space: SearchSpace) -> list[Budget]:
+    """Makes the budgets of a search: one, or those of a front."""
+    amounts: dict[str, Any] = {name: given.value for name in _COSTS if (given := getattr(options, name)) is not None}
+    lists = [f"--{name}" for name, each in amounts.items() if len(each) > 1]
+    if len(lists) + (options.front is not None) > 1:
+        raise ValueError(f"a front is along one cost; use one amount for {lists[-1]}")
+    if options.front is not None:
+        from ..searching.front import budgets_along
+
+        along = budgets_along(space, options.front, options.points, options.tolerance)
+        amounts[options.front] = [getattr(each, options.front) for each in along]
+    several = next((name for name, each in amounts.items() if len(each) > 1), next(iter(amounts)))
+    # The cost that a front is along comes first.
+    others: dict[str, Any] = {name: each[0] for name, each in amounts.items() if name != several}
+    return [Budget(**{several: each}, **others, tolerance=options.tolerance) for each in amounts[several]]
 
 
 def _minibatch(options: SimpleNamespace, space: SearchSpace) -> Minibatch:
@@ -215,10 +258,25 @@ def _record_name(options: SimpleNamespace) -> str:
     amounts = [f"{name}{given.text}" for name in _COSTS if (given := getattr(options, name)) is not None]
     data = [] if options.data is None else [Path(options.data).name]
     score = [] if options.score == SCORE_NAMES[0] else [options.score]
-    strategy = [] if options.strategy == STRATEGY_NAMES[0] else [options.strategy]
+    if options.front is not None:
+        amounts.insert(0, f"front-{options.front}{options.points}")
+    strategy = [] if options.strategy in (None, STRATEGY_NAMES[0]) else [options.strategy]
     trained = [] if options.minibatches == 1 else [f"after{options.minibatches}"]
     network = options.network.text.removeprefix("blockswap_")
     return "-".join([network, *amounts, *data, *score, *trained, *strategy, f"seed{options.seed}"]) + ".jsonl"
+
+
+def _print_front(front: Front, record: str, number: int, as_json: bool) -> None:
+    budgets = [each.budget for each in front.results]
+    rankings = [each.candidates for each in front.results]
+    space = front.results[0].space
+    if as_json:
+        report = front_report(budgets, rankings, front.candidates, number)
+        print_json({"network": space.layout.name, "cost": front.cost, **report, "record": record})
+        return
+    print(f"{space.layout.name}: {len({each.genome for own in rankings for each in own}):,} genomes\n")
+    print_front(budgets, rankings, front.candidates)
+    print(f"\nrecord: {record}")
 
 
 def _print_result(result: SearchResult, record: str, number: int, as_json: bool) -> None:

@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..budget import Budget
 from ..searching.candidates import Candidate
 
-__all__ = ["in_megas", "milliseconds", "print_json", "print_ranking", "print_table"]
+__all__ = ["front_report", "in_megas", "milliseconds", "print_front", "print_json", "print_ranking", "print_table"]
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> None:
@@ -31,10 +32,38 @@ def print_json(value: Any) -> None:
 
 def print_ranking(top: Sequence[Candidate]) -> None:
     """Prints the table of the best genomes of a search."""
-    measured = any(each.cost.latency is not None for each in top)
+    if len({len(each.scores) for each in top}) > 1:
+        print("genomes with more draws come first: a score of fewer draws can be high by chance\n")
+    _print_candidates("rank", list(enumerate(top, start=1)))
+
+
+def print_front(budgets: Sequence[Budget], rankings: Sequence[Sequence[Candidate]], front: Sequence[Candidate]) -> None:
+    """Prints the best genome within each budget, and the Pareto front."""
+    print("best within each budget:\n")
+    best = [(budget, ranking[0]) for budget, ranking in zip(budgets, rankings, strict=True) if ranking]
+    _print_candidates("budget", best)
+    print(f"\nPareto front of the genomes with {len(front[0].scores) if front else 0} draws:\n")
+    _print_candidates("", [("", each) for each in front])
+
+
+def front_report(
+    budgets: Sequence[Budget], rankings: Sequence[Sequence[Candidate]], front: Sequence[Candidate], top: int
+) -> dict[str, Any]:
+    """What JSON says of a front."""
+    return {
+        "front": [each.as_json() for each in front],
+        "budgets": [
+            {"budget": str(budget), "genomes": len(ranking), "top": [each.as_json() for each in ranking[:top]]}
+            for budget, ranking in zip(budgets, rankings, strict=True)
+        ],
+    }
+
+
+def _print_candidates(title: str, labelled: Sequence[tuple[object, Candidate]]) -> None:
+    measured = any(each.cost.latency is not None for _, each in labelled)
     rows = [
         (
-            rank,
+            label,
             f"{each.score:.4g}",
             "" if math.isnan(each.standard_error_factor) else f"{each.standard_error_factor - 1:.0%}",
             len(each.scores),
@@ -43,12 +72,13 @@ def print_ranking(top: Sequence[Candidate]) -> None:
             *([milliseconds(each.cost.latency)] if measured else []),
             each.genome,
         )
-        for rank, each in enumerate(top, start=1)
+        for label, each in labelled
     ]
-    if len({len(each.scores) for each in top}) > 1:
-        print("genomes with more draws come first: a score of fewer draws can be high by chance\n")
-    titles = ["rank", "score", "±", "draws", "params", "MACs", *(["latency"] if measured else []), "genome"]
-    print_table(titles, rows, right=range(len(titles) - 1))
+    titles = [title, "score", "±", "draws", "params", "MACs", *(["latency"] if measured else []), "genome"]
+    right = range(len(titles) - 1)
+    if not title:
+        titles, rows, right = titles[1:], [row[1:] for row in rows], range(len(titles) - 2)
+    print_table(titles, rows, right=right)
 
 
 def in_megas(macs: int) -> str:

@@ -224,12 +224,12 @@ class CifarLoader:
 
     def _epoch(self) -> tuple[torch.Tensor, Draws | None]:
         """Draws the order of all images and the augmentation of each: on the CPU, so that all devices have the same."""
-        number, size = len(self.images), tuple(self.images.shape[-2:])
+        number, (height, width) = len(self.images), self.images.shape[-2:]
         if not self.training:
             return torch.arange(number), None
         generator = self._generator(str(self.epoch))
         order = torch.randperm(number, generator=generator)
-        draws = draw(number, size, self.padding, bool(self.flip), generator)
+        draws = draw(number, (height, width), self.padding, bool(self.flip), generator)
         if self.flip == "alternate":
             first = torch.randint(2, (number,), generator=self._generator("flips")).bool()
             draws = draws._replace(flips=first ^ bool(self.epoch % 2))

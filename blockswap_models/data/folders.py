@@ -103,8 +103,8 @@ def open_dataset(
         if name.lower() == "coco":
             return CocoLabels(root, split, input_img_mode, replace)
         source, _, inner = name.lower().partition("/")
-        if source == "torch" and known_split(split):
-            split = {"val": "validation"}.get(known_split(split), known_split(split))
+        if source == "torch" and (known := known_split(split)):
+            split = "validation" if known == "val" else known
         elif source == "torch" and inner in _TRAIN_AND_TEST:
             raise DataError(f"{name} has no split {quote(split)}; use train or test (split=)")
         dataset = create_dataset(name, root=root, split=split, download=False, input_img_mode=input_img_mode, **kwargs)
@@ -134,6 +134,7 @@ def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImag
             f"{len(outside):,} of {len(paths):,} images lie outside of the folders of classes, such as "
             f"{quote(outside[0])}; use a folder of one folder a class (data=)"
         )
+    numbering: str | Path
     if class_map is None:
         names, numbering = _classes(root, folder)
         numbers = {name: number for number, name in enumerate(names)}

@@ -122,7 +122,7 @@ class ImageFiles(ImageDataset):
     def __init__(self, root: str, reader: Reader, input_img_mode: str = "RGB", replace: bool = False) -> None:
         super().__init__(root, reader=reader, input_img_mode=input_img_mode)
         self.replace = replace
-        self.damaged = torch.zeros(len(reader), dtype=torch.bool)
+        self.damaged = torch.zeros(len(self), dtype=torch.bool)
 
     def __getitem__(self, index: int) -> tuple[Any, int] | None:
         if not 0 <= index < len(self):

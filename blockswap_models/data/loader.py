@@ -105,6 +105,6 @@ class ImageLoader:
             if len(labels):
                 yield images, labels
         new = set(self.damaged) - self.told
-        if new and not (self.training and self.told):
+        if isinstance(self.images, ImageFiles) and new and not (self.training and self.told):
             self.told |= new
             self.images.warn()

@@ -48,8 +48,8 @@ def data_config(layout: Layout, channels: int = 3) -> dict[str, Any]:
         A timm cfg, fitted to the channels by `for_channels`.
     """
     config = CIFAR10 if layout.preact else IMAGENET
-    if is_model(layout.name) and layout.is_known:
-        config = get_pretrained_cfg(layout.name).to_dict()
+    if is_model(layout.name) and layout.is_known and (own := get_pretrained_cfg(layout.name)) is not None:
+        config = own.to_dict()
     return for_channels(config, channels)
 
 

@@ -117,8 +117,9 @@ class PostActBasic(ResidualBlock):
     def __init__(self, parts: _Parts) -> None:
         super().__init__()
         self.conv1, self.bn1, self.act1 = parts.convs[0], parts.norms[0], parts.act()
-        self.conv2, self.bn2, self.act2 = parts.convs[1], parts.norms[1], parts.act()
+        self.conv2, self.bn2, self.act2 = parts.convs[1], parts.norms[1], parts.last_act()
         self.downsample = parts.shortcut
+        self.skip = parts.skip
         self.act_projected = parts.act_projected
         self.drop_path = parts.drop_path
 
@@ -131,7 +132,10 @@ class PostActBasic(ResidualBlock):
             x = self.act_projected(shortcut)
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        return self.act2(self.drop_path(x) + shortcut)
+        x = self.drop_path(x)
+        if self.skip:
+            x = x + shortcut
+        return self.act2(x)
 
 
 class PostActBottleneck(ResidualBlock):
@@ -144,8 +148,9 @@ class PostActBottleneck(ResidualBlock):
         super().__init__()
         self.conv1, self.bn1, self.act1 = parts.convs[0], parts.norms[0], parts.act()
         self.conv2, self.bn2, self.act2 = parts.convs[1], parts.norms[1], parts.act()
-        self.conv3, self.bn3, self.act3 = parts.convs[2], parts.norms[2], parts.act()
+        self.conv3, self.bn3, self.act3 = parts.convs[2], parts.norms[2], parts.last_act()
         self.downsample = parts.shortcut
+        self.skip = parts.skip
         self.drop_path = parts.drop_path
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -156,7 +161,10 @@ class PostActBottleneck(ResidualBlock):
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.act2(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(x))
-        return self.act3(self.drop_path(x) + shortcut)
+        x = self.drop_path(x)
+        if self.skip:
+            x = x + shortcut
+        return self.act3(x)
 
 
 class _Parts:
@@ -174,8 +182,11 @@ class _Parts:
         act_layer: Callable[..., nn.Module],
         norm_layer: Callable[..., nn.Module],
         dd: dict[str, Any],
+        act_last: bool,
+        skip: bool,
     ) -> None:
         self._act_layer, self._norm_layer, self._dd = act_layer, norm_layer, dd
+        self._act_last, self.skip = act_last, skip
         self._rates = iter(dilations)
         self._direct = block.family == "D"
         # G, W and D put two convolutions in the place of one.
@@ -198,6 +209,10 @@ class _Parts:
     def act(self) -> nn.Module:
         """A ReLU that may overwrite its input, which is always the output of a norm or an addition."""
         return self._act_layer(inplace=True)
+
+    def last_act(self) -> nn.Module:
+        """The activation after the addition, where there is one."""
+        return self.act() if self._act_last else nn.Identity()
 
     def _conv(self, conv: Conv) -> nn.Module:
         rate = next(self._rates) if conv.kernel > 1 else 1
@@ -232,21 +247,27 @@ def build_block(
     drop_path: nn.Module | None = None,
     act_layer: Callable[..., nn.Module] = nn.ReLU,
     norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+    act_last: bool = True,
+    skip: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> ResidualBlock:
     """Builds one residual block; raises GenomeError where its widths do not divide.
 
     `dilations` are those of the first and the second 3x3. A post-activation block is handed its `downsample`, as in
-    timm; a pre-activation block makes its own shortcut where the widths differ.
+    timm; a pre-activation block that is handed none makes its own shortcut where the widths differ. A post-activation
+    block has no activation after the addition without `act_last`, and no addition without `skip`, as the linear
+    bottlenecks of MobileNets.
     """
-    dd = {"device": device, "dtype": dtype}
+    dd: dict[str, Any] = {"device": device, "dtype": dtype}
     convs = block.convs(in_chs, out_chs, stride)
     if not convs:
         return IdentityBlock()
-    if preact and (in_chs != out_chs or stride != 1):
+    if preact and downsample is None and (in_chs != out_chs or stride != 1):
         downsample = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False, **dd)
-    parts = _Parts(block, in_chs, convs, preact, downsample, dilations, drop_path, act_layer, norm_layer, dd)
+    parts = _Parts(
+        block, in_chs, convs, preact, downsample, dilations, drop_path, act_layer, norm_layer, dd, act_last, skip
+    )
     if len(parts.convs) == 2:
         return PreActBasic(parts) if preact else PostActBasic(parts)
     return PreActBottleneck(parts) if preact else PostActBottleneck(parts)

@@ -6,6 +6,8 @@ and linear layers for one image, nothing else (BN, ReLU, additions and pooling c
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -51,12 +53,12 @@ def count_blocks(model: nn.Module, input_size: tuple[int, int, int] | None = Non
     return _count(model, residual_blocks(model), input_size)
 
 
-def _count(model: nn.Module, parts: list[nn.Module], input_size: tuple[int, int, int] | None) -> list[Cost]:
+def _count(model: nn.Module, parts: Sequence[nn.Module], input_size: tuple[int, int, int] | None) -> list[Cost]:
     if input_size is None:
         config = getattr(model, "pretrained_cfg", None) or {}
         size = config.get("input_size") or getattr(getattr(model, "layout", None), "input_size", None)
         if size is None:
-            raise ValueError(f"{type(model).__name__} does not say its input size; write count(model, (3, 224, 224))")
+            raise ValueError(f"{type(model).__name__} does not say its input size; use count(model, (3, 224, 224))")
         channels, height, width = size
         input_size = (getattr(model, "in_chans", channels), height, width)
     # A copy keeps the hooks, modes and tensors of the user's network untouched.
@@ -66,13 +68,18 @@ def _count(model: nn.Module, parts: list[nn.Module], input_size: tuple[int, int,
     return count_parts(shadow, shadows, torch.empty(1, *input_size, device="meta"))  # type: ignore[arg-type]
 
 
-def count_parts(model: nn.Module, parts: list[nn.Module], x: torch.Tensor) -> list[Cost]:
-    """Counts parts of a model on the meta device, on an input `x` of one image; the model is of no use afterwards."""
+def count_parts(
+    model: nn.Module, parts: list[nn.Module], x: torch.Tensor, before: Callable[[], None] | None = None
+) -> list[Cost]:
+    """Counts parts of a model on the meta device, on an input `x` of one image; the model is of no use afterwards.
+
+    `before` is called before it runs, to hook what is to be looked at.
+    """
     macs: dict[nn.Module, int] = {}
 
-    def hook(module: nn.Module, _: object, output: torch.Tensor) -> None:
+    def hook(module: nn.Conv2d | nn.Linear, _: object, output: torch.Tensor) -> None:
         # Each element of the output of a convolution or linear layer takes one product a weight of one output channel.
-        macs[module] = macs.get(module, 0) + output.numel() * module.weight[0].numel()  # type: ignore[index, operator]
+        macs[module] = macs.get(module, 0) + output.numel() * module.weight[0].numel()
 
     for module in model.modules():
         # The user's own hooks are not called for a count.
@@ -83,6 +90,8 @@ def count_parts(model: nn.Module, parts: list[nn.Module], x: torch.Tensor) -> li
         elif isinstance(module, _BatchNorm):
             # BN costs no MACs and keeps the shape, but takes most of the time on the meta device.
             module.forward = _same  # type: ignore[method-assign]
+    if before is not None:
+        before()
     with torch.no_grad():
         model(x)
     return [
@@ -91,5 +100,5 @@ def count_parts(model: nn.Module, parts: list[nn.Module], x: torch.Tensor) -> li
     ]
 
 
-def _same(x: torch.Tensor) -> torch.Tensor:
-    return x
+def _same(input: torch.Tensor) -> torch.Tensor:
+    return input

@@ -18,7 +18,7 @@ from ..genome import Genome
 from ..layout import Layout
 from .blocks import ResidualBlock, build_block
 
-__all__ = ["ResNet", "WideResNet", "build", "checkpoint_filter_fn", "residual_blocks"]
+__all__ = ["ResNet", "WideResNet", "branch_ends", "build", "checkpoint_filter_fn", "residual_blocks"]
 
 
 class WideResNet(nn.Module):
@@ -40,7 +40,7 @@ class WideResNet(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        act_layer, norm_layer = get_act_layer(act_layer), get_norm_layer(norm_layer)
+        make_act, make_norm = get_act_layer(act_layer), get_norm_layer(norm_layer)
         self.layout = layout
         self.genome = layout.fit(layout.original if genome is None else genome)
         self.num_classes = num_classes
@@ -49,7 +49,7 @@ class WideResNet(nn.Module):
         self.grad_checkpointing = False
 
         self.conv1 = nn.Conv2d(in_chans, layout.stem_chs, 3, padding=1, bias=False, **dd)
-        self.feature_info = [{"num_chs": layout.stem_chs, "reduction": 1, "module": "conv1"}]
+        self.feature_info: list[dict[str, Any]] = [{"num_chs": layout.stem_chs, "reduction": 1, "module": "conv1"}]
         stages: list[list[nn.Module]] = [[] for _ in layout.depths]
         reduction = 1
         rates = torch.linspace(0, drop_path_rate, len(self.genome.blocks), device="cpu").tolist()
@@ -63,8 +63,8 @@ class WideResNet(nn.Module):
                     place.stride,
                     preact=True,
                     drop_path=DropPath(rate) if rate else None,
-                    act_layer=act_layer,
-                    norm_layer=norm_layer,
+                    act_layer=make_act,
+                    norm_layer=make_norm,
                     **dd,
                 )
             )
@@ -74,8 +74,8 @@ class WideResNet(nn.Module):
                 )
         self.stages = nn.Sequential(*(nn.Sequential(*blocks) for blocks in stages))
         self.num_features = layout.channels[-1]
-        self.bn = norm_layer(self.num_features, **dd)
-        self.act = act_layer(inplace=True)
+        self.bn = make_norm(self.num_features, **dd)
+        self.act = make_act(inplace=True)
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self._draw_weights()
@@ -179,7 +179,7 @@ class WideResNet(nn.Module):
             self.reset_classifier(0, "")
         return take_indices
 
-    def _stage(self, stage: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    def _stage(self, stage: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(stage, x)
         return stage(x)
@@ -245,8 +245,10 @@ class ResNet(TimmResNet):
         dtype: torch.dtype | None = None,
     ) -> None:
         genome = layout.fit(layout.original if genome is None else genome)
+        # timm's type is that of its two block classes.
+        block_makers: Any = tuple(_BlockMaker(stage) for stage in genome.stages)
         super().__init__(
-            tuple(_BlockMaker(stage) for stage in genome.stages),
+            block_makers,
             layout.depths,
             num_classes=num_classes,
             in_chans=in_chans,
@@ -311,8 +313,8 @@ def _reset_parameters(model: nn.Module) -> None:
     seed gives the same weights.
     """
     for module in model.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
 
 
 def build(layout: Layout, genome: Genome | str | None = None, **kwargs: Any) -> WideResNet | ResNet:
@@ -332,6 +334,27 @@ def build(layout: Layout, genome: Genome | str | None = None, **kwargs: Any) -> 
     return WideResNet(layout, genome, **kwargs) if layout.preact else ResNet(layout, genome, **kwargs)
 
 
-def residual_blocks(model: nn.Module) -> list[ResidualBlock]:
-    """Lists the residual blocks of a network, from first to last."""
-    return [module for module in model.modules() if isinstance(module, ResidualBlock)]
+def residual_blocks(model: nn.Module) -> list[nn.Module]:
+    """Lists the residual blocks of a network, from first to last; in one that `swap` made, also those that it kept."""
+    ends = getattr(model, "branch_ends", None)
+    if ends is None:
+        return [module for module in model.modules() if isinstance(module, ResidualBlock)]
+    there = dict(model.named_modules())
+    return [there[name] for name in ends if name in there]
+
+
+def branch_ends(model: nn.Module) -> list[nn.Module | None]:
+    """Lists the module of each residual block whose output is added to the shortcut.
+
+    It is the block itself where nothing is added, and None for a block without a branch.
+    """
+    names = getattr(model, "branch_ends", None) or {}
+    there = dict(model.named_modules())
+    kept = {there[name]: there[f"{name}.{end}" if end else name] for name, end in names.items() if name in there}
+    ends: list[nn.Module | None] = []
+    for block in residual_blocks(model):
+        if isinstance(block, ResidualBlock):
+            ends.append(None if block.branch_end is None else block.get_submodule(block.branch_end))
+        else:
+            ends.append(kept[block])
+    return ends

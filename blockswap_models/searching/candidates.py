@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..budget import Cost
+from ..budget import Budget, BudgetError, Cost
 from ..genome import Genome
 
-__all__ = ["ETA", "Candidate", "ScoredDraw", "median_shares", "rank"]
+__all__ = ["ETA", "Candidate", "ScoredDraw", "common_cost", "median_shares", "pareto", "rank", "rank_within"]
 
 # Each round of refinement keeps the best of this many, and gives each of them this many times the draws.
 ETA = 4
@@ -142,3 +142,39 @@ def median_shares(candidates: Iterable[Candidate]) -> tuple[float, ...] | None:
     """The median over candidates of the share of each block; None where no candidate has shares."""
     parts = [each.shares for each in candidates if each.shares]
     return tuple(statistics.median(each) for each in zip(*parts, strict=True)) if parts else None
+
+
+# -- several budgets -------------------------------------------------------------------------------------------------
+
+
+def common_cost(budgets: Sequence[Budget]) -> str:
+    """Names the cost with which all budgets begin."""
+    if not budgets:
+        raise BudgetError("a front needs budgets; use budgets=['200k', '400k']")
+    first, *others = (next(iter(budget.windows)) for budget in budgets)
+    for budget, other in zip(budgets[1:], others, strict=True):
+        if other != first:
+            raise BudgetError(
+                f"the budgets of a front are of one cost; {budgets[0]} is of {first}, {budget} of {other}"
+            )
+    return first
+
+
+def rank_within(budgets: Sequence[Budget], candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """Ranks the candidates that fit each budget."""
+    candidates = list(candidates)
+    return [rank(each for each in candidates if budget.fits(each.cost)) for budget in budgets]
+
+
+def pareto(candidates: Iterable[Candidate], cost: str) -> tuple[Candidate, ...]:
+    """Finds those of the most draws that have a higher score than all cheaper ones, from the cheapest to the dearest.
+
+    A score of fewer draws can be high by chance.
+    """
+    finite = [each for each in candidates if math.isfinite(each.score)]
+    most = max((len(each.scores) for each in finite), default=0)
+    front: list[Candidate] = []
+    for each in sorted(finite, key=lambda one: (getattr(one.cost, cost), -one.score)):
+        if len(each.scores) == most and (not front or each.score > front[-1].score):
+            front.append(each)
+    return tuple(front)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..nets.networks import residual_blocks
+from ..nets.blocks import ResidualBlock
 from .kernels import cast_like_images, override_attribute
 from .probes import Blocks, find_probes
 
-__all__ = ["Score", "at_least_float", "fisher_by_block", "fisher_potential", "measure_blocks", "set_scoring_modes"]
+__all__ = [
+    "Score",
+    "at_least_float",
+    "fisher_balanced",
+    "fisher_by_block",
+    "fisher_potential",
+    "measure_blocks",
+    "set_scoring_modes",
+]
 
 Score = Callable[[nn.Module, torch.Tensor, torch.Tensor], float]
 
@@ -34,14 +44,13 @@ def fisher_potential(
         labels: Their classes (N,).
         blocks: The modules whose outputs (N, C, …) are probed: their names, a pattern such as `layers.*.conv2`, or a
             function of the network that returns names or modules. By default the ends of the residual branches, just
-            before the addition, which are known for this package, for timm's ResNets, ResNetV2s, RegNets and
-            EfficientNets, and for torchvision's ResNets.
+            before the addition, which are found in networks of this package and of timm.
 
     Returns:
         The score.
 
     Raises:
-        TypeError: No residual blocks of the network are known, and `blocks` is not given.
+        TypeError: The network does not split into blocks, and `blocks` is not given.
         ValueError: There is no such module, it was not run, or every branch starts at zero; build timm's ResNets with
             `zero_init_last=False`.
 
@@ -75,6 +84,32 @@ def fisher_by_block(
     return measure_blocks(model, images, labels, _square_of_sum, blocks)
 
 
+def fisher_balanced(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, blocks: Blocks | None = None
+) -> float:
+    """Sums log(1 + F / O) over all blocks, so that no block outweighs the others: a balanced Fisher potential.
+
+    F is the Fisher potential of the block's branch, and O that of its whole output, branch and shortcut together: what
+    is usual at its place in this very network, since both have the same gradient. In the sum of F alone, the first
+    block holds half. A block without a branch adds nothing, so more blocks are more, as in the paper's sum.
+
+    Args:
+        model: Any network that maps images to logits.
+        images: Normalised images (N, C, H, W).
+        labels: Their classes (N,).
+        blocks: The modules to probe, as for `fisher_potential`; each is in a module of its own, the block.
+
+    Returns:
+        The score.
+
+    Raises:
+        TypeError: The network does not split into blocks, and `blocks` is not given.
+        ValueError: There is no such module, it was not run, or every branch starts at zero.
+    """
+    measured = _measure(model, images, labels, _square_of_sum, blocks, whole=True)
+    return sum(math.log1p(branch / output) if branch else 0.0 for branch, output in measured)
+
+
 def measure_blocks(
     model: nn.Module,
     images: torch.Tensor,
@@ -83,37 +118,64 @@ def measure_blocks(
     blocks: Blocks | None = None,
 ) -> list[float]:
     """Measures 1/(2N) of what `measure` makes of A · g (N, C, …), for each block from first to last."""
-    ends = find_probes(model, blocks)
-    # Blocks of others may overwrite the output of their branch: by adding to it in place, or by a ReLU.
-    overwritten = blocks is not None or not residual_blocks(model)
-    probed: list[tuple[nn.Module, torch.Tensor]] = []
+    return [branch for branch, _ in _measure(model, images, labels, measure, blocks, whole=False)]
+
+
+def _measure(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    measure: Callable[[torch.Tensor], torch.Tensor],
+    blocks: Blocks | None,
+    whole: bool,
+) -> list[tuple[float, float]]:
+    """Measures the branch of each block and, where it is asked for, the whole output of the block."""
+    probes = find_probes(model, tuple(images.shape[1:]), blocks)  # type: ignore[arg-type]  # of three numbers
+    branches: list[tuple[nn.Module, torch.Tensor]] = []
+    outputs: list[tuple[nn.Module, torch.Tensor]] = []
 
     def probe(end: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
         # Nothing below the first probe needs a gradient: it becomes the leaf of the graph, and so does any other that
         # does not depend on it.
-        activation = output if output.requires_grad else output.detach().requires_grad_()
-        probed.append((end, activation))
-        return activation.clone() if overwritten else activation
+        branches.append((end, output if output.requires_grad else output.detach().requires_grad_()))
+        return branches[-1][1]
+
+    def probe_kept(*arguments: Any) -> torch.Tensor:
+        # What others define may overwrite it: blocks of timm add the shortcut in place.
+        return probe(*arguments).clone()
+
+    def keep(block: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
+        outputs.append((block, output))
+        return output if isinstance(block, ResidualBlock) else output.clone()
 
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
         set_scoring_modes(model, undo)
-        cast_like_images(model, images, undo, {end for end in ends if end is not None})
-        for end in {end for end in ends if end is not None}:
-            undo.callback(end.register_forward_hook(probe).remove)
+        cast_like_images(model, images, undo, {end for _, end in probes if end is not None})
+        ours = {end for block, end in probes if isinstance(block, ResidualBlock)}
+        for module in dict.fromkeys(end for _, end in probes if end is not None):
+            undo.callback(module.register_forward_hook(probe if module in ours else probe_kept).remove)
+        for block in dict.fromkeys(block for block, end in probes if whole and end is not None):
+            undo.callback(block.register_forward_hook(keep).remove)
         logits = model(images)
         loss = F.cross_entropy(logits.to(at_least_float(logits)), labels)
         # A network of identities has nothing to measure.
-        gradients = torch.autograd.grad(loss, [each for _, each in probed]) if probed else ()
-    scores: dict[nn.Module, torch.Tensor] = {}
-    for (end, activation), gradient in zip(probed, gradients, strict=True):
+        kept = [*branches, *outputs]
+        gradients = torch.autograd.grad(loss, [each for _, each in kept]) if kept else ()
+    scores: list[dict[nn.Module, torch.Tensor]] = [{}, {}]
+    for place, ((module, activation), gradient) in enumerate(zip(kept, gradients, strict=True)):
+        found = scores[place >= len(branches)]
         # A module that is run several times has the sum.
-        scores[end] = scores.get(end, 0) + measure(activation.detach() * gradient) / (2 * len(images))
+        found[module] = found.get(module, 0) + measure(activation.detach() * gradient) / (2 * len(images))
     names = {module: name for name, module in model.named_modules()}
-    for end in ends:
-        if end is not None and end not in scores:
-            raise ValueError(f"module {names.get(end, type(end).__name__)!r} of blocks= was not run")
-    potentials = [0.0 if end is None else float(scores[end]) for end in ends]
-    if scores and not any(potentials) and all(_is_zero(end) for end in scores):
+    potentials = []
+    for block, end in probes:
+        if end is None:
+            potentials.append((0.0, 0.0))
+        elif end not in scores[0]:
+            raise ValueError(f"module {names[end]!r} of blocks= was not run")
+        else:
+            potentials.append((float(scores[0][end]), float(scores[1][block]) if whole else 0.0))
+    if scores[0] and not any(branch for branch, _ in potentials) and all(map(_is_zero, scores[0])):
         raise ValueError(
             "every branch of this network starts at zero, so that it scores 0; build it with zero_init_last=False"
         )

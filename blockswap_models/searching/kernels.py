@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -57,7 +57,7 @@ def cast_like_images(
                 act = None if module in probed else acts.get(module)
                 relu = type(act) is nn.ReLU
                 override_attribute(module, "forward", functools.partial(_norm_act, module, relu), undo)
-                if relu:
+                if act is not None and relu:
                     override_attribute(act, "forward", _identity, undo)
 
 
@@ -149,7 +149,7 @@ class _NormAct(torch.autograd.Function):
         dx = torch.empty_like(x)
         half = int(x.dtype == torch.bfloat16)
         args = gradient, x, x.numel() // row, row, x.shape[1], weight, *kept, int(ctx.relu), dx, half
-        _call(norm_act_library().norm_act_backward, args)
+        _call("norm_act_backward", args)
         return dx, None, None, None, None
 
 
@@ -163,7 +163,7 @@ def _forward(
     kept = [torch.empty(size) for size in (row, row, x.shape[1])]
     half = int(x.dtype == torch.bfloat16)
     args = x, x.numel() // row, row, x.shape[1], weight, bias, eps, int(relu), y, *kept, half
-    _call(norm_act_library().norm_act_forward, args)
+    _call("norm_act_forward", args)
     return y, kept
 
 
@@ -180,8 +180,10 @@ def _row(x: torch.Tensor) -> int | None:
     return channels * together
 
 
-def _call(function: Callable[..., int], args: tuple[Any, ...]) -> None:
-    if function(*(each.data_ptr() if isinstance(each, torch.Tensor) else each for each in args)):
+def _call(name: str, args: tuple[Any, ...]) -> None:
+    if getattr(norm_act_library(), name)(
+        *(each.data_ptr() if isinstance(each, torch.Tensor) else each for each in args)
+    ):
         raise MemoryError("no memory for batch normalisation")
 
 

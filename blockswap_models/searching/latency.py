@@ -245,7 +245,9 @@ class LatencyTable:
 
     @classmethod
     def _of(cls, content: dict[str, Any]) -> LatencyTable:
-        fields = {name: tuple(each) if isinstance(each, list) else each for name, each in content["layout"].items()}
+        fields: dict[str, Any] = {
+            name: tuple(each) if isinstance(each, list) else each for name, each in content["layout"].items()
+        }
         layout = Layout(**fields)
         by_number: dict[int, Shape] = {}
         blocks = {}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..genome import BlockType, Genome
 from .candidates import Candidate, median_shares
-from .record import budget_text, read_ranking
+from .record import FrontRecord, budget_text, read_front, read_ranking
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,13 +31,15 @@ _FAMILIES = {
     "BW": ("#F0E442", "BW  by group width"),
     "M": ("#009E73", "M  inverted bottleneck"),
     "D": ("#CC79A7", "D  separable"),
+    "K": ("#c8c8c8", "K  kept"),
 }
 _DARK = ("S", "G", "B", "M")
 _INK, _FAINT, _POINTS, _BEST = "#222222", "#8c8c8c", "#7f9fb5", "#D55E00"
 _HEADING = {"color": _FAINT, "ha": "center", "va": "bottom"}
 _STRIPS = 5
+_COST_NAMES = {"params": "parameters", "macs": "MACs", "latency": "latency (ms)"}
 _STAGE_GAP = 0.35
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.color": _INK,
@@ -63,7 +65,7 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
 
     Args:
         path: The record.
-        out: The picture, a `.png` or `.svg` file.
+        out: The picture, a `.png` or `.svg` file. That of a search at several budgets is its Pareto front.
 
     Returns:
         The figure.
@@ -73,10 +75,11 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
         ValueError: The picture would be another kind of file.
         RuntimeError: There is no matplotlib.
     """
-    header, ranking = read_ranking(path)
+    front = read_front(path)
+    header, ranking = (front.header, ()) if front is not None else read_ranking(path)
     out = Path(out)
     if out.suffix.lower() not in (".png", ".svg"):
-        raise ValueError(f"unknown suffix {out.suffix!r} of {out}; write .png or .svg")
+        raise ValueError(f"unknown suffix {out.suffix!r} of {out}; use .png or .svg")
     if out.exists() and os.path.samefile(path, out):
         raise ValueError(f"{out} is the record itself; use another file (out=)")
     try:
@@ -85,7 +88,7 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
         raise RuntimeError('a picture needs matplotlib; pip install "blockswap_models[plot]"') from None
 
     with matplotlib.rc_context(STYLE):
-        figure = _figure(header, ranking)
+        figure = _figure(header, ranking) if front is None else _front_figure(front)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(out, dpi=150, metadata={"Date": None} if out.suffix.lower() == ".svg" else None)
@@ -96,6 +99,7 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
 
 def _figure(header: dict[str, Any], ranking: Sequence[Candidate]) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     finite = [each for each in ranking if math.isfinite(each.score)]
     top = finite[:_STRIPS]
@@ -103,10 +107,11 @@ def _figure(header: dict[str, Any], ranking: Sequence[Candidate]) -> Figure:
     width = min(max(11.0, 4 + 0.52 * blocks), 22.0)
     rows = 0.5 + 0.45 * len(top)
     heights = (0.75, rows + 3.6, 4.0)
-    figure = Figure(figsize=(width, sum(heights)), layout="constrained", facecolor="white")
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09)
+    figure = Figure(figsize=(width, sum(heights)), layout=layout, facecolor="white")
     # Each part is laid out by itself: the second has a table at its right.
-    title, upper, lower = figure.subfigures(3, 1, height_ratios=heights)
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.09)
+    parts: Any = figure.subfigures(3, 1, height_ratios=heights)
+    title, upper, lower = parts
     strips, shares = upper.subplots(2, 1, sharex=True, height_ratios=(rows, 2.2))
     histogram, costs = lower.subplots(1, 2)
     _draw_title(title, header, len(ranking), width)
@@ -117,13 +122,49 @@ def _figure(header: dict[str, Any], ranking: Sequence[Candidate]) -> Figure:
     return figure
 
 
+def _front_figure(front: FrontRecord) -> Figure:
+    """Draws cost against score for all budgets, and the Pareto front as steps: what a cost buys."""
+    from matplotlib.figure import Figure
+
+    header, name = front.header, _COST_NAMES.get(front.cost, front.cost)
+    figure = Figure(figsize=(9, 5.6), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    finite = list({each.genome: each for own in front.rankings for each in own if math.isfinite(each.score)}.values())
+    costs, scores = ([pick(each) for each in finite] for pick in (_picker(front.cost), lambda each: each.score))
+    axes.scatter(costs, scores, s=12, color=_POINTS, alpha=0.6, linewidths=0, rasterized=len(finite) > 2000)
+    best = front.front
+    places, heights = [_picker(front.cost)(each) for each in best], [each.score for each in best]
+    axes.step([*places, max(costs)], [*heights, heights[-1]], where="post", color=_BEST, linewidth=1.5)
+    axes.scatter(places, heights, s=36, color=_BEST, zorder=3)
+    axes.set_title(
+        f"{header.get('space')}: {front.number:,} genomes, {len(best)} on the Pareto front", parse_math=False
+    )
+    axes.set_xlabel(name)
+    axes.set_ylabel(f"score ({header.get('score')})", parse_math=False)
+    axes.legend(
+        ["genomes", f"front of those with {len(best[0].scores)} draws"] if best else ["genomes"], loc="lower right"
+    )
+    axes.set_xscale("log")
+    _label_decades(axes.xaxis, min(costs), max(costs) * 1.001)
+    axes.xaxis.set_major_formatter(lambda value, _: _amount(value))
+    if min(scores) > 0:
+        axes.set_yscale("log")
+        _label_decades(axes.yaxis, min(scores), max(scores) * 1.001)
+    return figure
+
+
+def _picker(cost: str) -> Callable[[Candidate], float]:
+    """Reads a cost of a candidate; latencies in milliseconds."""
+    return lambda each: getattr(each.cost, cost) * (1000 if cost == "latency" else 1)
+
+
 def _draw_title(part: SubFigure, header: dict[str, Any], count: int, width: float) -> None:
     best_of = "1 genome" if count == 1 else f"the best of {count:,} genomes"
     lines = [
         f"{header.get('space')} within {budget_text(header)}: {best_of}",
         f"{header.get('score')} on {header.get('data')}, seed {header.get('seed')}",
     ]
-    for line, y, size, weight in zip(lines, (0.66, 0.24), (14, 10), ("bold", "normal"), strict=True):
+    for line, y, size, weight in zip(lines, (0.66, 0.24), (14.0, 10.0), ("bold", "normal"), strict=True):
         size = min(size, 72 * (width - 0.3) / (0.72 * len(line)))
         # A name may hold a dollar sign, which is no formula here.
         part.text(0.15 / width, y, line, size=size, weight=weight, va="center", parse_math=False)
@@ -144,7 +185,7 @@ def _draw_strips(axes: Axes, top: Sequence[Candidate], inches: float) -> None:
             family = _family(block)
             box = Rectangle((place - 0.47, row - 0.4), 0.94, 0.8, facecolor=_FAMILIES[family][0], linewidth=0)
             axes.add_patch(box)
-            style = {"ha": "center", "va": "center", "rotation": 90 if upright else 0, "size": size}
+            style: dict[str, Any] = {"ha": "center", "va": "center", "rotation": 90 if upright else 0, "size": size}
             style["color"] = "white" if family in _DARK else "black"
             axes.text(place, row, str(block), weight="normal" if row else "bold", **style)
     axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
@@ -220,7 +261,7 @@ def _draw_histogram(axes: Axes, finite: Sequence[Candidate], left_out: int) -> N
         edges = numpy.linspace(*((low, high) if high > low else (low - 0.5, low + 0.5)), bins + 1)
     # Rounding must not leave the extremes out.
     edges[0], edges[-1] = min(edges[0], min(scores)), max(edges[-1], max(scores))
-    axes.hist(scores, edges, color=_POINTS, edgecolor="white", linewidth=0.6)
+    axes.hist(scores, edges.tolist(), color=_POINTS, edgecolor="white", linewidth=0.6)
     axes.axvline(scores[0], color=_BEST, linewidth=2)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.15)
     middle = float(numpy.median(scores))
@@ -231,7 +272,7 @@ def _draw_histogram(axes: Axes, finite: Sequence[Candidate], left_out: int) -> N
     axes.set_title("Scores" + (f" ({left_out:,} not finite, left out)" if left_out else ""))
     axes.set_xlabel("score")
     axes.set_ylabel("genomes")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     if logarithmic:
         axes.set_xscale("log")
         _label_decades(axes.xaxis, low, high)
@@ -240,7 +281,6 @@ def _draw_histogram(axes: Axes, finite: Sequence[Candidate], left_out: int) -> N
 def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
     """Draws cost against score, coloured by the other cost."""
     other = "macs" if cost == "params" else "params"
-    titles = {"params": "parameters", "macs": "MACs"}
     places = [getattr(each.cost, cost) for each in finite]
     scores = [each.score for each in finite]
     points = axes.scatter(
@@ -255,8 +295,9 @@ def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
         rasterized=len(finite) > 2000,
     )
     bar = axes.figure.colorbar(points, ax=axes, pad=0.02, aspect=30, format=lambda value, _: _amount(value))
-    bar.set_label(titles[other])
+    bar.set_label(_COST_NAMES[other])
     bar.outline.set_visible(False)
+    assert bar.solids is not None
     bar.solids.set_alpha(1)
     best = finite[0]
     axes.scatter(places[:1], scores[:1], s=170, marker="o", facecolors="none", edgecolors=_BEST, linewidths=2)
@@ -267,9 +308,9 @@ def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
     _note(axes, text, (places[0], scores[0]), (0, 11), color=_BEST, weight="bold", **style)
     axes.margins(y=0.12)
     axes.set_title("Cost and score")
-    axes.set_xlabel(titles[cost])
+    axes.set_xlabel(_COST_NAMES[cost])
     axes.set_ylabel("score")
-    axes.xaxis.get_major_locator().set_params(nbins=6)
+    axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter(lambda value, _: _amount(value))
     if min(scores) > 0:
         axes.set_yscale("log")

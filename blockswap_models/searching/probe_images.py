@@ -166,7 +166,7 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
             items = list(islice(data, number))
             there = len(items)
         else:
-            there = len(data)
+            there = len(data)  # type: ignore[arg-type]  # torch's Dataset has no __len__ of its own
             number = min(number, there // batch_size * batch_size)
             chosen = np.random.default_rng(_data_seed(seed)).choice(there, number, replace=False)
             items = [data[int(index)] for index in chosen]

@@ -4,86 +4,75 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from torch import nn
 
 from ..messages import did_you_mean, quote
-from ..nets.networks import residual_blocks
+from ..nets.networks import branch_ends, residual_blocks
+from ..nets.swap import SplitError, find_blocks
 
-__all__ = ["Blocks", "find_probes"]
+__all__ = ["Blocks", "Probe", "find_probes"]
 
 # Names of modules, a pattern of names, or a function of the network that returns names or modules.
 Blocks = str | Iterable[str | nn.Module] | Callable[[nn.Module], Iterable[str | nn.Module]]
 
-# The last layer of the branch of blocks that others define; where there are several, the first that the block has.
-_BRANCH_ENDS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("timm.models.resnet", "BasicBlock"): ("se", "bn2"),
-    ("timm.models.resnet", "Bottleneck"): ("se", "bn3"),
-    ("timm.models.resnetv2", "PreActBasic"): ("conv2",),
-    ("timm.models.resnetv2", "PreActBottleneck"): ("conv3",),
-    ("timm.models.resnetv2", "Bottleneck"): ("norm3",),
-    ("timm.models.regnet", "Bottleneck"): ("conv3",),
-    ("timm.models.regnet", "PreBottleneck"): ("conv3",),
-    ("timm.models._efficientnet_blocks", "DepthwiseSeparableConv"): ("bn2",),
-    ("timm.models._efficientnet_blocks", "EdgeResidual"): ("bn2",),
-    ("timm.models._efficientnet_blocks", "InvertedResidual"): ("bn3",),
-    ("torchvision.models.resnet", "BasicBlock"): ("bn2",),
-    ("torchvision.models.resnet", "Bottleneck"): ("bn3",),
-}
+
+class Probe(NamedTuple):
+    """A block, and the module at the end of its branch; None for a block without a branch."""
+
+    block: nn.Module
+    end: nn.Module | None
 
 
-def find_probes(model: nn.Module, blocks: Blocks | None = None) -> list[nn.Module | None]:
-    """Finds the module at the end of each block, from first to last; None for a block without a branch.
+def find_probes(model: nn.Module, input_size: tuple[int, int, int], blocks: Blocks | None = None) -> list[Probe]:
+    """Finds the end of the branch of each block, from first to last.
 
     Args:
         model: Any network.
-        blocks: What to probe; the residual branches of this package's networks, of timm's ResNets, ResNetV2s, RegNets
-            and EfficientNets and of torchvision's ResNets where nothing is given.
+        input_size: Channels, height and width of its images.
+        blocks: The modules to probe, each within a block of its own; where nothing is given, the branches of this
+            package's networks, and of networks of timm that split into blocks.
 
     Returns:
-        The modules.
+        The blocks and their ends.
 
     Raises:
-        TypeError: No blocks are given, and the network has none that are known.
+        TypeError: No modules are given, and the network does not split into blocks.
         ValueError: There is no such module.
     """
     if blocks is not None:
         return _named(model, blocks)
     own = residual_blocks(model)
     if own:
-        return [None if each.branch_end is None else each.get_submodule(each.branch_end) for each in own]
-    ends = [end for module in model.modules() if (end := _branch_end(module)) is not None]
-    if not ends:
+        return [Probe(*pair) for pair in zip(own, branch_ends(model), strict=True)]
+    try:
+        found = find_blocks(model, input_size)
+    except SplitError as error:
         raise TypeError(
-            f"{type(model).__name__} has no residual blocks that are known; name the modules at the ends of its "
-            "blocks, such as blocks='layers.*.conv2'"
-        )
-    return list(ends)
+            f"{error}; or name the modules at the ends of its blocks, such as blocks='layers.*.conv2'"
+        ) from None
+    return [
+        Probe(model.get_submodule(each.name), model.get_submodule(f"{each.name}.{each.end}" if each.end else each.name))
+        for each in found
+    ]
 
 
-def _branch_end(module: nn.Module) -> nn.Module | None:
-    for each in type(module).__mro__:
-        for name in _BRANCH_ENDS.get((each.__module__, each.__name__), ()):
-            end = getattr(module, name, None)
-            if isinstance(end, nn.Module) and not isinstance(end, nn.Identity):
-                return end
-    return None
-
-
-def _named(model: nn.Module, blocks: Blocks) -> list[nn.Module | None]:
+def _named(model: nn.Module, blocks: Blocks) -> list[Probe]:
     modules = dict(model.named_modules())
     if isinstance(blocks, str):
-        matching = [module for name, module in modules.items() if fnmatchcase(name, blocks)]
+        matching = [name for name in modules if fnmatchcase(name, blocks)]
         if not matching:
             raise ValueError(f"{type(model).__name__} has no modules {quote(blocks)}; {_advice(blocks, modules)}")
-        return list(matching)
-    chosen: list[nn.Module | None] = []
+        blocks = matching
+    names = {module: name for name, module in modules.items()}
+    chosen = []
     for each in blocks(model) if callable(blocks) else blocks:
         module = modules.get(each) if isinstance(each, str) else each
-        if not isinstance(module, nn.Module):
-            name = str(each)
+        if not isinstance(module, nn.Module) or module not in names:
+            name = str(each) if isinstance(each, str) else type(each).__name__
             raise ValueError(f"{type(model).__name__} has no module {quote(name)}; {_advice(name, modules)}")
-        chosen.append(module)
+        chosen.append(Probe(modules[names[module].rpartition(".")[0]], module))
     if not chosen:
         raise ValueError(f"no modules of {type(model).__name__} to probe; give at least one in blocks=")
     return chosen

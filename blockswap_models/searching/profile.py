@@ -24,7 +24,7 @@ from torch import nn
 from ..genome import BlockType, Genome
 from ..machine import find_device, threads_set
 from ..nets.devices import describe_device
-from ..nets.networks import residual_blocks
+from ..nets.networks import ResNet, WideResNet, residual_blocks
 from .latency import LatencyTable, Shape
 from .space import SearchSpace
 
@@ -140,7 +140,7 @@ def _by_shape(
     }
 
 
-def _shapes(network: nn.Module, x: torch.Tensor) -> tuple[Shape, ...]:
+def _shapes(network: WideResNet | ResNet, x: torch.Tensor) -> tuple[Shape, ...]:
     sizes: list[torch.Size] = []
     hooks = [
         block.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
@@ -149,7 +149,7 @@ def _shapes(network: nn.Module, x: torch.Tensor) -> tuple[Shape, ...]:
     network(x)
     for hook in hooks:
         hook.remove()
-    places = network.layout.positions  # type: ignore[union-attr, operator]
+    places = network.layout.positions
     return tuple(
         Shape(place.in_chs, place.out_chs, place.stride, size[2], size[3])
         for place, size in zip(places, sizes, strict=True)

@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from ..messages import did_you_mean, listed, quote
 from ..nets.cost import count
-from .fisher import Score, at_least_float, fisher_potential, measure_blocks, set_scoring_modes
+from .fisher import Score, at_least_float, fisher_balanced, fisher_potential, measure_blocks, set_scoring_modes
 
 __all__ = [
     "SCORES",
@@ -77,12 +77,17 @@ def train_accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
 
 def params(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Counts the parameters; the minibatch is not used."""
-    return float(count(model, tuple(images.shape[1:])).params)
+    return float(count(model, _image_size(images)).params)
 
 
 def macs(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Counts the multiply-accumulates for one image of the size of `images`, which are not used otherwise."""
-    return float(count(model, tuple(images.shape[1:])).macs)
+    return float(count(model, _image_size(images)).macs)
+
+
+def _image_size(images: torch.Tensor) -> tuple[int, int, int]:
+    _, channels, height, width = images.shape
+    return channels, height, width
 
 
 def naswot(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -175,6 +180,7 @@ def compare_gradients(first: Sequence[torch.Tensor], second: Sequence[torch.Tens
 
 SCORES: dict[str, Score] = {
     "fisher": fisher_potential,
+    "fisher-balanced": fisher_balanced,
     "fisher-printed": fisher_printed,
     "gradient-norm": gradient_norm,
     "l2-norm": l2_norm,

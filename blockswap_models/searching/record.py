@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,13 +18,15 @@ from ..files import JsonLineError, append_json_line, read_json_lines
 from ..genome import Genome
 from ..layout import Layout
 from ..zoo.genomes import GENOMES
-from .candidates import Candidate, ScoredDraw, rank
+from .candidates import Candidate, ScoredDraw, common_cost, pareto, rank, rank_within
 
 __all__ = [
+    "FrontRecord",
     "Record",
     "RecordError",
     "budget_text",
     "build_text",
+    "read_front",
     "read_ranking",
     "read_record",
     "require_new",
@@ -120,28 +123,88 @@ def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...
     Raises:
         RecordError: It is not a record, or none of its scores is finite.
     """
-    header, draws = read_record(path)
-    by_genome: dict[Genome, dict[int, ScoredDraw]] = {}
-    for each in draws:
-        by_genome.setdefault(each.genome, {})[each.draw] = each
-    ranking = rank(Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values())
-    if len({each.genome.depths for each in ranking}) > 1:
-        raise RecordError(f"{path} mixes genomes of several networks")
-    if not ranking:
-        raise RecordError(f"{path} holds no scores yet")
+    header, candidates = _read_candidates(path)
+    ranking = rank(candidates)
     if not math.isfinite(ranking[0].score):
         raise RecordError(f"none of the scores in {path} is finite")
     return header, tuple(ranking)
 
 
+def _read_candidates(path: str | Path) -> tuple[dict[str, Any], list[Candidate]]:
+    """Reads a record: what was searched for, and its genomes as they came; raises RecordError."""
+    header, draws = read_record(path)
+    by_genome: dict[Genome, dict[int, ScoredDraw]] = {}
+    for each in draws:
+        by_genome.setdefault(each.genome, {})[each.draw] = each
+    found = [Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values()]
+    if len({each.genome.depths for each in found}) > 1:
+        raise RecordError(f"{path} mixes genomes of several networks")
+    if not found:
+        raise RecordError(f"{path} holds no scores yet")
+    return header, found
+
+
+@dataclass(frozen=True)
+class FrontRecord:
+    """What the record of a search at several budgets holds.
+
+    Attributes:
+        header: What was searched for.
+        cost: The cost of the front.
+        budgets: The budgets, as windows.
+        rankings: The genomes within each budget, from best to worst; none yet, perhaps, while the search runs.
+        front: The Pareto front, from the cheapest to the dearest.
+        number: How many genomes there are.
+    """
+
+    header: dict[str, Any]
+    cost: str
+    budgets: list[Budget]
+    rankings: list[list[Candidate]]
+    front: tuple[Candidate, ...]
+    number: int
+
+
+def read_front(path: str | Path) -> FrontRecord | None:
+    """Reads the record of a search at several budgets.
+
+    Args:
+        path: The record, finished or not.
+
+    Returns:
+        What it holds; None for a record of one budget.
+
+    Raises:
+        RecordError: It is not a record, or has no scores.
+    """
+    header, candidates = _read_candidates(path)
+    if "budgets" not in header:
+        return None
+    try:
+        budgets = [_budget(windows) for windows in header["budgets"]]
+        cost = common_cost(budgets)
+    except (AttributeError, TypeError, ValueError):
+        raise RecordError(f"{path} has unknown budgets: {json.dumps(header['budgets'])}") from None
+    if not any(math.isfinite(each.score) for each in candidates):
+        raise RecordError(f"none of the scores in {path} is finite")
+    return FrontRecord(
+        header, cost, budgets, rank_within(budgets, candidates), pareto(candidates, cost), len(candidates)
+    )
+
+
 def budget_text(header: dict[str, Any]) -> str:
     """Writes the budget of a record as a person does."""
-    windows = header.get("budget")
+    windows: Any = header.get("budget")
     try:
-        return str(Budget(**{name: tuple(window) for name, window in windows.items()}))
+        return str(_budget(windows))
     except (AttributeError, TypeError, ValueError):
         # A budget of something that this version does not know.
         return json.dumps(windows)
+
+
+def _budget(windows: Any) -> Budget:
+    arguments: dict[str, Any] = {name: tuple(window) for name, window in windows.items()}
+    return Budget(**arguments)
 
 
 def build_text(header: dict[str, Any], genome: str) -> str:

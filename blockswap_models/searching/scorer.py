@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,17 +40,14 @@ class Scorer:
     seed: int = 0
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
-
-    def __post_init__(self) -> None:
-        # What only this process can use: it does not travel to workers.
-        object.__setattr__(self, "_own", threading.local())
+    # What only this thread can use: it does not travel to workers.
+    _own: threading.local = field(default_factory=threading.local, init=False, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_own"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.__post_init__()
+        vars(self).update(state, _own=threading.local())
 
     def __call__(self, task: tuple[Genome, int]) -> ScoredDraw:
         """Scores a genome with one draw of its weights."""
@@ -68,7 +65,7 @@ class Scorer:
     def network(self, genome: Genome, draw: int) -> nn.Module:
         """Makes the network that is scored, on the CPU, whose random numbers are the same everywhere."""
         # A branch that starts at zero has no Fisher potential.
-        start = {} if self.space.layout.preact else {"zero_init_last": False}
+        start: dict[str, Any] = {} if self.space.layout.preact else {"zero_init_last": False}
         with _drawing, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_of(genome, draw))
             return self.space.build(genome, **start)

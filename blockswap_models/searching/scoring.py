@@ -136,15 +136,15 @@ class Scoring:
             ) from None
         return [Candidate.of_draws([self._scored[genome, draw] for draw in range(number)]) for genome in genomes]
 
-    def refined(self, candidates: Sequence[Candidate], draws: int, refine: int) -> list[Candidate]:
-        """Gives the best more draws, round by round, and ranks all."""
+    def refined(self, candidates: Sequence[Candidate], draws: int, refine: int, of: str = "") -> list[Candidate]:
+        """Gives the best more draws, round by round, and ranks all; `of` begins the names of the rounds."""
         # In the order in which they were proposed, as the record has them: so ties are ranked alike.
         by_genome = {each.genome: each for each in candidates}
         ranked = rank(candidates)
         for each_round in range(1, refine + 1):
             leaders = [each.genome for each in ranked[: max(1, len(ranked) // ETA**each_round)]]
             number = draws * ETA**each_round
-            round_name = f"refining, round {each_round} of {refine}"
+            round_name = f"{of}refining, round {each_round} of {refine}"
             refined = self.candidates(leaders, number, number - number // ETA, round_name)
             by_genome.update({each.genome: each for each in refined})
             ranked = rank(by_genome.values())

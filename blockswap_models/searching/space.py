@@ -14,7 +14,7 @@ from ..budget import UNMEASURED, Budget, BudgetError, Cost, amount_text
 from ..genome import SEARCH_TYPES, BlockType, Genome, GenomeError
 from ..layout import Layout, Position
 from ..nets.cost import count_parts
-from ..nets.networks import build, residual_blocks
+from ..nets.networks import ResNet, WideResNet, build, residual_blocks
 from .cost_table import LONGEST_OF_COUNT, CostTable
 from .latency import LatencyTable
 
@@ -67,7 +67,7 @@ class SearchSpace:
         self.layout = Layout.named(layout)
         self.types = tuple(each if isinstance(each, BlockType) else BlockType.parse(each) for each in types)
         if not self.types:
-            raise GenomeError("a search space needs block types; write at least one, such as 'S'")
+            raise GenomeError("a search space needs block types; use at least one, such as 'S'")
         self.num_classes = self.layout.num_classes if num_classes is None else num_classes
         channels, *size = self.layout.input_size
         if image_size is not None:
@@ -126,7 +126,7 @@ class SearchSpace:
             ]
         return fixed, options
 
-    def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> torch.nn.Module:
+    def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> WideResNet | ResNet:
         """Builds the network of a genome, with random weights.
 
         Args:
@@ -228,9 +228,7 @@ class SearchSpace:
             return total
         name, window = self.exact_cost(budget)
         if len(budget.windows) > 1:
-            raise BudgetError(
-                "genomes are counted exactly for one cost; write a budget of params, of macs or of latency"
-            )
+            raise BudgetError("genomes are counted exactly for one cost; use a budget of params, of macs or of latency")
         table = self.cost_table(name, window, LONGEST_OF_COUNT)
         if not table.exact:
             raise BudgetError(

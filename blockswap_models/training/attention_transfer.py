@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -101,10 +102,11 @@ class _Student(FeatureDistillationTrainableModule):
         super().__init__(student)
         self.stages = list(stages)
 
-    def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:  # type: ignore[override]
         """Gives logits and attention maps, in one pass."""
-        features, intermediates = self.student.forward_intermediates(input, indices=self.stages)
-        return self.student.forward_head(features), attention_maps(intermediates)
+        student: Any = self.student
+        features, intermediates = student.forward_intermediates(input, indices=self.stages)
+        return student.forward_head(features), attention_maps(intermediates)
 
 
 class TeacherOutputs(NamedTuple):
@@ -114,7 +116,7 @@ class TeacherOutputs(NamedTuple):
     logits: torch.Tensor | None = None
 
 
-def _run_teacher(model: nn.Module, input: torch.Tensor, stages: list[int], logits: bool) -> TeacherOutputs:
+def _run_teacher(model: Any, input: torch.Tensor, stages: list[int], logits: bool) -> TeacherOutputs:
     if not logits:
         maps = model.forward_intermediates(input, indices=stages, stop_early=True, intermediates_only=True)
         return TeacherOutputs(attention_maps(maps))
@@ -159,6 +161,9 @@ class AttentionTransferTask(TrainingTask):
         task(images, labels)["loss"].backward()
         ```
     """
+
+    student_mean: torch.Tensor | None
+    student_std: torch.Tensor | None
 
     def __init__(
         self,
@@ -226,7 +231,7 @@ class AttentionTransferTask(TrainingTask):
             value = self._per_channel(ours[name]) if convert else None
             self.register_buffer(f"student_{name}", value, persistent=False)
             # timm goes by the cfg of the teacher's weights, which may have another number of channels.
-            if convert and getattr(teacher, f"{name}_kd").shape != value.shape:
+            if value is not None and getattr(teacher, f"{name}_kd").shape != value.shape:
                 setattr(teacher, f"{name}_kd", self._per_channel(theirs[name]))
         self._run_teacher: Callable[..., TeacherOutputs] = _run_teacher
         if verbose:
@@ -249,12 +254,14 @@ class AttentionTransferTask(TrainingTask):
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
-    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+    def compile(  # type: ignore[override]
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module:
         """Compiles the student, for training and for evaluation, and the teacher; returns the one for evaluation."""
-        options = {"backend": backend, "mode": mode, **compile_kwargs}
-        self.eval_model = torch.compile(unwrap_model(self.trainable_module).student, **options)
-        self.trainable_module = torch.compile(self.trainable_module, **options)
-        self._run_teacher = torch.compile(_run_teacher, **options)
+        compiled: Any = functools.partial(torch.compile, backend=backend, mode=mode, **compile_kwargs)
+        self.eval_model: nn.Module = compiled(unwrap_model(self.trainable_module).student)
+        self.trainable_module = compiled(self.trainable_module)
+        self._run_teacher = compiled(_run_teacher)
         return self.eval_model
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
@@ -298,6 +305,7 @@ class AttentionTransferTask(TrainingTask):
         result = {"output": output, "task_loss": task_loss, "attention_loss": attention_loss}
         if not self.soft_labels:
             return {"loss": task_loss + attention_loss, **result}
+        assert teacher_outputs.logits is not None
         # In float32 or finer, as the attention maps: autocast does the same to softmax.
         ours, theirs = (
             F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature, dim=-1)
@@ -316,10 +324,10 @@ def _stages_of(model: nn.Module, indices: Sequence[int] | None, whose: str) -> l
                 f"the {whose}, {type(model).__name__}, has no {name}; make it with timm.create_model, "
                 "and leave wrapping it to prepare_distributed"
             )
-    count = len(model.feature_info)
+    count = len(_feature_info(model))
     if indices is None:
         # A stem goes by another name than the stages do: conv1 or act1 before layer1, stem before s1 or stages.0.
-        names = [info["module"].rstrip(".0123456789") for info in model.feature_info[:2]]
+        names = [info["module"].rstrip(".0123456789") for info in _feature_info(model)[:2]]
         return list(range(len(set(names)) - 1, count))
     stages = [index + count if index < 0 else index for index in indices]
     # timm returns intermediates from first to last, whatever the order of the indices.
@@ -330,11 +338,16 @@ def _stages_of(model: nn.Module, indices: Sequence[int] | None, whose: str) -> l
 
 def _stages_like(student: nn.Module, own: list[int], teacher: nn.Module, others: list[int]) -> list[int]:
     """Picks, of the teacher's stages, the last of each reduction that the student has; all where one is missing."""
-    last = {teacher.feature_info[stage]["reduction"]: stage for stage in others}
-    reductions = [student.feature_info[stage]["reduction"] for stage in own]
+    last = {_feature_info(teacher)[stage]["reduction"]: stage for stage in others}
+    reductions = [_feature_info(student)[stage]["reduction"] for stage in own]
     return [last[each] for each in reductions] if {*reductions} <= last.keys() else others
 
 
 def _described(model: nn.Module, stages: list[int]) -> str:
-    reductions = ", ".join(str(model.feature_info[stage]["reduction"]) for stage in stages)
+    reductions = ", ".join(str(_feature_info(model)[stage]["reduction"]) for stage in stages)
     return f"{len(stages)} stages ({', '.join(map(str, stages))}, of reduction {reductions})"
+
+
+def _feature_info(model: nn.Module) -> Sequence[dict[str, Any]]:
+    info: Any = model.feature_info
+    return info

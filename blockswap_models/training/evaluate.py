@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -31,6 +32,7 @@ from ..nets.networks import checkpoint_filter_fn
 __all__ = [
     "Evaluation",
     "Minibatches",
+    "SizedMinibatches",
     "check_classes",
     "check_fit",
     "evaluate",
@@ -41,6 +43,14 @@ __all__ = [
 ]
 
 Minibatches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+
+
+class SizedMinibatches(Protocol):
+    """Minibatches of images and labels whose number is known, as those of a DataLoader."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -187,10 +197,10 @@ def evaluation_loader(
         if known is None:
             raise DataError(f"{data} has no split {quote(split)}; use train or test (split=)")
         pictures, labels = read_cifar(root, cifar, known == "train")
-        chosen = _spaced(len(labels), images)
+        places = _spaced(len(labels), images)
         return CifarLoader(
-            pictures[chosen],
-            labels[chosen],
+            pictures[places],
+            labels[places],
             batch_size,
             mean=config["mean"],
             std=config["std"],
@@ -210,7 +220,7 @@ def evaluation_loader(
         if data == "folder" and classes < getattr(model, "num_classes", classes):
             advice += ", or, for some of the network's classes, the file with the names of all (class_map=)"
         check_classes(model, data, classes, class_map is not None, advice)
-    chosen = dataset
+    chosen: Any = dataset
     if images is not None:
         if isinstance(dataset, IterableDataset):
             raise DataError(f"{data} is a stream, of which only all images can be taken; leave out images=")
@@ -253,7 +263,8 @@ def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) 
     state = checkpoint_filter_fn(read_weights(path), model)
     classifier = state.get(f"{getattr(model, 'pretrained_cfg', {}).get('classifier')}.weight")
     if any_classes and classifier is not None and len(classifier) != model.num_classes:
-        model.reset_classifier(len(classifier))
+        reset_classifier: Any = model.reset_classifier
+        reset_classifier(len(classifier))
     check_fit(model, state, path)
     model.load_state_dict(state, strict=False)
 

@@ -20,7 +20,7 @@ from ..data.shared_memory import collate_shared
 from ..data.splits import known_split, splits_in
 from ..data.statistics import model_data_config
 from ..messages import quote
-from .evaluate import Minibatches, check_classes
+from .evaluate import SizedMinibatches, check_classes
 from .recipes import Recipe
 
 __all__ = ["GrowingLoader", "training_loader"]
@@ -38,7 +38,7 @@ def training_loader(
     device: torch.device | str = "cpu",
     channels_last: bool = False,
     workers: int = 4,
-) -> Minibatches:
+) -> SizedMinibatches:
     """Opens the training images of a dataset.
 
     CIFAR at its own size lies whole on the device, cropped, flipped and with Cutout; all else goes through timm's
@@ -76,7 +76,7 @@ def training_loader(
         images, labels = read_cifar(root, cifar)
         images, labels = images.to(device), labels.to(device)
 
-        def load(size: int) -> Minibatches:
+        def load(size: int) -> SizedMinibatches:
             return CifarLoader(
                 images,
                 labels,
@@ -101,7 +101,7 @@ def training_loader(
         # Loaders of small and of whole images warn once together.
         told: set[str] = set()
 
-        def load(size: int) -> Minibatches:
+        def load(size: int) -> SizedMinibatches:
             scaled = {**config, "input_size": (config["input_size"][0], size, size)}
             return _timm_loader(
                 model, data, root, recipe, scaled, seed, torch.device(device), world_size, workers, told
@@ -114,7 +114,7 @@ def training_loader(
 class GrowingLoader:
     """Minibatches of one loader, of small images, for the first epochs, and of another for those that follow."""
 
-    def __init__(self, small: Minibatches, whole: Minibatches, small_epochs: int) -> None:
+    def __init__(self, small: SizedMinibatches, whole: SizedMinibatches, small_epochs: int) -> None:
         self.small, self.whole, self.small_epochs = small, whole, small_epochs
         self.loader = small
 
@@ -150,7 +150,7 @@ def _timm_loader(
     world_size: int,
     workers: int,
     told: set[str],
-) -> Minibatches:
+) -> SizedMinibatches:
     if data == "folder":
         # A folder without splits would be those of training and of testing.
         there = {known_split(folder.name) for folder in splits_in(root)}

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ..files import write_atomic
 from .distributed import barrier, rank_and_size
-from .evaluate import Minibatches, evaluate, step_marker
+from .evaluate import Minibatches, SizedMinibatches, evaluate, step_marker
 from .recipes import Recipe, learning_rate
 from .run_folder import RunFolder, TrainingError
 from .shared_teacher import SharedTeacherTask
@@ -61,7 +61,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 def train(
     task: TrainingTask,
-    loader: Minibatches,
+    loader: SizedMinibatches,
     test_loader: Minibatches,
     recipe: Recipe,
     folder: str | Path,
@@ -130,11 +130,13 @@ def train(
         raise TrainingError(f"the test images are looked at every epoch or less often, not every {test_every}")
     if recipe.average_epochs and task.has_ema():
         raise TrainingError("weights are averaged over the last epochs or exponentially; use one (average_epochs, ema)")
-    optimizer = make_optimizer(task.get_trainable_module(), recipe)
+    module = task.get_trainable_module()
+    assert module is not None
+    optimizer = make_optimizer(module, recipe)
     together = isinstance(task, SharedTeacherTask)
-    students: Mapping[str, TrainingTask] = task.students if together else {"": task}
+    students: Mapping[str, TrainingTask] = task.students if isinstance(task, SharedTeacherTask) else {"": task}
     average = next(iter(students.values())).get_trainable_module(ema=True)
-    common = {"seed": seed, "ema": None if average is None else average.decay, "processes": world_size}
+    common: dict[str, Any] = {"seed": seed, "ema": None if average is None else average.decay, "processes": world_size}
     if together:
         common["students"] = list(students)
     common |= arguments or {}
@@ -256,7 +258,7 @@ class _EveryMinutes:
 
 def train_epoch(
     task: TrainingTask,
-    loader: Minibatches,
+    loader: SizedMinibatches,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     bar: tqdm,
@@ -320,12 +322,13 @@ def train_epoch(
 
 def _means(sums: torch.Tensor, names: list[str], steps: int) -> dict[str, float]:
     """Averages losses over steps and processes; all processes stop together where one has a loss that is not finite."""
+    losses = sums / steps
     if dist.is_initialized():
         # A process that goes on within an epoch may have counted fewer steps than another.
         both = torch.cat([sums, sums.new_full((1,), steps)])
         dist.all_reduce(both)
-        sums, steps = both[:-1], both[-1]
-    means = dict(zip(names, (sums / steps).tolist(), strict=True))
+        losses = both[:-1] / both[-1]
+    means = dict(zip(names, losses.tolist(), strict=True))
     broken = [name for name, mean in means.items() if not math.isfinite(mean)]
     if broken:
         raise TrainingError(
@@ -361,6 +364,7 @@ def _network(task: TrainingTask) -> nn.Module:
 
 def _evaluated(task: TrainingTask) -> nn.Module:
     model = task.get_eval_model(ema=task.has_ema())
+    assert model is not None
     # One process evaluates, but DDP would have all of them exchange buffers; what torch.compile made is kept.
     return model.module if isinstance(model, DistributedDataParallel) else model
 
@@ -404,7 +408,7 @@ def set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
         sampler.set_epoch(epoch)
     # Of what timm streams the dataset itself has the order.
     dataset = getattr(loader, "dataset", None)
-    if hasattr(dataset, "set_epoch"):
+    if dataset is not None and hasattr(dataset, "set_epoch"):
         dataset.set_epoch(epoch)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import nn
@@ -45,8 +46,8 @@ def make_model(
         weights = timm.list_models(f"{full.partition('.')[0]}.*", pretrained=True)
         instead = f"use {weights[0]}" if weights else "use checkpoint=FILE, or pretrained=False for random weights"
         raise MissingWeightsError(full, instead)
-    arguments = {"num_classes": num_classes, "in_chans": in_chans, "genome": genome}
-    model = timm.create_model(full, pretrained=pretrained, **arguments)
+    arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, "genome": genome}
+    model: Any = timm.create_model(full, pretrained=pretrained, **arguments)
     trained = model.pretrained_cfg.get("num_classes")
     if pretrained and trained is not None and trained != model.num_classes:
         raise ValueError(

@@ -29,7 +29,7 @@ _SAME_WEIGHTS = {
 
 
 class TrainingError(BlockSwapError):
-    """A training run that cannot start, go on or be resumed: says what is wrong and what to write."""
+    """A training run that cannot start, go on or be resumed: says what is wrong and what to use."""
 
 
 class RunFolder:

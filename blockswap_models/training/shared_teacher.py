@@ -69,7 +69,8 @@ class SharedTeacherTask(TrainingTask):
     def get_trainable_module(self, ema: bool = False) -> nn.Module | None:
         """Returns all students, or their averages, as one list of modules."""
         modules = [task.get_trainable_module(ema=ema) for task in self.students.values()]
-        return None if None in modules else nn.ModuleList(modules)
+        found = [module for module in modules if module is not None]
+        return nn.ModuleList(found) if len(found) == len(modules) else None
 
     def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Creates an average of each student."""
@@ -119,7 +120,8 @@ class SharedTeacherTask(TrainingTask):
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """Computes `loss`, the sum over students, and of each what its task gives, as `name/loss`, `name/output`, …"""
         outputs = next(iter(self.students.values())).teacher_outputs(input)
-        result, losses = {}, []
+        result: dict[str, torch.Tensor] = {}
+        losses = []
         for name, task in self.students.items():
             parts = task(input, target, teacher_outputs=outputs)
             losses.append(parts["loss"])
@@ -141,7 +143,8 @@ def _check_alike(students: Mapping[str, AttentionTransferTask]) -> None:
         if bool(other.soft_labels) != bool(task.soft_labels):
             raise ValueError(f"only one of {first} and {name} learns from soft labels; train each alone")
         for ours, theirs in [(task.student_mean, other.student_mean), (task.student_std, other.student_std)]:
-            if (ours is None) != (theirs is None) or (ours is not None and not torch.equal(ours, theirs)):
+            same = ours is theirs if ours is None or theirs is None else torch.equal(ours, theirs)
+            if not same:
                 raise ValueError(
                     f"{first} and {name} want images of another mean and standard deviation; train each alone"
                 )

@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from timm.models import (
+    PretrainedCfg,
     build_model_with_cfg,
     create_model,
     generate_default_cfgs,
@@ -57,8 +58,8 @@ _CIFAR10 = {**COMMON, **CIFAR10}
 _IMAGENET = {**COMMON, **IMAGENET}
 
 
-def _cfgs() -> dict[str, dict[str, Any]]:
-    cfgs: dict[str, dict[str, Any]] = {}
+def _cfgs() -> dict[str, dict[str, Any] | PretrainedCfg]:
+    cfgs: dict[str, dict[str, Any] | PretrainedCfg] = {}
     there = shipped()
     for name in GENOMES:
         cfg = _CIFAR10 if "wrn" in name else _IMAGENET
@@ -79,7 +80,7 @@ def _cfg_of_weights(name: str, path: Path) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(_cfgs())
 
 
-def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+def _create(name: str, pretrained: bool, **kwargs: Any) -> Any:
     return create(name, GENOMES[name], pretrained, **kwargs)
 
 
@@ -98,7 +99,7 @@ def create(
     source = _genome_of_weights(name, own, **kwargs)
     if pretrained and source is not None and genome != source:
         raise GenomeError(
-            f"{name} has pretrained weights for the genome '{source}' only, not for '{genome}'; write pretrained=False"
+            f"{name} has pretrained weights for the genome '{source}' only, not for '{genome}'; use pretrained=False"
         )
     if pretrained and source is None and not _weights_named(**kwargs):
         raise MissingWeightsError(name)
@@ -107,7 +108,7 @@ def create(
     indices = tuple(range(len(layout.depths) + 1))
     # The stages of a WideResNet are one level down, in a Sequential.
     features = {"out_indices": indices, "flatten_sequential": layout.preact, **(feature_cfg or {})}
-    model = build_model_with_cfg(
+    model: Any = build_model_with_cfg(
         WideResNet if layout.preact else ResNet,
         name,
         pretrained,
@@ -155,8 +156,8 @@ def _check_weights(
     """Sees that the weights that timm would load are those of their card, where they have one; raises WeightsError."""
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
     if cfg.source == "hf-hub" or (cfg.hf_hub_id and not (cfg.file or cfg.state_dict)):
-        repository, _, revision = cfg.hf_hub_id.partition("@")
-        hub = functools.partial(hf_hub_download, repository, revision=revision or None, cache_dir=cache_dir)
+        repository, *revision = (cfg.hf_hub_id or "").split("@", 1)
+        hub = functools.partial(hf_hub_download, repository, revision="".join(revision) or None, cache_dir=cache_dir)
         try:
             weights = hub(cfg.hf_hub_filename or "model.safetensors")
         except LocalEntryNotFoundError:
@@ -236,7 +237,8 @@ def save_pretrained(
 
 def _check_loads(model: nn.Module, folder: str) -> None:
     """Sees that the network that timm makes of a folder has the tensors of the one saved there; raises ValueError."""
-    name = model.pretrained_cfg["architecture"]
+    cfg: Any = model.pretrained_cfg
+    name = cfg["architecture"]
     # An entry of the user's own may have been registered in another program.
     if not is_model(name):
         return

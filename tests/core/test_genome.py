@@ -17,7 +17,7 @@ from blockswap_models.nets.networks import build
 # Types that fit every width from 16 on, and types that do not.
 EASY = ["S", "G2", "G16", "W1", "W4", "B2", "B8", "B2G8", "B2W1", "B4W4", "M2", "M6", "M3K5", "D"]
 FAMILIES = [*EASY, "G3", "G32", "W5", "B3", "B2G16", "B4G8", "B3W7"]
-KERNEL = "a kernel is an odd number from 5 up; for one of 3 write the 'M' alone, such as 'M6'"
+KERNEL = "a kernel is an odd number from 5 up; for one of 3 use the 'M' alone, such as 'M6'"
 NUMBERS = "use S, G4, W4, B2, B2G4, B2W4, M6, M6K5, D or I, with any numbers"
 
 
@@ -157,13 +157,13 @@ def test_names_of_the_reference_are_translated() -> None:
 
 @pytest.mark.parametrize("name", REFERENCE)
 def test_names_of_the_reference_are_never_read_as_ours(name: str) -> None:
-    advice = f"unknown block type '{name}', a name of the reference code; write '{REFERENCE[name]}' here"
+    advice = f"unknown block type '{name}', a name of the reference code; use '{REFERENCE[name]}' here"
     assert message_of(lambda: Genome(f"S,{name}")) == f"{advice} (stage 1, block 2 of 'S,{name}')"
 
 
 # -- messages --------------------------------------------------------------------------------------------------------
 
-EMPTY = "write one block type a block, such as '6xS/6xS/6xS'"
+EMPTY = "use one block type a block, such as '6xS/6xS/6xS'"
 
 
 @pytest.mark.parametrize(
@@ -178,20 +178,20 @@ EMPTY = "write one block type a block, such as '6xS/6xS/6xS'"
         ("G(N)", "unknown block type 'G(N)'; did you mean 'W1'?"),
         ("depthwise", "unknown block type 'depthwise'; did you mean 'W1'?"),
         ("g04", "unknown block type 'g04'; did you mean 'G4'?"),
-        ("G4B2", "unknown block type 'G4B2', a name of the reference code; write 'B2W4' here"),
+        ("G4B2", "unknown block type 'G4B2', a name of the reference code; use 'B2W4' here"),
         ("Q" * 500, f"unknown block type '{'Q' * 197}…'; {NUMBERS}"),
         (
             "G1",
-            "block type 'G1': a grouped 3x3 has at least 2 groups; without groups write 'S', or 'B2' for a bottleneck",
+            "block type 'G1': a grouped 3x3 has at least 2 groups; without groups use 'S', or 'B2' for a bottleneck",
         ),
-        ("B1", "block type 'B1': a bottleneck contracts by at least 2; without one write 'S', 'G4' or 'W4'"),
-        ("M1", "block type 'M1': an inverted bottleneck expands by at least 2; write 'M6'"),
+        ("B1", "block type 'B1': a bottleneck contracts by at least 2; without one use 'S', 'G4' or 'W4'"),
+        ("M1", "block type 'M1': an inverted bottleneck expands by at least 2; use 'M6'"),
         ("M6K4", f"block type 'M6K4': {KERNEL}"),
         ("M6K3", f"block type 'M6K3': {KERNEL}"),
         ("K5", "unknown block type 'K5'; did you mean 'M6K5'?"),
-        ("B2W0", "block type 'B2W0': a group has at least 1 channel; write 'W1' or more"),
-        ("B02", "'B02': numbers have one spelling; write 2 for 02"),
-        ("B2G12345", "'B2G12345': a number of 5 digits is too large; write at most 9999"),
+        ("B2W0", "block type 'B2W0': a group has at least 1 channel; use 'W1' or more"),
+        ("B02", "'B02': numbers have one spelling; use 2 for 02"),
+        ("B2G12345", "'B2G12345': a number of 5 digits is too large; use at most 9999"),
         (4, "a block type is text such as 'B2G4', not int"),
     ],
 )
@@ -217,12 +217,12 @@ def test_a_block_type_made_by_hand_is_what_its_text_says(fields: tuple) -> None:
         (None, "a genome is text such as '6xS/6xS/6xS', not NoneType"),
         (
             "S/S,,S",
-            "a block type is missing; write one between separators, or drop the extra ',' or '/' "
+            "a block type is missing; use one between separators, or drop the extra ',' or '/' "
             "(stage 2, block 2 of 'S/S,,S')",
         ),
         (
             "S/",
-            "a block type is missing; write one between separators, or drop the extra ',' or '/' "
+            "a block type is missing; use one between separators, or drop the extra ',' or '/' "
             "(stage 2, block 1 of 'S/')",
         ),
         ("BG2/S", "unknown block type 'BG2'; did you mean 'B2G2'? (stage 1, block 1 of 'BG2/S')"),
@@ -233,13 +233,13 @@ def test_a_block_type_made_by_hand_is_what_its_text_says(fields: tuple) -> None:
         ("3x2", "unknown block type '2'; did you mean 'W2'? (stage 1, block 1 of '3x2')"),
         ("3*", f"unknown block type '3*'; {NUMBERS} (stage 1, block 1 of '3*')"),
         ("0xS", "'0xS' repeats a block 0 times; drop it (stage 1, block 1 of '0xS')"),
-        ("S,3x", "'3x' repeats nothing; write a block type after the 'x' (stage 1, block 2 of 'S,3x')"),
-        ("03xS", "'03xS': numbers have one spelling; write 3 for 03 (stage 1, block 1 of '03xS')"),
+        ("S,3x", "'3x' repeats nothing; use a block type after the 'x' (stage 1, block 2 of 'S,3x')"),
+        ("03xS", "'03xS': numbers have one spelling; use 3 for 03 (stage 1, block 1 of '03xS')"),
         (
             "10000xS",
-            "'10000xS': a number of 5 digits is too large; write at most 9999 (stage 1, block 1 of '10000xS')",
+            "'10000xS': a number of 5 digits is too large; use at most 9999 (stage 1, block 1 of '10000xS')",
         ),
-        ("9999xS/S", "more than 9999 blocks; write fewer (stage 2, block 1 of '9999xS/S')"),
+        ("9999xS/S", "more than 9999 blocks; use fewer (stage 2, block 1 of '9999xS/S')"),
     ],
 )
 def test_messages_for_a_genome(text: str, message: str) -> None:
@@ -355,7 +355,7 @@ def test_positions_of_a_layout() -> None:
         ),
         (
             "resnet50",
-            "there is no ResNet-50 of basic blocks; write resnet10, resnet18 or resnet34, or Layout.custom in Python",
+            "there is no ResNet-50 of basic blocks; use resnet10, resnet18 or resnet34, or Layout.custom in Python",
         ),
         *(
             (name, f"unknown network {name!r}; use wrn40_2, resnet34 or another name of 'blockswap list'")
@@ -412,8 +412,8 @@ def test_any_text_is_a_genome_or_a_genome_error() -> None:
             assert len(message.splitlines()) == 1
             assert message.isprintable()
             assert len(message) < 700
-            # What the message says to write is not refused in turn.
-            for advice in re.findall(r"(?:did you mean|code; write) '(.*?)'(?:\?| here)", message):
+            # What the message says to use is not refused in turn.
+            for advice in re.findall(r"(?:did you mean|code; use) '(.*?)'(?:\?| here)", message):
                 Genome(advice)
         else:
             read += 1

@@ -324,6 +324,6 @@ def test_what_says_no_budget(given: object, message: str) -> None:
 
 
 def test_a_network_that_does_not_say_its_input_size():
-    with pytest.raises(ValueError, match=r"Conv2d does not say its input size; write count\(model, \(3, 224, 224\)\)"):
+    with pytest.raises(ValueError, match=r"Conv2d does not say its input size; use count\(model, \(3, 224, 224\)\)"):
         count(torch.nn.Conv2d(3, 8, 3))
     assert count(torch.nn.Conv2d(3, 8, 1, bias=False), (3, 4, 4)) == Cost(24, 24 * 16)

@@ -11,12 +11,12 @@ from torch import nn
 
 from blockswap_models import Layout, fisher_potential
 from blockswap_models.nets.networks import build, residual_blocks
-from blockswap_models.searching.fisher import fisher_by_block
+from blockswap_models.searching.fisher import fisher_balanced, fisher_by_block
 
 WRN = Layout.wide_resnet(16, 2)
 RESNET = Layout.resnet(18)
-# The branches of timm's test_efficientnet, after a first block that has none.
-EFFICIENT_ENDS = ["blocks.1.0.bn2", "blocks.2.0.bn2", "blocks.3.0.bn3", "blocks.4.0.bn3"]
+# Where the branches of timm's test_efficientnet end; the first block is a convolution alone.
+EFFICIENT_ENDS = ["blocks.0.0.aa", "blocks.1.0.bn2", "blocks.2.0.bn2", "blocks.3.0.bn3", "blocks.4.0.bn3"]
 GENOMES = [
     (WRN, "2xS/2xS/2xS"),
     (WRN, "G4,W1/B2,B4W2/B2G4,M6"),
@@ -122,6 +122,25 @@ def test_networks_of_timm(name, ends, layout_of):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("layout", "genome", "ends", "places"),
+    [
+        (WRN, "S,I/W1,B2/M3K5,D", ["conv2", "conv2", "bn4", "bn4", "conv2"], [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)]),
+        (RESNET, "S,I/G4,I/B2,I/M3,I", ["bn2", "bn2", "bn3", "bn3"], [(0, 0), (1, 0), (2, 0), (3, 0)]),
+    ],
+)
+def test_a_balanced_potential_compares_each_branch_with_the_output_of_its_block(layout, genome, ends, places):
+    model = network(layout, genome).double()
+    images, labels = minibatch(dtype=torch.float64)
+    names = [f"stages.{s}.{b}" if layout is WRN else f"layer{s + 1}.{b}" for s, b in places]
+    named = [f"{name}.{end}" for name, end in zip(names, ends, strict=True)]
+    branches = plain_fisher(model, images, labels, named)
+    outputs = plain_fisher(model, images, labels, names)
+    expected = sum(math.log1p(branch / output) for branch, output in zip(branches, outputs, strict=True))
+    assert fisher_balanced(model, images, labels) == pytest.approx(expected, rel=1e-9)
+    assert fisher_balanced(model, images, labels, named) == pytest.approx(expected, rel=1e-9)
+
+
 class Unusual(nn.Sequential):
     """A ReLU that overwrites what is probed, a module that is run twice, and one that never is."""
 
@@ -161,7 +180,7 @@ def plain_fisher_of_logits(model, images, labels):
         (
             None,
             TypeError,
-            "Unusual has no residual blocks that are known; name the modules at the ends of its blocks, ",
+            "Unusual has no feature_info that names its stages; use a CNN of timm; or name the modules at the ends",
         ),
         ("layer*", ValueError, "Unusual has no modules 'layer*'; use names of model.named_modules(), such as '0', "),
         (["1", "heat"], ValueError, "Unusual has no module 'heat'; did you mean 'head'?"),
@@ -249,5 +268,5 @@ def test_names_a_network_that_starts_at_zero():
 
 
 def test_names_a_network_without_blocks():
-    with pytest.raises(TypeError, match="Linear has no residual blocks that are known"):
+    with pytest.raises(TypeError, match="Linear has no feature_info that names its stages; use a CNN of timm; or name"):
         fisher_potential(nn.Linear(2, 2), *minibatch())

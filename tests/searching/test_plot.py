@@ -153,8 +153,8 @@ def test_a_deep_network_is_drawn(tmp_path):
         (b"a diary", "a.png", "{} is not the record of a search"),
         (b"", "a.png", "{} holds no search"),
         (b'{"record": "blockswap search"}\n', "a.png", "{} holds no scores yet"),
-        ("whole", "a.pdf", "unknown suffix '.pdf' of a.pdf; write .png or .svg"),
-        ("whole", "picture", "unknown suffix '' of picture; write .png or .svg"),
+        ("whole", "a.pdf", "unknown suffix '.pdf' of a.pdf; use .png or .svg"),
+        ("whole", "picture", "unknown suffix '' of picture; use .png or .svg"),
         ("whole", "/dev/null/new/a.png", "cannot write the picture /dev/null/new/a.png: Not a directory"),
     ],
 )

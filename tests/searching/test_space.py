@@ -360,7 +360,7 @@ def test_two_costs_are_not_counted_at_once() -> None:
     with pytest.raises(BudgetError) as caught:
         SMALL.count(Budget(params=1, macs=1))
     assert (
-        str(caught.value) == "genomes are counted exactly for one cost; write a budget of params, of macs or of latency"
+        str(caught.value) == "genomes are counted exactly for one cost; use a budget of params, of macs or of latency"
     )
 
 

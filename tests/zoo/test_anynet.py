@@ -110,7 +110,7 @@ def test_layouts_of_the_standard_networks():
     [
         (
             lambda: Layout.custom("net", (2, 2), (16, 32, 64)),
-            "net has depths (2, 2) and channels (16, 32, 64); write as many of each, one a stage",
+            "net has depths (2, 2) and channels (16, 32, 64); use as many of each, one a stage",
         ),
         (lambda: Layout.custom("net", (2, 0), (16, 32)), "the depths of net: whole numbers from 1 up, not (2, 0)"),
         (
@@ -135,11 +135,11 @@ def test_layouts_of_the_standard_networks():
         (
             lambda: Layout.custom("net", [1] * 3, [8] * 3, preact=False),
             "a post-activation network has 4 stages after a stem of 64 channels, as timm's ResNet; net has 3 after 64; "
-            "write preact=True for other numbers",
+            "use preact=True for other numbers",
         ),
         (
             lambda: Layout.resnet(50),
-            "there is no ResNet-50 of basic blocks; write resnet10, resnet18 or resnet34, or Layout.custom in Python",
+            "there is no ResNet-50 of basic blocks; use resnet10, resnet18 or resnet34, or Layout.custom in Python",
         ),
         (lambda: FIVE.fit("S/S"), "own_wrn_five has stages of 1, 2, 2, 1 and 1 blocks; this genome has 1 and 1"),
         (

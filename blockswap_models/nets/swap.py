@@ -1,0 +1,560 @@
+"""Other blocks in a network of timm: where its blocks are, what they cost, and networks with others in their places.
+
+A block is what the stages of timm's `feature_info` hold: a module with a spatial convolution that maps one feature map
+to another. Its channels, its stride and its style are found by running the network once, on the meta device.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.layers import LayerNorm2d
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..budget import Cost
+from ..errors import BlockSwapError
+from ..genome import BlockType, Genome
+from ..layout import NetworkLayout, Position
+from ..messages import quote
+from .blocks import ResidualBlock, build_block
+from .copies import plain_copy
+from .cost import count_parts
+
+__all__ = ["BlockNetwork", "FoundBlock", "SplitError", "find_blocks", "swap"]
+
+# "pre": norm and activation before each convolution; "post": after it, the last after the addition; "linear": after it,
+# none after the addition.
+Order = Literal["pre", "post", "linear"]
+# The child of a block that maps its input to the shape of its output.
+_SHORTCUTS = ("downsample", "shortcut")
+_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
+_GATES = re.compile("sigmoid|softmax|attention|identity", re.IGNORECASE)
+_KEEP = BlockType("K")
+
+
+class SplitError(BlockSwapError):
+    """A network that does not split into blocks: names the module that is in the way."""
+
+
+@dataclass(frozen=True)
+class FoundBlock:
+    """A block of a given network.
+
+    Args:
+        name: The block, as `get_submodule` of the network knows it.
+        place: Its stage and number, channels and stride.
+        size: Height and width of its input.
+        order: Where its norms and activations stand.
+        end: The module of the block whose output is added to the shortcut, empty where it has none.
+        shortcut: The child that is its shortcut, None where that is its input, or there is none.
+    """
+
+    name: str
+    place: Position
+    size: tuple[int, int]
+    order: Order
+    end: str
+    shortcut: str | None
+
+
+def swap(model: nn.Module, genome: Genome | str, *, input_size: tuple[int, int, int] | None = None) -> nn.Module:
+    """Makes a network with other blocks: each block of a network of timm is kept (K) or replaced by its block type.
+
+    A new block has random weights, and the channels, stride, norm, activation and order of the one it replaces; where
+    that one has a module in its shortcut, the new block starts with a copy of it. All else keeps its weights.
+
+    Args:
+        model: The network, which stays as it is: any of timm whose stages are sequences of blocks, or one of the zoo.
+        genome: One block type for each block.
+        input_size: Channels, height and width of the images, the network's own where none is given.
+
+    Returns:
+        The new network, with its `genome`; where the network that was given had one, kept blocks have their own types.
+
+    Raises:
+        GenomeError: The genome does not fit the network.
+        SplitError: The network does not split into blocks.
+
+    Example:
+        ```python
+        student = swap(timm.create_model("resnet50", pretrained=True), "3xK/4xB4W8/6xG8/3xK")
+        ```
+    """
+    found = find_blocks(model, input_size)
+    genome = layout_of(model, found, input_size).fit(genome)
+    # A copy takes what stands here for the copy of a block: what is replaced is not copied.
+    memo: dict[int, Any] = {}
+    new = {id(old): block for old, block in _new_blocks(model, genome, found)}
+    memo.update(new)
+    # copy.deepcopy keeps alive, in the memo, what it copies.
+    swapped = plain_copy(model, memo)
+    return _described(swapped, genome, found)
+
+
+def find_blocks(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> tuple[FoundBlock, ...]:
+    """Finds the blocks of a network of timm.
+
+    Args:
+        model: The network.
+        input_size: Channels, height and width of the images, the network's own where none is given.
+
+    Returns:
+        The blocks, in order.
+
+    Raises:
+        SplitError: The network does not split into blocks.
+    """
+    size = own_input_size(model) if input_size is None else input_size
+    return _trace(model, size)[0]
+
+
+def own_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """Says for which images a network was made: channels, height and width; raises SplitError where it does not say."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    size = cfg.get("input_size") or getattr(getattr(model, "layout", None), "input_size", None)
+    if size is None:
+        raise SplitError(f"{type(model).__name__} does not say its input size; use input_size=(3, 224, 224)")
+    channels, height, width = size
+    return getattr(model, "in_chans", channels), height, width
+
+
+def layout_of(
+    model: nn.Module, found: Iterable[FoundBlock], input_size: tuple[int, int, int] | None = None
+) -> NetworkLayout:
+    """Makes the layout of a network's blocks."""
+    found = tuple(found)
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return NetworkLayout.of_places(
+        cfg.get("architecture") or type(model).__name__,
+        [each.place for each in found],
+        preact=found[0].order == "pre",
+        input_size=own_input_size(model) if input_size is None else input_size,
+        num_classes=getattr(model, "num_classes", 1),
+    )
+
+
+# -- finding ---------------------------------------------------------------------------------------------------------
+
+
+def _stages(model: nn.Module) -> list[list[str]]:
+    """The names of the modules in each stage that may be blocks."""
+    info = getattr(model, "feature_info", None)
+    if not info:
+        raise SplitError(f"{type(model).__name__} has no feature_info that names its stages; use a CNN of timm")
+    there = dict(model.named_modules())
+    names = [entry["module"] for entry in info]
+    # timm's wrappers of features have underscores in the place of dots.
+    names = [name if name in there else name.replace(".", "_") for name in names]
+    stages: list[str] = []
+    for name in names:
+        parent = name.rpartition(".")[0]
+        # Where some stages of a sequence give features, all of it are stages.
+        whole = parent and isinstance(there[parent], nn.Sequential)
+        stages += [f"{parent}.{child}" for child, _ in there[parent].named_children()] if whole else [name]
+    held, alone = [], []
+    for name in dict.fromkeys(stages):
+        if name not in there:
+            continue
+        stage = there[name]
+        inner = getattr(stage, "blocks", None)
+        if isinstance(inner, nn.Sequential):
+            name, stage = f"{name}.blocks", inner
+        holds = isinstance(stage, nn.Sequential) or type(stage).__name__.endswith("Stage")
+        parts = [f"{name}.{child}" for child, _ in stage.named_children()] if holds else [name]
+        parts = [part for part in parts if _has_spatial_conv(there[part])]
+        if parts:
+            (held if holds else alone).append(parts)
+    if not held and not alone:
+        raise SplitError(
+            f"{type(model).__name__} does not split into blocks: its stages {', '.join(names)} hold no modules with a "
+            "spatial convolution; use a CNN of timm whose stages are sequences of blocks"
+        )
+    # A module by itself beside stages is a stem; where there is nothing else, each is a block of one sequence.
+    return held or [[part for parts in alone for part in parts]]
+
+
+def _has_spatial_conv(module: nn.Module) -> bool:
+    """Whether a module is made of others, of which one is a convolution over more than a point."""
+    parts = [each for each in module.modules() if each is not module]
+    return any(isinstance(each, nn.Conv2d) and max(each.kernel_size) > 1 for each in parts)
+
+
+def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[tuple[FoundBlock, ...], Cost, list[Cost]]:
+    """Runs a network once on the meta device: its blocks, its cost, and the cost of each block."""
+    stages = _stages(model)
+    shadow = _shadow(model)
+    runs = {name: _Run() for stage in stages for name in stage}
+    x = torch.empty(1, *input_size, device="meta")
+
+    def watch() -> None:
+        for name, run in runs.items():
+            run.watch(shadow.get_submodule(name))
+
+    try:
+        total, *parts = count_parts(shadow, [shadow, *map(shadow.get_submodule, runs)], x, before=watch)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        if isinstance(error, BlockSwapError):
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SplitError(
+            f"{type(model).__name__} does not run on one image of {'x'.join(map(str, input_size))}: {said}"
+        ) from None
+    found = []
+    flat = [(number, name) for number, stage in enumerate(stages, 1) for name in stage]
+    stage_no, block_no, last = 0, 0, 0
+    for number, name in flat:
+        run = runs[name]
+        run.check(type(model).__name__, name, shadow.get_submodule(name))
+        stride = run.stride
+        # Where the blocks are one sequence, a stage begins where images are halved.
+        if number != last or (len(stages) == 1 and stride > 1):
+            stage_no, block_no, last = stage_no + 1, 0, number
+        block_no += 1
+        place = Position(stage_no, block_no, run.given[1], run.made[1], stride, kept=True)
+        size = (run.given[2], run.given[3])
+        found.append(FoundBlock(name, place, size, run.order, run.end, run.shortcut))
+    return tuple(found), total, parts
+
+
+def _shadow(model: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device, in evaluation mode, which takes no memory."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        meta = torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
+        memo[id(tensor)] = nn.Parameter(meta) if isinstance(tensor, nn.Parameter) else meta
+    return plain_copy(model, memo).eval()
+
+
+class _Run:
+    """What one run of a network tells of a block."""
+
+    def __init__(self) -> None:
+        self.given: tuple[int, ...] = ()
+        self.made: tuple[int, ...] = ()
+        self.order: Order = "linear"
+        self.end = ""
+        self.shortcut: str | None = None
+        self._problem: str | None = "is not run"
+        # Norms and activations in the order in which they run, and the children with the shapes that they make.
+        self._steps: list[str] = []
+        self._children: list[tuple[str, nn.Module, Any]] = []
+
+    def watch(self, block: nn.Module) -> None:
+        """Hooks a block and its parts."""
+        if isinstance(block, ResidualBlock):
+            self.end = block.branch_end
+        for name, child in block.named_children():
+            child.register_forward_hook(self._see_child(name))
+        for part in block.modules():
+            if part is not block:
+                part.register_forward_pre_hook(self._see_part)
+        block.register_forward_pre_hook(self._begin)
+        block.register_forward_hook(self._finish)
+
+    def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._problem = None if not self.given else "is run more than once"
+        if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
+            self._problem = "is not given one feature map"
+        else:
+            self.given = tuple(inputs[0].shape)
+
+    def _see_part(self, part: nn.Module, _: object) -> None:
+        if is_norm(part):
+            self._steps.append("norm")
+        elif isinstance(part, nn.Conv2d):
+            self._steps.append("conv")
+
+    def _see_child(self, name: str) -> Callable[..., None]:
+        def see(child: nn.Module, _: object, output: Any) -> None:
+            self._children.append((name, child, tuple(output.shape) if isinstance(output, torch.Tensor) else None))
+
+        return see
+
+    def _finish(self, block: nn.Module, _: object, output: Any) -> None:
+        if not isinstance(output, torch.Tensor):
+            self._problem = self._problem or "does not make one feature map"
+            return
+        self.made = tuple(output.shape)
+        named = {name for name, _, _ in self._children if name in _SHORTCUTS}
+        modules = dict(block.named_children())
+        used = [name for name in named if not isinstance(modules[name], nn.Identity)]
+        self.shortcut = used[0] if used else None
+        branch = [each for each in self._children if each[0] not in named]
+        if isinstance(block, ResidualBlock):
+            acts_last = is_activation(branch[-1][1])
+        else:
+            while branch and is_activation(branch[-1][1]):
+                branch.pop()
+            acts_last = len(branch) < len(self._children) - len(named)
+            self.end = next((name for name, _, shape in reversed(branch) if shape == self.made), "")
+        self.order = "pre" if self._steps[:1] == ["norm"] else "post" if acts_last else "linear"
+
+    @property
+    def stride(self) -> int:
+        return max(1, round(self.given[2] / self.made[2]))
+
+    def check(self, network: str, name: str, block: nn.Module) -> None:
+        """Raises SplitError for a block that does not map one feature map to another."""
+        problem = self._problem
+        if problem is None and not len(self.given) == len(self.made) == 4:
+            problem = f"maps {'x'.join(map(str, self.given))} to {'x'.join(map(str, self.made))}, not feature maps"
+        elif problem is None and any(
+            -(-before // self.stride) != after for before, after in zip(self.given[2:], self.made[2:], strict=True)
+        ):
+            problem = f"maps images of {self.given[2]}x{self.given[3]} to {self.made[2]}x{self.made[3]}"
+        if problem is not None:
+            raise SplitError(
+                f"{network} does not split into blocks: its module {quote(name)} ({type(block).__name__}) {problem}"
+            )
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a layer of normalisation."""
+    return isinstance(module, (_BatchNorm, nn.GroupNorm, nn.LayerNorm))
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module is an activation, and not a gate of channels."""
+    kind = type(module)
+    return kind.__module__.startswith(_ACTIVATIONS) and not _GATES.search(kind.__name__)
+
+
+# -- making ----------------------------------------------------------------------------------------------------------
+
+
+def _new_blocks(
+    model: nn.Module, genome: Genome, found: Iterable[FoundBlock]
+) -> Iterator[tuple[nn.Module, ResidualBlock]]:
+    """Makes what takes the place of each block that is not kept."""
+    for each, block in zip(found, genome.blocks, strict=True):
+        if block != _KEEP:
+            old = model.get_submodule(each.name)
+            yield old, new_block(block, old, each)
+
+
+def new_block(block: BlockType, old: nn.Module, found: FoundBlock) -> ResidualBlock:
+    """Makes a block of a type, with random weights, that can take the place of another and is like it otherwise.
+
+    Args:
+        block: The type.
+        old: The block whose place it takes, of which nothing but a copy of its shortcut is kept.
+        found: What was found of it.
+
+    Returns:
+        The new block, where the old one is and in its mode.
+
+    Raises:
+        GenomeError: Widths do not divide.
+    """
+    place = found.place
+    sample = next((each for each in old.parameters() if each.is_floating_point()), torch.empty(0))
+    dd: dict[str, Any] = {"device": sample.device, "dtype": sample.dtype}
+    acts = [each for each in old.modules() if is_activation(each)]
+    most = Counter(map(type, acts)).most_common(1)
+    act = next((each for each in acts if type(each) is most[0][0]), nn.ReLU()) if most else nn.ReLU()
+    norm = next(filter(is_norm, old.modules()), None)
+    norm_layer = _norm_maker(norm)
+    changes = place.in_chs != place.out_chs or place.stride != 1
+    shortcut = None if found.shortcut is None else plain_copy(getattr(old, found.shortcut))
+    made = shortcut
+    # A separable convolution works on what a projection makes.
+    if changes and made is None and (found.order == "post" or (found.order == "linear" and block.family == "D")):
+        projection = nn.Conv2d(place.in_chs, place.out_chs, 1, place.stride, bias=False, **dd)
+        made = nn.Sequential(projection, norm_layer(place.out_chs, **dd))
+    dilation = max((max(c.dilation) for c in old.modules() if isinstance(c, nn.Conv2d)), default=1)
+    drop_path = getattr(old, "drop_path", None)
+    new = build_block(
+        block,
+        place.in_chs,
+        place.out_chs,
+        place.stride,
+        preact=found.order == "pre",
+        downsample=made,
+        dilations=(dilation, dilation),
+        drop_path=None if drop_path is None else plain_copy(drop_path),
+        act_layer=lambda inplace=True: _like(act, inplace),
+        norm_layer=norm_layer,
+        act_last=found.order == "post",
+        skip=not changes or made is not None,
+        **dd,
+    )
+    kept = set() if shortcut is None else {*shortcut.modules()}
+    for module in new.modules():
+        if isinstance(module, nn.Conv2d) and module not in kept:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return new.train(old.training)
+
+
+def _like(act: nn.Module, inplace: bool) -> nn.Module:
+    copied = plain_copy(act)
+    if hasattr(copied, "inplace"):
+        copied.inplace = inplace
+    return copied
+
+
+def _norm_maker(norm: nn.Module | None) -> Callable[..., nn.Module]:
+    """Makes norms like one, of other widths."""
+    if isinstance(norm, nn.GroupNorm):
+        groups, eps = norm.num_groups, norm.eps
+        return lambda width, **dd: nn.GroupNorm(math.gcd(groups, width), width, eps, **dd)
+    if isinstance(norm, nn.LayerNorm):
+        eps = norm.eps
+        return lambda width, **dd: LayerNorm2d(width, eps=eps, **dd)
+    kind = nn.SyncBatchNorm if isinstance(norm, nn.SyncBatchNorm) else nn.BatchNorm2d
+    like = {"eps": norm.eps, "momentum": norm.momentum} if isinstance(norm, _BatchNorm) else {}
+    return lambda width, **dd: kind(width, **like, **dd)
+
+
+def _described(model: nn.Module, genome: Genome, found: tuple[FoundBlock, ...]) -> nn.Module:
+    """Says in a network what its blocks are now."""
+    own = getattr(model, "genome", None)
+    if own is not None and len(own.blocks) == len(genome.blocks):
+        blocks = [mine if new == _KEEP else new for mine, new in zip(own.blocks, genome.blocks, strict=True)]
+        genome = Genome.from_blocks(blocks, genome.depths)
+    model.genome = genome
+    # Not nn.Modules: names, so that copies and pickles of the network find their own.
+    model.branch_ends = {
+        each.name: block.branch_end if isinstance(block := model.get_submodule(each.name), ResidualBlock) else each.end
+        for each in found
+    }
+    if not hasattr(model, "layout"):
+        model.layout = layout_of(model, found)
+    return model
+
+
+class BlockNetwork:
+    """A network of timm with its blocks: what makes networks of other blocks, and counts them.
+
+    Args:
+        network: A network, whose weights are kept where its blocks are, or a name of timm, with random weights.
+        num_classes: Classes, for a name; the network's own where none are given.
+        in_chans: Channels of the images, for a name.
+        image_size: Height and width of the images, the network's own where none are given.
+
+    Attributes:
+        layout: The places of the blocks.
+        blocks: The blocks.
+        input_size: Channels, height and width of the images.
+
+    Raises:
+        SplitError: The network does not split into blocks.
+        ValueError: timm has no such network, or a given one has other classes or channels.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | str,
+        num_classes: int | None = None,
+        in_chans: int | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        self.name = network if isinstance(network, str) else None
+        given = {"num_classes": num_classes, "in_chans": in_chans}
+        self._arguments = {key: value for key, value in given.items() if value is not None}
+        if self.name is None:
+            for key, value in self._arguments.items():
+                if value != getattr(network, key, value):
+                    raise ValueError(
+                        f"{type(network).__name__} has {key}={getattr(network, key)}, not {value}; leave it out, or "
+                        "use the network with other classes or channels"
+                    )
+        self._model = self._create() if isinstance(network, str) else network
+        channels, *size = own_input_size(self._model) if image_size is None else (in_chans or 3, *image_size)
+        if image_size is not None:
+            channels = getattr(self._model, "in_chans", channels)
+        self.input_size: tuple[int, int, int] = (channels, *size)
+        self.blocks, self.cost, self._kept = _trace(self._model, self.input_size)
+        self.layout = layout_of(self._model, self.blocks, self.input_size)
+
+    def _create(self) -> nn.Module:
+        assert self.name is not None
+        try:
+            return timm.create_model(self.name, pretrained=False, **self._arguments)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"timm cannot make {quote(self.name)}: {error}") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Of a name the network is made anew, since its random weights are not kept.
+        return {**vars(self), "_model": self._model if self.name is None else None}
+
+    @property
+    def model(self) -> nn.Module:
+        """The network as it is, which is not to be changed."""
+        if self._model is None:
+            self._model = self._create()
+        return self._model
+
+    def build(self, genome: Genome | str, *, device: torch.device | str | None = None) -> nn.Module:
+        """Makes the network of a genome: of a given network as `swap` does, of a name all with random weights.
+
+        Args:
+            genome: The genome.
+            device: Where to put it.
+
+        Returns:
+            The network.
+
+        Raises:
+            GenomeError: The genome does not fit.
+        """
+        genome = self.layout.fit(genome)
+        if self.name is None:
+            # An assignment of copies, as in `swap`, which need not look for the blocks again.
+            memo: dict[int, Any] = {id(old): new for old, new in _new_blocks(self.model, genome, self.blocks)}
+            model = plain_copy(self.model, memo)
+        else:
+            model = self._create()
+            for each, block in zip(self.blocks, genome.blocks, strict=True):
+                if block != _KEEP:
+                    model.set_submodule(each.name, new_block(block, model.get_submodule(each.name), each))
+        model = _described(model, genome, self.blocks)
+        return model if device is None else model.to(device)
+
+    def build_active(self, genome: Genome | str) -> nn.Module:
+        """Makes the network of a genome, for scores: of a name, no branch starts at zero, which would score nothing."""
+        model = self.build(genome)
+        if self.name is not None:
+            for name in model.branch_ends:
+                for module in model.get_submodule(name).modules():
+                    weight = getattr(module, "weight", None)
+                    if isinstance(weight, nn.Parameter) and not weight.any():
+                        (nn.init.ones_ if weight.ndim == 1 else nn.init.kaiming_normal_)(weight)
+        return model
+
+    @cached_property
+    def fixed(self) -> Cost:
+        """What all but the blocks costs."""
+        return self.cost - sum(self._kept, Cost(0, 0))
+
+    def option_cost(self, index: int, block: BlockType) -> Cost:
+        """Counts a type at a position, from 0; raises GenomeError where it does not fit."""
+        if block == _KEEP:
+            return self._kept[index]
+        return self._option_costs(index, block)
+
+    def _option_costs(self, index: int, block: BlockType) -> Cost:
+        found = self.blocks[index]
+        shapes = self.__dict__.setdefault("_shapes", {})
+        old = self._shadows[found.name]
+        # What the cost of a new block depends on.
+        shortcut = None if found.shortcut is None else repr(getattr(old, found.shortcut))
+        place = found.place
+        key = (place.in_chs, place.out_chs, place.stride, found.size, found.order, shortcut, block)
+        if key not in shapes:
+            new = new_block(block, old, found)
+            (shapes[key],) = count_parts(new, [new], torch.empty(1, place.in_chs, *found.size, device="meta"))
+        return shapes[key]
+
+    @cached_property
+    def _shadows(self) -> dict[str, nn.Module]:
+        shadow = _shadow(self.model)
+        return {each.name: shadow.get_submodule(each.name) for each in self.blocks}

@@ -1,0 +1,170 @@
+"""Searches at several budgets that share what they learn, and the Pareto front of score against cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..budget import Budget, BudgetLike
+from ..genome import Genome
+from .candidates import Candidate, common_cost, pareto, rank_within
+from .fisher import Score, fisher_potential
+from .probe_images import Minibatch
+from .rankings import score_named
+from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
+from .search import SearchError, SearchResult
+from .space import SearchSpace
+from .strategies import strategy_named
+
+__all__ = ["Front", "budgets_along", "search_front"]
+
+
+@dataclass(frozen=True)
+class Front:
+    """What a search at several budgets found.
+
+    Attributes:
+        cost: The cost that the budgets are of: `params`, `macs`, `latency` or `size`.
+        results: What was found within each budget, in the order of the budgets. A genome that fits two of them is in
+            both.
+        candidates: The Pareto front, from the cheapest to the dearest: each has a higher score than all cheaper ones.
+            It holds genomes with the most draws only, since a score of fewer draws can be high by chance.
+    """
+
+    cost: str
+    results: tuple[SearchResult, ...]
+    candidates: tuple[Candidate, ...]
+
+
+def search_front(
+    space: SearchSpace | str,
+    budgets: Sequence[BudgetLike],
+    samples: int = 1000,
+    seed: int = 0,
+    *,
+    data: Minibatch | tuple[Any, Any] | Iterable[Any] | None = None,
+    batch_size: int = 32,
+    score: Score | str = fisher_potential,
+    strategy: str = "surrogate",
+    draws: int = 1,
+    refine: int = 3,
+    workers: int = 1,
+    executor: Executor | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    record: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Front:
+    """Searches at several budgets in one run, and finds the Pareto front of score against cost.
+
+    Scores are shared: the additive model of the surrogate strategy is fitted to those of all budgets, and a genome that
+    fits several budgets is scored once. The leaders of each budget are refined.
+
+    Args:
+        space: A search space, or the name of a network such as `wrn40_2`.
+        budgets: The budgets, which all begin with the same cost; `budgets_along` makes some.
+        samples: Genomes to score for each budget.
+        seed: Seed of genomes, weights and noise.
+        data: Images and labels, as for `search`.
+        batch_size: Images in a minibatch.
+        score: A name or a function, as for `search`.
+        strategy: "surrogate" or "random", as for `search`; only the first learns from one budget for another.
+        draws: Draws of the weights for each genome.
+        refine: Rounds of refinement within each budget, as for `search`.
+        workers: Processes on this machine, of one thread each.
+        executor: Any executor, which takes the place of `workers`.
+        device: Where to score.
+        dtype: Precision of scores, the fastest for this score where none is given.
+        record: A file, to which each score is written as it comes.
+        resume: Whether to go on with that file.
+        progress: As for `search`.
+
+    Returns:
+        The front, and the ranking within each budget.
+
+    Raises:
+        BudgetError: No genome fits one of the budgets, or they are not of one cost.
+        RecordError: The record is of another search, or cannot be written.
+        SearchError: No score is finite.
+        WorkerError: Workers died.
+
+    Example:
+        ```python
+        front = search_front("wrn40_2", ["200k", "400k", "800k"], samples=100, workers=2)
+        for candidate in front.candidates:
+            print(candidate.cost, candidate.score, candidate.genome)
+        ```
+    """
+    space = SearchSpace(space) if isinstance(space, str) else space
+    check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
+    propose = strategy_named(strategy)
+    score = score_named(score)
+    wanted = [Budget.of(each) for each in budgets]
+    cost = common_cost(wanted)
+    # First of all what needs no score: a budget that cannot be met is refused before there is a record.
+    chosen = [propose(space, budget, seed, [], samples) for budget in wanted]
+    scorer = make_scorer(space, data, batch_size, score, seed, device, dtype, executor)
+    described = describe(scorer, strategy, {"budgets": [budget_windows(budget) for budget in wanted]})
+    with Scoring(scorer, workers, executor, record, resume, described, progress) as scoring:
+        planned = [len(each) if strategy == "random" else samples for each in chosen]
+        scoring.total = sum(each * draws + scores_of_refinement(each, draws, refine) for each in planned)
+        proposed = [0] * len(wanted)
+        candidates: dict[Genome, Candidate] = {}
+        while any(chosen):
+            # One of each budget in turn: from the first hundred a strategy learns how much scores differ.
+            turns = dict.fromkeys(genome for turn in zip_longest(*chosen) for genome in turn if genome is not None)
+            new = [genome for genome in turns if genome not in candidates]
+            candidates.update((each.genome, each) for each in scoring.candidates(new, draws, draws, "scoring"))
+            for place, budget in enumerate(wanted):
+                proposed[place] += len(chosen[place])
+                # All random genomes are one round, and where a budget has no more genomes, others go on.
+                left = samples - proposed[place] if chosen[place] and strategy != "random" else 0
+                chosen[place] = propose(space, budget, seed, list(candidates.values()), left) if left else []
+        refined = dict(candidates)
+        for budget in wanted:
+            within = [each for each in candidates.values() if budget.fits(each.cost)]
+            for each in scoring.refined(within, draws, refine, f"{budget}, "):
+                refined[each.genome] = max(each, refined[each.genome], key=lambda one: len(one.scores))
+    rankings = rank_within(wanted, refined.values())
+    for budget, ranked in zip(wanted, rankings, strict=True):
+        if not math.isfinite(ranked[0].score):
+            raise SearchError(f"none of {len(ranked)} scores within {budget} is finite; look at the data")
+    results = tuple(SearchResult(space, each, tuple(own)) for each, own in zip(wanted, rankings, strict=True))
+    return Front(cost, results, pareto(refined.values(), cost))
+
+
+def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: float = 0.025) -> list[Budget]:
+    """Spreads budgets of one cost evenly, by factors, from the cheapest genome of a space to the dearest.
+
+    Args:
+        space: The search space.
+        cost: `params`, `macs` or `latency`.
+        number: How many.
+        tolerance: The width of each window, as of a `Budget`.
+
+    Returns:
+        The budgets, from the smallest to the largest, in numbers of two digits.
+
+    Raises:
+        BudgetError: There is no such cost, or there are no measured latencies.
+
+    Example:
+        ```python
+        budgets = budgets_along(SearchSpace("wrn40_2"), "params", 4)  # 130k, 290k, 660k, 1.5m
+        ```
+    """
+    if number < 1:
+        raise ValueError(f"number is at least 1, not {number}")
+    least, most = space.range(cost)
+    centres = (least * (most / least) ** ((place + 0.5) / number) for place in range(number))
+    digits = (int(float(f"{each:.1e}")) if cost != "latency" else float(f"{each:.1e}") for each in centres)
+    arguments: list[dict[str, Any]] = [{cost: amount} for amount in digits]
+    return [Budget(**each, tolerance=tolerance) for each in arguments]
