@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from .export import ExportError, export_model, fold_batchnorm
     from .nets.cost import count, count_blocks
     from .nets.swap import SplitError, swap
+    from .prediction import Prediction, predict
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
     from .searching.front import Front, budgets_along, search_front
     from .searching.profile import profile
     from .searching.record import RecordError
-    from .searching.search import SearchError, SearchResult, search
+    from .searching.result import SearchResult
+    from .searching.search import SearchError, search
     from .searching.space import SearchSpace
     from .searching.workers import WorkerError
     from .training.attention_transfer import AttentionTransferTask
@@ -48,9 +50,10 @@ _LAZY = {
     "ExportError": "export",
     "Front": "searching.front",
     "MissingWeightsError": "zoo.cards",
+    "Prediction": "prediction",
     "RecordError": "searching.record",
     "SearchError": "searching.search",
-    "SearchResult": "searching.search",
+    "SearchResult": "searching.result",
     "SearchSpace": "searching.space",
     "SharedTeacherTask": "training.shared_teacher",
     "SplitError": "nets.swap",
@@ -65,6 +68,7 @@ _LAZY = {
     "fisher_potential": "searching.fisher",
     "fold_batchnorm": "export",
     "mask_rcnn": "detection",
+    "predict": "prediction",
     "profile": "searching.profile",
     "register": "zoo.register",
     "save_pretrained": "zoo.blockswap",
@@ -92,6 +96,7 @@ __all__ = [
     "LatencyTable",
     "Layout",
     "MissingWeightsError",
+    "Prediction",
     "RecordError",
     "SearchError",
     "SearchResult",
@@ -109,6 +114,7 @@ __all__ = [
     "fisher_potential",
     "fold_batchnorm",
     "mask_rcnn",
+    "predict",
     "profile",
     "register",
     "save_pretrained",

@@ -72,11 +72,11 @@ UNMEASURED = (
 
 
 class BudgetError(BlockSwapError):
-    """A budget that cannot be read or met: says the range that can."""
+    """A budget that cannot be read or met; the message gives the range that can."""
 
 
 Amount = int | float | tuple[float | None, float | None]
-# What says a budget: itself, an amount of parameters, or amounts by the name of the cost.
+# All forms of a budget: itself, an amount of parameters, or amounts by the name of the cost.
 BudgetLike: TypeAlias = "Budget | Amount | str | Mapping[str, Amount | str]"
 
 
@@ -125,10 +125,10 @@ class Budget:
 
     @classmethod
     def of(cls, budget: BudgetLike) -> Budget:
-        """Makes a budget of what says one, as `search` takes it.
+        """Makes a budget from any of the forms that `search` takes.
 
         Args:
-            budget: A budget, which stands for itself; a number, a pair or text, for parameters; or a mapping from
+            budget: A budget, which is returned; a number, a pair or text, for parameters; or a mapping from
                 `params`, `macs` and `latency` to such amounts.
 
         Returns:
@@ -171,8 +171,19 @@ class Budget:
         digits = _NANOSECONDS if name == "latency" else 3
         return round(amount * (1 - self.tolerance), digits), round(amount * (1 + self.tolerance), digits)
 
+    def as_json(self) -> dict[str, Any]:
+        """What JSON holds of it: the amounts as they were given, and the tolerance where it matters."""
+        given: dict[str, Any] = {}
+        for name in self.windows:
+            amount = getattr(self, name)
+            if isinstance(amount, tuple):
+                given[name] = [each if each is None or math.isfinite(each) else None for each in amount]
+            else:
+                given |= {name: amount, "tolerance": self.tolerance}
+        return given
+
     def fits(self, cost: Cost) -> bool:
-        """Says whether a cost is within every window.
+        """Checks whether a cost is within every window.
 
         Args:
             cost: The cost of a network.
@@ -214,16 +225,16 @@ def _amount(name: str, given: Any) -> Amount | None:
     parts = [_number(part) if isinstance(part, Real) else part for part in (given if pair else (given,))]
     if not all(part is None or isinstance(part, (int, float)) for part in parts):
         raise BudgetError(f"a budget of {name} is a number, a pair of them or text, not {quote(given)}")
-    return tuple(parts) if pair else parts[0]
+    return (parts[0], parts[1]) if pair else parts[0]
 
 
 def _number(given: Real) -> int | float:
-    """Makes a plain number, of one of numpy too."""
+    """Converts a number, one of numpy's too, to an int or float."""
     return int(given) if isinstance(given, Integral) else float(given)
 
 
 def amount_text(name: str, amount: float) -> str:
-    """Writes an amount of a cost as a person does: latencies in milliseconds."""
+    """Formats an amount of a cost; latencies in milliseconds."""
     if name != "latency":
         return f"{amount:,.0f}"
     digits = f"{amount * 1000:,.6f}"

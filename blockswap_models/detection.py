@@ -34,14 +34,14 @@ _TRAINABLE_LAYERS = 3
 
 
 class FPNBackbone(nn.Module):
-    """The stages of a network and torchvision's feature pyramid on them: what its detectors take for a backbone.
+    """The stages of a network and torchvision's feature pyramid on them: what its detectors take as a backbone.
 
     The maps are called `0`, `1`, … from fine to coarse, and after them come those of the extra block (`pool`).
 
     Args:
         body: A network that returns feature maps, with timm's `feature_info`.
         out_channels: Channels of the maps.
-        extra_blocks: Makes further maps of the coarsest; LastLevelMaxPool where none is given.
+        extra_blocks: Makes further maps of the coarsest; LastLevelMaxPool by default.
 
     Attributes:
         strides: The strides of all maps.
@@ -107,7 +107,7 @@ def fpn_backbone(
         returned_layers: The levels to use, by their number in the network's `feature_info`: for a ResNet 1 to 4, which
             is the default. For others it is the last level of each stride from 4 on, or from 2 on where the largest is
             4, as in a Wide ResNet, which is for images of 64 to 128 pixels.
-        extra_blocks: Makes further maps of the coarsest; LastLevelMaxPool where none is given.
+        extra_blocks: Makes further maps of the coarsest; LastLevelMaxPool by default.
         out_channels: Channels of the maps.
         **kwargs: Arguments of `timm.create_model`.
 

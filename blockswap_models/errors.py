@@ -6,4 +6,4 @@ __all__ = ["BlockSwapError"]
 
 
 class BlockSwapError(ValueError):
-    """What this package cannot do with what it was given: says what is wrong, where, and what to use instead."""
+    """The base of all errors of this package; the message says what is wrong, where, and what to use instead."""

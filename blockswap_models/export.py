@@ -31,7 +31,7 @@ from .nets.copies import plain_copy
 
 __all__ = ["ABOUT", "FORMATS", "OPSET", "ExportError", "Exported", "export_model", "fold_batchnorm", "format_of"]
 
-# The formats, and the endings of their files; the first is the one to write.
+# The formats, and the suffixes of their files; the first suffix is the usual one.
 FORMATS: dict[str, tuple[str, ...]] = {
     "onnx": (".onnx",),
     "torch.export": (".pt2",),
@@ -41,21 +41,21 @@ FORMATS: dict[str, tuple[str, ...]] = {
 OPSET = 18
 # The extra file of torch.export and TorchScript that ONNX has as metadata.
 ABOUT = "about.json"
-# How far the answers of a file may be from PyTorch's, which float32 rounds to seven digits of the largest.
+# The largest difference of a file's outputs from PyTorch's, relative to the largest output.
 _TOLERANCE = 1e-4
-# It is traced with two images: for a batch of one, a compiler would take its size for granted.
+# Traced with two images: a compiler would treat a batch size of one as a constant.
 _TRACED, _COMPARED = 2, (1, 3)
 
 _ANY_BATCH = ({0: torch.export.Dim("batch")},)
 
-# What a network answers: logits, or maps of features by number or name.
+# What a network outputs: logits, or feature maps by number or name.
 _Answer = Callable[[torch.Tensor], Any]
-# The content of a file, what that answers, and how many BN are left in it.
+# The content of a file, a function that runs it, and how many BN are left in it.
 _Written = tuple[bytes, _Answer, int]
 
 
 class ExportError(BlockSwapError):
-    """A network that cannot be exported so: says what is wrong and what to use."""
+    """A network that cannot be exported in this way; the message says what is wrong and what to use."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Exported:
         std: The standard deviation by which images are to be normalised before.
         outputs: The names of the outputs: `logits`, or the layers of the maps of a network made with
             `features_only=True`, in order.
+        label_names: The names of the classes, where they are known.
     """
 
     file: str
@@ -92,6 +93,7 @@ class Exported:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     outputs: tuple[str, ...]
+    label_names: tuple[str, ...] | None = None
 
 
 def export_model(
@@ -102,18 +104,17 @@ def export_model(
     input_size: tuple[int, int, int] | None = None,
     fold: bool = True,
 ) -> Exported:
-    """Writes a network of the zoo, or another of timm, in evaluation mode and float32; it stays as it was.
+    """Writes a network of the zoo, or another of timm, in evaluation mode and float32; it is not changed.
 
-    Name, genome, image size, normalisation and names of the outputs go into the file, as ONNX metadata or as the extra
-    file `about.json`. The file appears whole or not at all, and only if it answers as PyTorch does, for batches of
-    other sizes than it was made with.
+    Name, genome, image size, normalisation and the names of the outputs and classes go into the file, as ONNX metadata
+    or as the extra file `about.json`. The file appears whole or not at all, and only if it answers as PyTorch does, for
+    batches of other sizes than it was made with.
 
     Args:
         model: The network; made with `features_only=True` it has a map of each layer for outputs.
         path: The file.
-        format: One of `FORMATS`, told by the ending of the file where none is given.
-        input_size: Channels, height and width of the images, the network's own where none is given; their number is
-            free.
+        format: One of `FORMATS`; by default that of the file's suffix.
+        input_size: Channels, height and width of the images; the network's own by default. The batch size is free.
         fold: Whether BN is folded into the convolution before it, where there is one.
 
     Returns:
@@ -152,6 +153,9 @@ def export_model(
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
     }
+    names = cfg.get("label_names")
+    if names is not None and len(names) == getattr(original, "num_classes", None):
+        about["label_names"] = tuple(names)
     with torch.no_grad():
         example = torch.zeros(_TRACED, *size)
         about["outputs"] = _output_names(original, original(example))
@@ -163,9 +167,11 @@ def export_model(
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """Copies a model, in evaluation mode, with each BN folded into the convolution whose output it alone takes.
+    """Copies a model, in evaluation mode, with each BN folded into the convolution before it.
 
-    The original stays as it was. In a post-activation network every BN follows a convolution; in a pre-activation one
+    That needs a convolution whose output nothing but the BN uses.
+
+    The original is not changed. In a post-activation network every BN follows a convolution; in a pre-activation one
     the first of each block follows an addition, and stays. So does every norm that is no BN, or that has no statistics.
     What `forward_intermediates` returns is the same too: the BN after a convolution that is one of its maps stays.
 
@@ -200,21 +206,21 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
             continue
         if before.op != "call_module" or len(before.users) > 1 or before.target in maps:
             continue
-        # A layer that stands at two places has one set of weights for both.
+        # A layer that is used twice has one set of weights for both.
         if calls[node.target] > 1 or calls[before.target] > 1:
             continue
         first, second = str(before.target), str(node.target)
         conv, norm = folded.get_submodule(first), folded.get_submodule(second)
         if type(conv) is nn.Conv2d and _is_batchnorm(norm):
             folded.set_submodule(first, fuse_conv_bn_eval(conv, norm))
-            # timm's has its activation within.
+            # timm's BN contains its activation.
             rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
             folded.set_submodule(second, rest.eval())
     return folded
 
 
 def format_of(path: str | Path, format: str | None = None) -> str:
-    """Says in which format a file is to be written, from its ending where none is given; raises ExportError."""
+    """Returns the format of a file, by default from its suffix; raises ExportError."""
     path, ending = str(path), Path(path).suffix.lower()
     meant = next((name for name, endings in FORMATS.items() if ending in endings), None)
     if format is None:
@@ -231,7 +237,7 @@ def format_of(path: str | Path, format: str | None = None) -> str:
 
 
 class _LayerTracer(Tracer):
-    """Traces what lies around convolutions and BN; all else is taken whole, whatever it does within."""
+    """Traces down to convolutions and BN; a module without any of them is a leaf, whatever it does."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return _is_layer(m) or not any(map(_is_layer, m.modules()))
@@ -287,7 +293,7 @@ def _to_onnx(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Writt
     proto = made.model_proto
     props = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     onnx.helper.set_model_props(proto, props)
-    # Where in which folder of this machine each operation was written.
+    # The source files of the operations, which lie in folders of this machine.
     for node in proto.graph.node:
         del node.metadata_props[:]
     content = proto.SerializeToString()
@@ -330,7 +336,7 @@ _WRITERS = {"onnx": _to_onnx, "torch.export": _to_torch_export, "torchscript": _
 
 
 def _tensors(answer: Any) -> list[torch.Tensor]:
-    """Lists what a network answers; raises ExportError where it is not of tensors."""
+    """Lists the outputs of a network; raises ExportError if they are not tensors."""
     if isinstance(answer, torch.Tensor):
         return [answer]
     tensors = list(answer.values()) if isinstance(answer, Mapping) else answer
@@ -344,7 +350,7 @@ def _tensors(answer: Any) -> list[torch.Tensor]:
 
 
 def _output_names(model: nn.Module, answer: Any) -> tuple[str, ...]:
-    """Names what a network answers, so that each name is a valid one in ONNX."""
+    """Names the outputs of a network; each name is valid in ONNX."""
     tensors, info = _tensors(answer), getattr(model, "feature_info", None)
     if isinstance(answer, torch.Tensor):
         return ("logits",)
@@ -354,7 +360,7 @@ def _output_names(model: nn.Module, answer: Any) -> tuple[str, ...]:
 
 
 def _difference(model: nn.Module, answer: _Answer, size: tuple[int, ...]) -> float:
-    """The largest difference of what a file answers; raises ExportError where it is not the network's."""
+    """The largest difference of a file's outputs from the network's; raises ExportError if it is too large."""
     differences, scales = [], [torch.tensor(1.0)]
     noise = torch.Generator().manual_seed(0)
     for batch in _COMPARED:

@@ -1,4 +1,4 @@
-"""Files that are whole at any moment: written at once, or by lines of JSON of which only the last can be cut off.
+"""Files that are complete at any moment: written atomically, or as JSON lines of which only the last can be cut off.
 
 This module needs the standard library only.
 """
@@ -18,18 +18,18 @@ __all__ = ["JsonLineError", "append_json_line", "json_line", "read_json_lines", 
 
 
 def write_atomic(path: str | Path, content: bytes, error: Callable[[str], Exception] = OSError) -> None:
-    """Writes a file, whole or not at all; an older one stays until the new one is on the disk.
+    """Writes a file completely or not at all; an existing file stays until the new one is on disk.
 
     Args:
         path: The file.
-        content: What is written.
-        error: Makes the exception from its message where the file cannot be written, on a full disk for one.
+        content: The bytes to write.
+        error: Makes the exception from its message if the file cannot be written, for example on a full disk.
 
     Raises:
         OSError: The file cannot be written; or what `error` makes.
     """
     path = Path(path)
-    # One name for all attempts: what a killed process left is written over by the next.
+    # One name for all attempts: the next one overwrites what a killed process left.
     partial = path.with_name(f"{path.name}.tmp")
     try:
         with open(partial, "wb") as file:
@@ -38,7 +38,7 @@ def write_atomic(path: str | Path, content: bytes, error: Callable[[str], Except
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException as fault:
-        # Where the folder itself is the fault, there is nothing to remove.
+        # If the folder itself is the problem, there is nothing to remove.
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(fault, OSError):
@@ -55,7 +55,7 @@ class JsonLineError(ValueError):
 
 
 def json_line(value: Mapping[str, Any]) -> bytes:
-    """Writes an object as one line, which no other can follow on the same one; raises ValueError for NaN."""
+    """Encodes an object as one line of JSON; raises ValueError for NaN."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
@@ -73,10 +73,10 @@ def read_json_lines(path: str | Path) -> tuple[list[dict[str, Any]], bytes]:
         path: The file.
 
     Returns:
-        The objects, and what follows the last line end: the start of a line at which a process was killed, or nothing.
+        The objects, and the bytes after the last newline: the start of a line whose writer was killed, or nothing.
 
     Raises:
-        JsonLineError: A whole line is something else.
+        JsonLineError: A complete line is not a JSON object.
         OSError: The file cannot be read.
     """
     content = Path(path).read_bytes()

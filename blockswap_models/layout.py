@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from .genome import BlockType, Conv, Genome, GenomeError
 from .messages import did_you_mean, listed, quote
 
-__all__ = ["Layout", "NetworkLayout", "Position", "add_layout"]
+__all__ = ["RANDOM_WEIGHTS", "Layout", "NetworkLayout", "Position", "add_layout"]
 
 _NAME = re.compile(r"(?:blockswap_)?(?:wrn([0-9]{1,3})_([0-9]{1,2})|resnet([0-9]{1,3}))(?:_[0-9]+[km])?")
+# What is said of the weights of a network that was given by its name.
+RANDOM_WEIGHTS = "random weights"
 Structure = tuple[str, tuple[Conv, ...]]
 _RESNET_DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 # The forward of timm's ResNet names four stages, and its stem has 64 channels.
@@ -26,7 +28,7 @@ _STANDARD_NAMES = (
     *(f"wrn{depth}_{widen}" for depth in (16, 22, 28, 40) for widen in (1, 2, 4, 8, 10)),
     *(f"resnet{depth}" for depth in _RESNET_DEPTHS),
 )
-# The layouts of the user's own entries, by name.
+# The layouts of registered entries, by name.
 _registered: dict[str, Layout] = {}
 
 
@@ -45,11 +47,11 @@ class Position:
     kept: bool = False
 
     def structure(self, block: BlockType) -> Structure | None:
-        """What makes the network of a block type here; None where its widths do not divide."""
+        """What defines the network of a block type here; None if its widths do not divide."""
         if self.kept and block.family == "K":
             return "K", ()
         try:
-            # Two families can share their convolutions, but not what stands between them.
+            # Two families can have the same convolutions, but differ in the layers between them.
             return block.family, block.convs(self.in_chs, self.out_chs, self.stride)
         except GenomeError:
             return None
@@ -120,6 +122,32 @@ class Layout:
             raise ValueError(f"the {name} of {self.name}: whole numbers from 1 up, not {quote(given)}")
         return whole
 
+    def __repr__(self) -> str:
+        channels, height, width = self.input_size
+        stages = ", ".join(f"{depth}x{chs}" for depth, chs in zip(self.depths, self.channels, strict=True))
+        order = "pre" if self.preact else "post"
+        return (
+            f"Layout({self.name}: stem {self.stem_chs}, stages of blocks x channels {stages}, {order}-activation, "
+            f"{channels}x{height}x{width} images, {self.num_classes} classes)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Shows the stages as a table, in a notebook."""
+        channels, height, width = self.input_size
+        first = 1 if self.preact else 4
+        rows = [
+            (stage + 1, depth, chs, f"{-(-height // (first << stage))}x{-(-width // (first << stage))}")
+            for stage, (depth, chs) in enumerate(zip(self.depths, self.channels, strict=True))
+        ]
+        head = "".join(f"<th>{title}</th>" for title in ("stage", "blocks", "channels", "size"))
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+        order = "before" if self.preact else "after"
+        return (
+            f"<div><b>{self.name}</b>: images {channels}x{height}x{width}, {self.num_classes} classes, a stem of "
+            f"{self.stem_chs} channels, BN and ReLU {order} convolutions"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
     @classmethod
     def custom(
         cls,
@@ -132,7 +160,7 @@ class Layout:
         input_size: Sequence[int] | None = None,
         num_classes: int | None = None,
     ) -> Layout:
-        """Makes a layout of any stages; what is left out is as in WRN-40-2 or, with `preact=False`, ResNet-34.
+        """Makes a layout of any stages; defaults are those of WRN-40-2 or, with `preact=False`, of ResNet-34.
 
         Args:
             name: A name of letters, digits and `_`, for `register`.
@@ -212,7 +240,7 @@ class Layout:
 
     @classmethod
     def named(cls, name: Layout | str) -> Layout:
-        """Finds the layout of a name.
+        """Finds a layout by its name.
 
         Args:
             name: Such as `wrn40_2`, `resnet34_3m` or a registered name; a layout stands for itself.
@@ -246,7 +274,7 @@ class Layout:
 
     @property
     def is_known(self) -> bool:
-        """Whether its name stands for this very layout here, as that of a WRN, of a ResNet or of an own entry."""
+        """Whether its name means this layout in this process: the name of a WRN, a ResNet or a registered entry."""
         try:
             return Layout.named(self.name) == self
         except ValueError:
@@ -254,7 +282,7 @@ class Layout:
 
     @property
     def is_standard(self) -> bool:
-        """Whether its name stands for this very layout everywhere, registered or not."""
+        """Whether its name means this layout in every process, registered or not."""
         return self.is_known and _NAME.fullmatch(self.name) is not None
 
     @property

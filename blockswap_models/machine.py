@@ -1,6 +1,6 @@
-"""What this machine has for a program: processors, a device, memory, files that can be written.
+"""What this machine offers: processors, devices, memory, writable files.
 
-This module needs the standard library only, until a function that is called needs more.
+This module imports the standard library only; its functions import what else they need.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def default_workers(most: int | None = None) -> int:
     """Counts the processors that this process may use, within its CPU affinity and the limits of its container.
 
     Args:
-        most: A number of processes beyond which more are of no use.
+        most: An upper limit.
 
     Returns:
         At least 1, and at most `most`.
@@ -33,10 +33,10 @@ def default_workers(most: int | None = None) -> int:
 
 
 def find_device(name: torch.device | str | None = None) -> torch.device:
-    """Finds a device by name, and sees that it is there.
+    """Finds a device by name, and checks that it exists.
 
     Args:
-        name: Such as `cpu`, `cuda` or `cuda:1`; where it is left out, `cuda` where there is a GPU, else `cpu`.
+        name: `cpu`, `cuda` or `cuda:1`; by default `cuda` if there is a GPU, else `cpu`.
 
     Returns:
         The device.
@@ -60,7 +60,7 @@ def find_device(name: torch.device | str | None = None) -> torch.device:
 
 
 def keep_memory() -> None:
-    """Keeps freed memory for the next tensor, where the C library is glibc: to get it anew costs time."""
+    """Keeps freed memory for the next tensor instead of giving it back to the system, which costs time (glibc only)."""
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
@@ -72,7 +72,7 @@ def keep_memory() -> None:
 
 
 def require_writable(path: str | Path) -> None:
-    """Sees that a file can be written, before the work whose result it is to hold; leaves no file behind.
+    """Checks that a file can be written, before long work begins; leaves no file behind.
 
     Args:
         path: The file, which may exist.
@@ -83,7 +83,7 @@ def require_writable(path: str | Path) -> None:
     path = Path(path)
     new = not os.path.lexists(path)
     try:
-        # Opened for more, so that what is there stays.
+        # Opened for appending, so that its content stays.
         with open(path, "ab"):
             pass
         if new:
@@ -94,9 +94,9 @@ def require_writable(path: str | Path) -> None:
 
 @contextmanager
 def threads_set(number: int | None) -> Iterator[None]:
-    """Runs torch with so many threads, and then with as many as before; None changes nothing.
+    """Sets torch's number of threads, and restores it at the end; None changes nothing.
 
-    On one thread sums are taken in one order, and processes beside each other do not fight for cores.
+    On one thread sums have a fixed order, and processes do not compete for cores.
     """
     import torch
 

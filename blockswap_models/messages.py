@@ -1,4 +1,4 @@
-"""Words of messages: quoted text, lists of numbers, and what a mistyped name may have been.
+"""Parts of messages: quoted text, lists of numbers, and suggestions for mistyped names.
 
 A message speaks of arguments as Python does, `num_classes=146`; the command line rewrites these as its options.
 
@@ -21,17 +21,17 @@ def quote(text: object, limit: int = 200) -> str:
 
 
 def listed(numbers: Iterable[object]) -> str:
-    """Joins numbers or names as a person does: 3, 4, 6 and 3."""
+    """Joins numbers or names: 3, 4, 6 and 3."""
     texts = [str(number) for number in numbers] or ["0"]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Suggests the known name that is most like a mistyped one, or gives the advice for where there is none."""
+    """Suggests the known name closest to a mistyped one, or returns `otherwise`."""
     close = difflib.get_close_matches(name, list(known), n=5)
 
     def likeness(other: str) -> tuple[float, int]:
-        # Of names that are equally like it, the one that begins like it.
+        # Of names that are equally close, the one with the longest common start.
         same = takewhile(lambda pair: pair[0] == pair[1], zip(other, name, strict=False))
         return difflib.SequenceMatcher(None, other, name).ratio(), sum(1 for _ in same)
 

@@ -11,8 +11,8 @@ import pytest
 import blockswap_models
 
 PACKAGE = Path(blockswap_models.__file__).parent
-# What each room may import. A folder is a room, and so are these modules at the top: seven make up the core.
-CORE = ("genome", "layout", "budget", "machine", "messages", "files", "errors")
+# What each room may import. A folder is a room, and so are these modules at the top: nine make up the core.
+CORE = ("genome", "layout", "budget", "machine", "messages", "files", "errors", "progress", "strips")
 MAY_IMPORT = {
     "core": set(),
     "nets": {"core"},
@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "training": {"core", "nets", "data", "zoo"},
     "detection": {"core", "nets", "data", "zoo", "searching", "training"},
     "export": {"core", "nets", "data", "zoo", "searching", "training"},
-    "cli": {"core", "nets", "data", "zoo", "searching", "training", "detection", "export"},
+    "prediction": {"core", "nets", "data", "zoo", "searching", "training"},
+    "cli": {"core", "nets", "data", "zoo", "searching", "training", "detection", "export", "prediction"},
     "__main__": {"cli"},
 }
 # These need the standard library and click only, so that help, mistakes and records are answered at once.
@@ -33,9 +34,12 @@ LIGHT = (
         "searching.latency",
         "searching.candidates",
         "searching.record",
+        "searching.result",
+        "searching.score_bar",
         "training.recipes",
     ),
     *("cli.main", "cli.search", "cli.records", "cli.latency", "cli.train", "cli.evaluate", "cli.share", "cli.export"),
+    "cli.predict",
     "searching.workers",
 )
 # `__init__` says which module has each public name, and loads those that need torch when they are asked for.
@@ -98,6 +102,20 @@ def test_text_and_records_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_help_and_mistakes_load_little() -> None:
+    script = """
+import sys
+from blockswap_models.cli.main import main
+main(["--help"])
+assert main(["count", "wrn40_2", "B3G"]) == 2
+# What takes longer to import than all of the command line; importlib.abc brings importlib.resources and tempfile.
+slow = {"torch", "timm", "numpy", "PIL", "tqdm", "loky", "psutil", "multiprocessing", "importlib.resources", "tempfile"}
+sys.exit(", ".join(slow & set(sys.modules)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
 
 
 BENCHMARKS = sorted((Path(__file__).parent.parent / "benchmarks").rglob("*.py"))

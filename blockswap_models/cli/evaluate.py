@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..progress import progress_bar
 from .parameters import (
     dataset_options,
     device_option,
     exclusive,
+    holdout_options,
     model_argument,
     model_options,
     reader_option,
     subcommand,
 )
-from .progress import progress_bar
 from .tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = ["evaluate_", "measure", "say_which"]
 @dataset_options
 @click.option("--split", help="the split [default: validation, or test where a folder has no other]")
 @click.option("--class-map", metavar="FILE", help="the names of all classes, for a folder of some of them")
+@holdout_options
 @click.option("--images", type=int, metavar="N", help="so many images, evenly spaced [default: all]")
 @model_options("its own, unless there is a checkpoint")
 @click.option("--batch-size", type=int, default=256, help="images in a minibatch")
@@ -48,6 +50,7 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
 
     import torch
 
+    from ..data.facts import holdout_of
     from ..machine import find_device, keep_memory
     from ..training.evaluate import evaluation_loader
     from ..training.models import make_model
@@ -72,6 +75,10 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
         options.images,
         options.class_map,
         options.workers,
+        # All images of a folder without splits, unless it is said.
+        None
+        if options.val_share is None
+        else holdout_of(options.data, options.data_dir, options.val_share, options.val_seed),
     )
     result = measure(model, loader, getattr(torch, options.dtype))
     say_which(options.name, options.genome)
@@ -122,7 +129,10 @@ def measure(model: nn.Module, loader: Minibatches, dtype: torch.dtype) -> Evalua
 
 def say_which(name: str, genome: str | None = None) -> None:
     """Says on stderr which network was taken, where timm and the zoo both have one of that name."""
+    from ..training.models import is_folder
     from ..zoo.find import find_model, which_was_taken
 
+    if is_folder(name):
+        return
     if said := which_was_taken(name, find_model(name, genome)):
         click.echo(said, err=True)

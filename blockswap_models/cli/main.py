@@ -27,6 +27,7 @@ _SUBCOMMANDS = {
     "profile": "latency:profile_",
     "train": "train:train_",
     "evaluate": "evaluate:evaluate_",
+    "predict": "predict:predict_",
     "pack": "share:pack",
     "push": "share:push",
     "export": "export:export_",

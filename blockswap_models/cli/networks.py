@@ -8,6 +8,7 @@ import click
 
 from ..budget import Cost
 from ..genome import Genome
+from ..layout import Layout
 from ..messages import did_you_mean, quote
 from ..zoo.genomes import GENOMES
 from .parameters import GENOME, NETWORK, Given, size_options, subcommand
@@ -57,18 +58,19 @@ def count_(
     as_json: bool,
 ) -> None:
     """Prints what a genome costs, block by block: the network's own where none is given."""
-    layout = network.value
-    genome = _own_genome(network) if genome is None else layout.fit(genome)
+    if isinstance(network.value, str):
+        from ..nets.swap import BlockNetwork
 
-    from ..nets.cost import count, count_blocks
-    from ..nets.networks import build
-
-    arguments = {"num_classes": num_classes, "in_chans": in_chans}
-    given = {key: value for key, value in arguments.items() if value is not None}
-    model = build(layout, genome, device="meta", **given)
-    channels, height, width = layout.input_size
-    size = (in_chans or channels, image_size or height, image_size or width)
-    total, blocks = count(model, size), count_blocks(model, size)
+        size = None if image_size is None else (image_size, image_size)
+        swapped = BlockNetwork(network.value, num_classes, in_chans, size)
+        layout = swapped.layout
+        genome = layout.original if genome is None else layout.fit(genome)
+        blocks = [swapped.option_cost(index, block) for index, block in enumerate(genome.blocks)]
+        total = sum(blocks, swapped.fixed)
+    else:
+        layout = network.value
+        genome = _own_genome(network) if genome is None else layout.fit(genome)
+        total, blocks = _count(layout, genome, num_classes, in_chans, image_size)
     rows: list[dict[str, Any]] = [
         {
             "stage": place.stage,
@@ -95,6 +97,21 @@ def count_(
         table.append(("", "", name, "", f"{cost.params:,}", in_megas(cost.macs)))
     print(f"{layout.name} {genome}")
     print_table(("stage", "block", "type", "channels", "params", "MACs"), table, right=(0, 1, 4, 5))
+
+
+def _count(
+    layout: Layout, genome: Genome, num_classes: int | None, in_chans: int | None, image_size: int | None
+) -> tuple[Cost, list[Cost]]:
+    """Counts a network and each of its blocks."""
+    from ..nets.cost import count, count_blocks
+    from ..nets.networks import build
+
+    arguments = {"num_classes": num_classes, "in_chans": in_chans}
+    given = {key: value for key, value in arguments.items() if value is not None}
+    model = build(layout, genome, device="meta", **given)
+    channels, height, width = layout.input_size
+    size = (in_chans or channels, image_size or height, image_size or width)
+    return count(model, size), count_blocks(model, size)
 
 
 def _own_genome(network: Given) -> Genome:

@@ -28,6 +28,7 @@ __all__ = [
     "dataset_options",
     "device_option",
     "exclusive",
+    "holdout_options",
     "model_argument",
     "model_options",
     "network_options",
@@ -71,7 +72,21 @@ AMOUNT = _Read("amount", lambda text: Given(text, parse_amount(text)))
 LATENCY = _Read("time", lambda text: Given(text, parse_latency(text)))
 AMOUNTS = _Read("amount[,…]", lambda text: Given(text, parse_several(text, parse_amount)))
 LATENCIES = _Read("time[,…]", lambda text: Given(text, parse_several(text, parse_latency)))
-NETWORK = _Read("network", lambda text: Given(text, Layout.named(text)))
+
+
+def _network(text: str) -> Given:
+    """Reads the name of a layout; one of timm's that is no layout stands for itself."""
+    try:
+        return Given(text, Layout.named(text))
+    except ValueError:
+        import timm
+
+        if timm.is_model(text.partition(".")[0]):
+            return Given(text, text)
+        raise
+
+
+NETWORK = _Read("network", _network)
 GENOME = _Read("genome", Genome)
 TYPES = _Read("types", lambda text: [BlockType.parse(each) for each in text.split(",")])
 
@@ -149,16 +164,27 @@ size_options = together(
     click.option("--image-size", type=int, help="height and width of the images [default: the network's own]"),
 )
 network_options = together(
-    click.argument("network", type=NETWORK, help="a network, such as wrn40_2 or resnet34"),
+    click.argument(
+        "network", type=NETWORK, help="a network, such as wrn40_2 or resnet34, or a CNN of timm, such as resnet50"
+    ),
     click.option("--types", type=TYPES, help="block types to choose from, such as S,G4,W1 [default: the paper's 23]"),
     size_options,
 )
 model_argument = click.argument(
-    "name", metavar="MODEL", help="a model of timm or the zoo, local-dir:FOLDER or hf-hub:NAME"
+    "name", metavar="MODEL", help="a model of timm or the zoo, the folder of a network or a run, or hf-hub:NAME"
 )
 dataset_options = together(
     click.option("--data", required=True, help="torch/cifar10 or another timm dataset, or a folder of images"),
     click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset"),
+)
+holdout_options = together(
+    click.option(
+        "--val-share",
+        type=float,
+        metavar="SHARE",
+        help="share of each class that is held out for validation, for a folder without splits [default: 0.2]",
+    ),
+    click.option("--val-seed", type=int, default=0, help="seed of what is held out"),
 )
 device_option = click.option("--device", help="cpu, cuda or cuda:1 [default: cuda where there is a GPU, else cpu]")
 reader_option = click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..searching.record import FrontRecord, budget_text, build_text, read_front,
 from .parameters import record_argument, subcommand, top_option
 from .tables import front_report, print_front, print_json, print_ranking, print_table
 
-__all__ = ["plot", "show"]
+__all__ = ["plot", "show", "train_text"]
 
 
 @subcommand("show", "what a search found, from its record")
@@ -54,7 +55,14 @@ def show(record: Path, top: int, as_json: bool) -> None:
             for place, block, share, middle in zip(_places(best), best.genome.blocks, best.shares, median, strict=True)
         ]
         print_table(("stage.block", "type", "best", "median of all"), rows, right=(0, 2, 3))
-    print(f"\n{build_text(header, best.genome)}")
+    print(f"\n{build_text(header, best.genome)}\n{train_text(header, record)}")
+
+
+def train_text(header: dict[str, Any], record: str | Path) -> str:
+    """Writes the command that trains the best network of a record, on the images that it was searched with."""
+    data = [] if (header.get("about") or {}).get("data") else ["--data", "DATA"]
+    words = ["blockswap", "train", str(record), *data, "--out", f"{Path(record).with_suffix('')}-run"]
+    return f"train it: {shlex.join(words)}"
 
 
 @subcommand("plot", "a picture of a search, from its record")

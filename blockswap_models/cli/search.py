@@ -11,7 +11,7 @@ import click
 from ..budget import Budget, BudgetError, amount_text
 from ..machine import default_workers, find_device
 from ..searching.latency import LatencyTable
-from ..searching.record import build_text, require_new
+from ..searching.record import build_text, read_record, require_new
 from .errors import advise_when_interrupted
 from .parameters import (
     AMOUNT,
@@ -19,18 +19,19 @@ from .parameters import (
     LATENCIES,
     LATENCY,
     Decorator,
+    holdout_options,
     network_options,
     subcommand,
     together,
     top_option,
 )
-from .progress import ScoreBar
+from .records import train_text
 from .tables import front_report, in_megas, print_front, print_json, print_ranking
 
 if TYPE_CHECKING:
     from ..searching.front import Front
     from ..searching.probe_images import Minibatch
-    from ..searching.search import SearchResult
+    from ..searching.result import SearchResult
     from ..searching.space import SearchSpace
 
 __all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "search_", "space_", "space_of", "tied_text"]
@@ -121,6 +122,7 @@ def space_(as_json: bool, **arguments: Any) -> None:
 )
 @click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset")
 @click.option("--split", default="train", help="the split of the dataset")
+@holdout_options
 @click.option("--batch-size", type=int, default=32, help="images in a minibatch")
 @click.option("--score", type=click.Choice(SCORE_NAMES), default=SCORE_NAMES[0], help="what to rank by")
 @click.option("--minibatches", type=int, default=1, help="score the last of so many, after training on the rest")
@@ -150,6 +152,7 @@ def search_(as_json: bool, **arguments: Any) -> None:
     options = SimpleNamespace(**arguments)
     if options.front is None and all(getattr(options, name) is None for name in _COSTS):
         raise ValueError("a search needs a budget; use --params 400k, or --macs 60m, or --latency 4ms")
+    options.holdout = None
     if options.front is not None and getattr(options, options.front) is not None:
         raise ValueError(f"--front {options.front} chooses its budgets; leave out --{options.front}, or --front")
     if options.data_dir is not None and options.data is None:
@@ -157,12 +160,10 @@ def search_(as_json: bool, **arguments: Any) -> None:
     record = options.resume or options.out or _record_name(options)
     if options.resume is None:
         require_new(record)
-    if options.num_classes is None and options.data is not None:
-        from ..data.folders import classes_of
-
-        # A folder of five classes is searched with a head of five, which counts in a budget of parameters.
-        classes = classes_of(options.data, options.data_dir, options.split)
-        options.num_classes = None if classes is None else len(classes)
+    if options.resume is not None and Path(record).is_file():
+        _go_on_as(options, read_record(record)[0])
+    elif options.data is not None:
+        _read_images(options)
     space = _space(options)
     budgets = _budgets(options, space)
 
@@ -187,15 +188,47 @@ def search_(as_json: bool, **arguments: Any) -> None:
         "resume": options.resume is not None,
         **({} if options.strategy is None else {"strategy": options.strategy}),
     }
-    with ScoreBar() as progress:
-        if len(budgets) == 1 and options.front is None:
-            result = search(space, budgets[0], options.samples, options.seed, progress=progress, **given)
-        else:
-            front = search_front(space, budgets, options.samples, options.seed, progress=progress, **given)
     if len(budgets) == 1 and options.front is None:
+        result = search(space, budgets[0], options.samples, options.seed, progress=True, on_interrupt="raise", **given)
         _print_result(result, record, options.top, as_json)
     else:
+        front = search_front(space, budgets, options.samples, options.seed, progress=True, **given)
         _print_front(front, record, options.top, as_json)
+
+
+def _read_images(options: SimpleNamespace) -> None:
+    """Takes classes, channels and size of a folder's images, where they are not given, and says them."""
+    from ..data.facts import holdout_of, holdout_text, image_facts
+
+    options.holdout = holdout_of(options.data, options.data_dir, options.val_share, options.val_seed)
+    facts = image_facts(options.data, options.data_dir, options.split, options.holdout)
+    if facts is None:
+        return
+    channels, height, width = options.network.value.input_size
+    if options.num_classes is None:
+        # A folder of five classes is searched with a head of five, which counts in a budget of parameters.
+        options.num_classes = len(facts.classes)
+    if options.in_chans is None and facts.channels < channels:
+        options.in_chans = facts.channels
+    if options.image_size is None and facts.suitable_size(height) < height == width:
+        options.image_size = facts.suitable_size(height)
+    if options.holdout is not None:
+        click.echo(holdout_text(options.data, options.data_dir, options.holdout), err=True)
+
+
+def _go_on_as(options: SimpleNamespace, header: dict[str, Any]) -> None:
+    """Takes classes, channels, size and held out images of a record, where they are not given, to go on with it."""
+    from ..data.holdout import HoldOut
+
+    channels, height, width = header.get("input_size") or options.network.value.input_size
+    told = {"num_classes": header.get("num_classes"), "in_chans": channels}
+    told |= {"image_size": height} if height == width else {}
+    for name, value in told.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    about = header.get("about") or {}
+    if "val_share" in about:
+        options.holdout = HoldOut(about["val_share"], about["val_seed"])
 
 
 def space_of(options: SimpleNamespace, table: LatencyTable | None = None) -> SearchSpace:
@@ -251,7 +284,9 @@ def _minibatch(options: SimpleNamespace, space: SearchSpace) -> Minibatch:
     num_batches = affordable_batches(space, number)
     if options.data is None:
         return noise_minibatch(space, number, options.seed, num_batches)
-    return dataset_minibatch(space, options.data, options.data_dir, number, options.seed, options.split, num_batches)
+    return dataset_minibatch(
+        space, options.data, options.data_dir, number, options.seed, options.split, num_batches, options.holdout
+    )
 
 
 def _record_name(options: SimpleNamespace) -> str:
@@ -298,7 +333,7 @@ def _print_result(result: SearchResult, record: str, number: int, as_json: bool)
     described: dict[str, Any] = {"space": layout.name, "num_classes": space.num_classes, "input_size": space.input_size}
     if not layout.is_standard:
         described["layout"] = layout
-    print(f"record: {record}\n{build_text(described, best.genome)}")
+    print(f"record: {record}\n{build_text(described, best.genome)}\n{train_text(read_record(record)[0], record)}")
 
 
 def tied_text(number: int, draws: int) -> str:

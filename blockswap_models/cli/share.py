@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,9 @@ def pack(as_json: bool, **arguments: Any) -> None:
     """Writes the parameters of a run in half precision, and their card with the errors of both precisions."""
     options = SimpleNamespace(**arguments)
     folder: Path = options.run_folder
-    summary = _summary(folder)
+    from ..training.run_folder import read_summary
+
+    summary = read_summary(folder)
     if not options.tag or {".", "/", os.sep} & set(options.tag):
         raise ValueError(f"a tag has neither dots nor slashes; {quote(options.tag)} has, or is empty (--tag)")
 
@@ -56,25 +57,20 @@ def pack(as_json: bool, **arguments: Any) -> None:
             raise WeightsError(f"there is {quote(str(path))} already; use another --tag or --out, or delete it")
 
     import safetensors.torch
-    import timm
     import torch
 
+    from ..data.holdout import HoldOut
     from ..files import write_atomic
     from ..machine import find_device, keep_memory
     from ..training.evaluate import evaluation_loader, load_weights
+    from ..training.models import of_summary
 
     device = find_device(options.device)
     if device.type == "cpu":
         keep_memory()
     if "command" not in summary:
         raise WeightsError(f"the run in {quote(str(folder))} does not say its command; train it with this version")
-    model = timm.create_model(
-        find_model(summary["model"]),
-        num_classes=summary["num_classes"],
-        in_chans=summary["input_size"][0],
-        genome=summary["genome"],
-        pretrained_cfg_overlay={"input_size": tuple(summary["input_size"])},
-    )
+    model = of_summary(summary)
     load_weights(model, folder / "model.safetensors")
     _halve(model)
     content = safetensors.torch.save(
@@ -85,7 +81,14 @@ def pack(as_json: bool, **arguments: Any) -> None:
     model.float().to(device)
     if not all(each.isfinite().all() for each in model.parameters()):
         raise WeightsError(f"the weights of {quote(str(folder))} are too large for {_DTYPE}, or not finite")
-    loader = evaluation_loader(model, summary["data"], options.data_dir, workers=options.workers)
+    share = summary.get("val_share")
+    loader = evaluation_loader(
+        model,
+        summary["data"],
+        options.data_dir,
+        workers=options.workers,
+        holdout=None if share is None else HoldOut(share, summary["val_seed"]),
+    )
     tested = measure(model, loader, torch.float32)
     errors = {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
     made = make_card(name, summary, content, _DTYPE, errors, training_command(summary), options.note)
@@ -134,23 +137,12 @@ def push(as_json: bool, **arguments: Any) -> None:
         save_pretrained(model, options.out, card=card)
         print(f"{options.out}: timm.create_model('local-dir:{options.out}', pretrained=True)")
         return
+    import tempfile
+
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, card=card, source=f"hf-hub:{options.repo}")
         _upload(folder, options.repo, options.private)
     print(f"{options.repo}: timm.create_model('hf-hub:{options.repo}', pretrained=True)")
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        summary["model"], summary["data"]
-    except FileNotFoundError:
-        raise WeightsError(
-            f"no finished run in {quote(str(folder))}; use the folder that 'blockswap train' was given as --out"
-        ) from None
-    except (KeyError, TypeError, ValueError):
-        raise WeightsError(f"{quote(str(folder / 'summary.json'))} is no summary of blockswap train") from None
-    return summary
 
 
 def _packed(name: str) -> Path:
@@ -181,6 +173,8 @@ def _model_of(card: dict[str, Any], weights: Path) -> nn.Module:
     size = card.get("input_size")
     own = {} if size is None else {"in_chans": size[0], "pretrained_cfg_overlay": {"input_size": tuple(size)}}
     model = timm.create_model(name, num_classes=card["num_classes"], genome=card["genome"], **own)
+    if "label_names" in card:
+        model.pretrained_cfg["label_names"] = card["label_names"]
     load_weights(model, weights)
     return model
 

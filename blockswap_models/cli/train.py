@@ -12,7 +12,7 @@ import click
 from ..messages import quote
 from ..training.recipes import RECIPES, Recipe
 from .errors import advise_when_interrupted, given_words
-from .parameters import GENOME, dataset_options, device_option, exclusive, reader_option, subcommand, together
+from .parameters import GENOME, device_option, exclusive, holdout_options, reader_option, subcommand, together
 from .tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -69,9 +69,19 @@ _recipe_options = together(
 
 @subcommand("train", "train any timm model, from a teacher or without one", cls=_Train)
 @click.argument(
-    "names", nargs=-1, required=True, metavar="MODEL...", help="a model of timm or the zoo; several of one teacher"
+    "names",
+    nargs=-1,
+    required=True,
+    metavar="MODEL...",
+    help="a model of timm or the zoo, several of one teacher, or the record of a search, for its best network",
 )
-@dataset_options
+@click.option("--rank", type=int, help="which network of a record, 1 being the best [default: 1]")
+@click.option(
+    "--data",
+    help="torch/cifar10 or another timm dataset, or a folder of images [default: that of the record]",
+)
+@click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset")
+@holdout_options
 @click.option("--out", required=True, metavar="FOLDER", help="where checkpoint, log and weights go")
 @click.option("--resume", is_flag=True, help="go on with the run in that folder")
 @click.option("--genome", type=GENOME, help="block types, for a model of the zoo [default: its own]")
@@ -113,6 +123,7 @@ def train_(as_json: bool, **arguments: Any) -> None:
     exclusive("pretrained", "init")
     # As the log of a run has it.
     options.compile = options.compile or False
+    _read_record(options)
     recipe = _recipe(options)
     if len(options.names) > 1:
         if options.teacher is None:
@@ -159,6 +170,33 @@ def train_(as_json: bool, **arguments: Any) -> None:
             ("time", f"{each['seconds']:,.1f} s, {recipe.epochs} epochs, {device}"),
         ]
         print_table(("model", name), rows)
+
+
+def _read_record(options: SimpleNamespace) -> None:
+    """Takes network, classes, images and data of a search, where its record is trained, and checks what is left."""
+    if len(options.names) == 1 and Path(options.names[0]).is_file():
+        from ..searching.record import network_of
+
+        record = options.names[0]
+        if options.genome is not None:
+            raise ValueError(f"{record} has genomes of its own; use --rank, or a network in place of the record")
+        found = network_of(record, 1 if options.rank is None else options.rank)
+        for name in ("num_classes", "in_chans", "image_size"):
+            if getattr(options, name) is None:
+                setattr(options, name, getattr(found, name))
+        options.names, options.genome = (found.name,), str(found.genome)
+        if options.data is None and found.data is not None:
+            options.data, options.data_dir = found.data, found.data_dir
+            if options.val_share is None and found.val_share is not None:
+                options.val_share, options.val_seed = found.val_share, found.val_seed
+        if found.layout is not None:
+            from ..zoo.register import register
+
+            register(found.layout)
+    elif options.rank is not None:
+        raise ValueError("--rank is for the record of a search; use its file in place of the network")
+    if options.data is None:
+        raise click.UsageError("Missing option '--data'.", click.get_current_context())
 
 
 def _recipe(options: SimpleNamespace) -> Recipe:

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, whole on the device: minibatches that are augmented there, for training and evaluation."""
+"""CIFAR-10 and CIFAR-100, kept on the device and augmented there, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Draws(NamedTuple):
 def draw(
     number: int, size: tuple[int, int], padding: int = 4, flip: bool = True, generator: torch.Generator | None = None
 ) -> Draws:
-    """Draws the augmentation of a number of images of a size: every crop, side and centre is as likely as any other."""
+    """Draws the augmentation of a number of images; crops, flips and centres are uniform."""
     height, width = size
     crops = torch.randint(2 * padding + 1, (number, 2), generator=generator)
     flips = torch.randint(2, (number,), generator=generator).bool() & flip
@@ -83,7 +83,7 @@ def augment(
     mean: Sequence[float] | torch.Tensor = _MEAN,
     std: Sequence[float] | torch.Tensor = _STD,
 ) -> torch.Tensor:
-    """Crops, flips and normalises images, uint8 (N, C, H, W), and hides a square of each (Cutout), as was drawn.
+    """Crops, flips and normalises images, uint8 (N, C, H, W), and hides a square of each (Cutout), as drawn.
 
     Images are padded with black, as torchvision's `RandomCrop(32, padding=4)` does; a hidden square has the mean
     colour, and may reach over the border, as in DeVries and Taylor's code (arXiv:1708.04552). `cutout=0` hides nothing.
@@ -110,7 +110,7 @@ def augment(
 def normalize(
     images: torch.Tensor, mean: Sequence[float] | torch.Tensor = _MEAN, std: Sequence[float] | torch.Tensor = _STD
 ) -> torch.Tensor:
-    """Turns images, uint8 (N, C, H, W), into float32 with the mean and standard deviation taken out."""
+    """Turns images, uint8 (N, C, H, W), into float32, normalised by mean and standard deviation."""
     shift, scale = (
         torch.as_tensor(each, dtype=torch.float32, device=images.device).view(-1, 1, 1) for each in (mean, std)
     )
@@ -118,13 +118,13 @@ def normalize(
 
 
 class CifarLoader:
-    """Minibatches of images and labels that lie whole on a device: what `read_cifar` reads, or part of it.
+    """Minibatches of images and labels that are kept on a device: what `read_cifar` reads, or part of it.
 
     Training means shuffled, augmented, and without the last minibatch unless it is full (`drop_last`). An iteration
     gives the epoch that `set_epoch` named last, as with torch's samplers: images, order and augmentation depend on
     the seed and the epoch, not on the device, the size of minibatches or the number of processes.
 
-    Of `world_size` processes the one of a `rank` takes every `world_size`-th image of the common order. So the shards
+    The process of a `rank` takes every `world_size`-th image of the common order. So the shards
     have no image twice and miss none, and the minibatches of one step together are that of one process with
     `world_size` times the batch size. Without `drop_last` a process may have a minibatch more than another.
 
@@ -137,10 +137,10 @@ class CifarLoader:
         flip: True flips an image with probability 1/2; 'alternate' flips half of the images in the first epoch, and
             each image in every other epoch (arXiv:2404.00498).
         cutout: Side of the hidden square; 0 hides nothing.
-        size: Side to which images are resized, last of all.
+        size: Side to which images are resized, after augmentation.
         drop_last: Whether a last minibatch that is not full is left out; in training it is, unless said otherwise.
-        mean: Mean that is taken out.
-        std: Standard deviation that is divided by.
+        mean: Mean of the normalisation.
+        std: Standard deviation of the normalisation.
         seed: Seed of order and augmentation.
         rank: Number of this process.
         world_size: Number of processes.
@@ -195,7 +195,7 @@ class CifarLoader:
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Says which epoch the next iteration gives."""
+        """Sets the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:

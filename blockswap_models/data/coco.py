@@ -66,7 +66,7 @@ class _CocoImages(CocoDetection):
 
 
 class _LargestObjects(Reader):
-    """Reads for timm the images of COCO that have an object, each with the category of its largest."""
+    """Reads, for timm, the COCO images that contain an object, each with the category of its largest."""
 
     def __init__(self, whole: _CocoImages) -> None:
         super().__init__()
@@ -94,9 +94,9 @@ class _LargestObjects(Reader):
 
 
 class CocoLabels(ImageFiles):
-    """The images of COCO with the category of the largest object in each, as 0 to 79; those without objects are out.
+    """COCO images with the category of the largest object in each, as 0 to 79; images without objects are left out.
 
-    Crowds are no objects. `class_to_idx` has the numbers by name, in the order of COCO's own.
+    Crowds do not count as objects. `class_to_idx` maps names to numbers, in COCO's order.
     """
 
     def __init__(self, root: str | Path, split: str, input_img_mode: str = "RGB", replace: bool = False) -> None:
@@ -107,8 +107,8 @@ class CocoLabels(ImageFiles):
 class CocoObjects(Dataset):
     """The images of COCO as torchvision's detectors take them: an image, and its boxes, labels, masks and `image_id`.
 
-    Labels are COCO's own numbers, 1 to 90. For training crowds and boxes without area are left out, and so are images
-    in which nothing is left. `transforms` takes an image and its objects, as torchvision's v2 transforms do.
+    Labels are COCO's own numbers, 1 to 90. For training, crowds and boxes without area are left out, and then images
+    without objects. `transforms` takes an image and its objects, as torchvision's v2 transforms do.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class CocoObjects(Dataset):
         return self.whole.ids
 
     def keep(self, number: int) -> None:
-        """Keeps so many images, evenly spaced."""
+        """Keeps a number of images, evenly spaced."""
         there = len(self.ids)
         if not 1 <= number <= there:
             raise ValueError(f"there are {there:,} images, not {number:,}; use 1 to {there} (images=)")
@@ -166,7 +166,7 @@ class CocoObjects(Dataset):
 
 
 def detections(image_ids: Iterable[int], outputs: Iterable[dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
-    """Writes what a Mask R-CNN found in images as COCO's file of results does; masks are cut at a half."""
+    """Converts the detections of a Mask R-CNN to COCO's format of results; masks are thresholded at 0.5."""
     _require_pycocotools()
     from pycocotools import mask
 
@@ -186,9 +186,9 @@ def detections(image_ids: Iterable[int], outputs: Iterable[dict[str, torch.Tenso
 def average_precision(
     coco: COCO, image_ids: Sequence[int], found: list[dict[str, Any]]
 ) -> dict[str, dict[str, float | None]]:
-    """Measures detections in images by pycocotools: for `bbox` and `segm` the six of `AP_NAMES`, in percent.
+    """Evaluates detections with pycocotools: the six values of `AP_NAMES` for `bbox` and `segm`, in percent.
 
-    None stands where the images have no objects of a size.
+    A value is None if the images have no objects of its size.
     """
     _require_pycocotools()
     from pycocotools.cocoeval import COCOeval

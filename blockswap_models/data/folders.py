@@ -15,6 +15,7 @@ from timm.utils.misc import natural_key
 from ..messages import quote
 from .coco import CocoLabels
 from .errors import DataError
+from .holdout import HoldOut
 from .images import ImageFiles, InMode, image_extensions
 from .splits import find_split, known_split, splits_in
 
@@ -25,7 +26,7 @@ _TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "q
 
 
 def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
-    """Says which dataset is meant, and the folder that holds it.
+    """Finds which dataset is meant, and the folder that holds it.
 
     Args:
         name: A name of timm's, `coco`, `folder`, or a folder itself.
@@ -38,7 +39,7 @@ def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
         DataError: There is no such folder.
     """
     if root is None and Path(name).is_dir():
-        # One folder a class is not how COCO lies.
+        # COCO does not have one folder per class.
         name, root = "coco" if any(Path(name).glob("annotations/instances_*2017.json")) else "folder", name
     if root is None:
         raise DataError(f"no folder {quote(name)}; use a folder of images, or torch/cifar10 and its folder (root=)")
@@ -75,7 +76,14 @@ def classes_of(name: str, root: str | Path | None = None, split: str | None = "t
 
 
 def open_dataset(
-    name: str, root: str, split: str | None, *, input_img_mode: str = "RGB", replace: bool = False, **kwargs: Any
+    name: str,
+    root: str,
+    split: str | None,
+    *,
+    input_img_mode: str = "RGB",
+    replace: bool = False,
+    holdout: HoldOut | None = None,
+    **kwargs: Any,
 ) -> Any:
     """Opens a dataset; nothing is downloaded.
 
@@ -87,6 +95,8 @@ def open_dataset(
         split: The split, or None for the validation split, or the test split where a folder has no other.
         input_img_mode: How images are read, in the terms of Pillow.
         replace: Whether the next good image takes the place of a damaged one; an item is None otherwise.
+        holdout: For a folder without splits: which images are those of validation, and not of training. All images
+            are those of any split where None.
         **kwargs: More arguments of timm's `create_dataset`.
 
     Returns:
@@ -98,6 +108,15 @@ def open_dataset(
     try:
         if name == "folder":
             reader = _folder_reader(root, find_split(root, split), kwargs.get("class_map"))
+            if holdout is not None and not splits_in(root):
+                held = holdout.held_out([path for path, _ in reader.samples], root)
+                training = known_split(split or "validation") == "train"
+                reader.samples = [sample for sample in reader.samples if (sample[0] in held) != training]
+                if not reader.samples:
+                    raise DataError(
+                        f"each class of {quote(root)} has one image only, so that none is left to validate on; use two "
+                        "images a class or more"
+                    )
             return ImageFiles(root, reader, input_img_mode, replace)
         split = "validation" if split is None else split
         if name.lower() == "coco":
@@ -158,9 +177,9 @@ def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImag
 
 
 def _classes(root: str | Path, folder: Path) -> tuple[list[str], Path]:
-    """Lists the classes that number those of a folder in a dataset, and says where they are."""
+    """Lists the classes, in the order of their labels, and the folder that defines them."""
     places = [Path(root)]
-    # A folder of test images that is named without the dataset that it is a part of.
+    # A folder of test images that is given without the dataset that it belongs to.
     if folder == Path(root) and known_split(folder.absolute().name) in ("val", "test"):
         places = [folder.absolute().parent]
     for place in places:

@@ -1,4 +1,4 @@
-"""Image files: which there are, what is in them, and a dataset that tells the damaged ones from the good."""
+"""Image files: which can be read, how they are read, and a dataset that finds the damaged ones."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["ImageError", "ImageFiles", "InMode", "image_extensions", "image_mode
 
 _logger = logging.getLogger(__name__)
 
-# How an image of so many channels is read, in the terms of Pillow.
+# Pillow's mode for images of each number of channels.
 IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def image_mode(channels: int) -> str:
-    """Says, in the terms of Pillow, how images are read for a network.
+    """Returns Pillow's mode in which images are read for a network.
 
     Args:
         channels: The channels that the network takes.
 
     Raises:
-        DataError: Images in files do not have so many channels.
+        DataError: Image files do not have this number of channels.
     """
     if channels not in IMAGE_MODES:
         raise DataError(
@@ -43,7 +43,7 @@ def image_mode(channels: int) -> str:
 
 
 class InMode(Dataset):
-    """The images of a dataset of torchvision, which reads them in a mode of its own, in another mode of Pillow."""
+    """A dataset of torchvision whose images are converted to another mode of Pillow."""
 
     def __init__(self, dataset: Any, mode: str) -> None:
         self.dataset, self.mode = dataset, mode
@@ -61,19 +61,19 @@ class InMode(Dataset):
 
 # What Pillow knows by name, but does not decode without other programs.
 _NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
-# Where so many images in a row are damaged, more than images is wrong.
+# If this many images in a row are damaged, something other than the images is wrong.
 _MOST_IN_A_ROW = 100
 
 
 class ImageError(OSError):
-    """An image file that cannot be read: says why, without its name."""
+    """An image file that cannot be read; the message says why, without its name."""
 
 
 def image_extensions() -> tuple[str, ...]:
     """Lists the extensions of the image files that Pillow decodes.
 
     Returns:
-        The extensions in small letters, each with its dot.
+        The extensions in lower case, each with its dot.
     """
     formats = Image.registered_extensions()
     return tuple(end for end, kind in formats.items() if kind in Image.OPEN and kind not in _NOT_DECODED)
@@ -82,11 +82,11 @@ def image_extensions() -> tuple[str, ...]:
 def read_image(file: IO[bytes] | str, mode: str) -> Image.Image:
     """Reads an image with 8 bits a channel.
 
-    Grey images of 16 bits are scaled, which Pillow's own `convert` does not do: it cuts them off at 255.
+    Grey images of 16 bits are scaled; Pillow's `convert` would clip them at 255.
 
     Args:
         file: The open file, or its path.
-        mode: How the image is read, in the terms of Pillow: `L`, `RGB` or `RGBA`.
+        mode: Pillow's mode: `L`, `RGB` or `RGBA`.
 
     Returns:
         The image.
@@ -112,10 +112,10 @@ def read_image(file: IO[bytes] | str, mode: str) -> Image.Image:
 
 
 class ImageFiles(ImageDataset):
-    """timm's dataset of image files, in which no damaged image is counted as another.
+    """timm's dataset of image files, which never replaces a damaged image silently.
 
-    timm takes the next image for one that it cannot read, also in evaluation, and stops at some kinds of damage. Here
-    an item is None where the image is damaged, or with `replace`, for training, the next good image with its own label.
+    timm reads the next image in place of one that it cannot read, also in evaluation, and fails at some kinds of
+    damage. Here the item of a damaged image is None or, with `replace` (for training), the next good image.
     `damaged` has a flag for each image, which processes of a loader share after `damaged.share_memory_()`.
     """
 
@@ -154,7 +154,7 @@ class ImageFiles(ImageDataset):
         return tuple(self._name(int(index)) for index in self.damaged.nonzero())
 
     def warn(self) -> None:
-        """Logs one warning that says which images were damaged, as far as they were read."""
+        """Logs one warning that names the damaged images among those that were read."""
         indices, names = self.damaged.nonzero().flatten().tolist(), self.damage()
         if not names:
             return

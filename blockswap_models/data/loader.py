@@ -69,8 +69,7 @@ class ImageLoader:
     """A loader of timm's that says which images were damaged, and why its processes failed.
 
     Its processes mark the damaged images in memory that they share, and after each pass a warning names them. Loaders
-    with one set `told` in common warn once in all where they are for training; else each warns of images that it did
-    not name before.
+    for training that share one set `told` warn once altogether; others warn of images that they have not named before.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Minibatches that processes read: what they hand over goes through shared memory, which can be too small."""
+"""Minibatches from worker processes, which pass through shared memory; that can be too small."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ __all__ = ["collate_shared", "full_memory_told", "memory_told"]
 
 Minibatch = TypeVar("Minibatch")
 
-# What torch says where shared memory is full: by an exception of the process that reads, or by how it was killed.
+# How torch reports that shared memory is full: by an exception in the worker, or by the signal that killed it.
 _SIGNS = ("unable to write to file </torch_", "shared memory", "Bus error", "bus error")
 
 
 def collate_shared(samples: Sequence[Any], collate: Callable[[Sequence[Any]], Any] = fast_collate) -> Any:
     """Puts images and labels together, as timm or `collate` does, and into shared memory for another process.
 
-    A DataLoader does so by itself, but in a thread of which nobody hears: where memory is too small, it would wait for
-    ever.
+    A DataLoader does so by itself, but in a thread whose errors are lost: if memory is too small, it waits for ever.
     """
     batch = collate(samples)
     if get_worker_info() is not None:

@@ -20,13 +20,13 @@ _KNOWN = {name: split for split, names in _NAMES.items() for name in names}
 
 
 def known_split(name: str) -> str | None:
-    """Says which split a name means, in any case.
+    """Returns the split that a name means, in upper or lower case.
 
     Args:
-        name: What a user, or a folder, calls it.
+        name: The name that a user gives or a folder has.
 
     Returns:
-        `train`, `val` or `test`, or None for a name of none of them.
+        `train`, `val` or `test`, or None for any other name.
     """
     return _KNOWN.get(name.lower())
 
@@ -47,8 +47,8 @@ def folders_in(root: str | Path) -> list[Path]:
 def splits_in(root: str | Path) -> list[Path]:
     """Finds the folders of splits in a folder of images.
 
-    A folder named as a split is one if it holds folders, those of classes; or if the folders beside it are named as
-    splits too. Else it is a class, such as that of trains.
+    A folder with the name of a split is one if it holds folders (the classes), or if the folders beside it have names
+    of splits too. Else it is a class, such as that of trains.
 
     Args:
         root: The folder that may have splits.
@@ -57,7 +57,7 @@ def splits_in(root: str | Path) -> list[Path]:
         The folders of all splits; none where the folder has classes.
 
     Raises:
-        DataError: It cannot be told whether a folder is a split or a class.
+        DataError: It is not clear whether a folder is a split or a class.
     """
     folders = folders_in(root)
     named = [folder for folder in folders if known_split(folder.name)]

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..layout import Layout
 
-__all__ = ["CIFAR10", "IMAGENET", "data_config", "for_channels", "model_data_config"]
+__all__ = ["CIFAR10", "CIFAR10_NAMES", "IMAGENET", "data_config", "for_channels", "model_data_config"]
 
 CIFAR10 = {
     "num_classes": 10,
@@ -24,6 +24,7 @@ CIFAR10 = {
     "mean": (0.4914, 0.4822, 0.4465),
     "std": (0.2023, 0.1994, 0.2010),
 }
+CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGENET = {
     "num_classes": 1000,
     "input_size": (3, 224, 224),
@@ -38,7 +39,7 @@ IMAGENET = {
 def data_config(layout: Layout, channels: int = 3) -> dict[str, Any]:
     """The normalisation and crop of a layout, as in a timm cfg: CIFAR-10's if pre-activation, else ImageNet's.
 
-    An entry of the user's has its own.
+    A registered entry has its own.
 
     Args:
         layout: The layout of the network that takes the images.
@@ -76,7 +77,7 @@ def for_channels(config: Mapping[str, Any], channels: int) -> dict[str, Any]:
 
 
 def model_data_config(model: nn.Module) -> dict[str, Any]:
-    """Says how a network, any of timm's, wants its images.
+    """Returns how images are preprocessed for a network, any of timm's.
 
     A network that was made with other `in_chans` than its weights have keeps timm's cfg of the latter. This goes by the
     channels that it takes.

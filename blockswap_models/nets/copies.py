@@ -13,19 +13,19 @@ __all__ = ["plain_copy"]
 
 
 def plain_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Copies a network; where `torch.nn.utils.prune` stands between a layer and its weights, the zeros are made theirs.
+    """Copies a network, and makes what `torch.nn.utils.prune` pruned permanent in the copy.
 
     Args:
-        model: The network, which stays as it is.
-        memo: That of `copy.deepcopy`, which then tells the copy of each module.
+        model: The network, which is not changed.
+        memo: The memo of `copy.deepcopy`, which then maps each module to its copy.
 
     Returns:
-        A copy whose parameters have the names with which the network was made.
+        A copy whose parameters have their original names.
     """
     memo = {} if memo is None else memo
     for module in model.modules():
         for value in vars(module).values():
-            # The product of weight and mask: copy.deepcopy refuses a tensor that is computed.
+            # The product of weight and mask: copy.deepcopy refuses tensors that are not leaves.
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     copied = copy.deepcopy(model, memo)

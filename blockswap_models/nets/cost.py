@@ -20,11 +20,11 @@ __all__ = ["count", "count_blocks", "count_parts"]
 
 
 def count(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Cost:
-    """Counts parameters and multiply-accumulates of a network, which stays as it was.
+    """Counts parameters and multiply-accumulates of a network, without changing it.
 
     Args:
         model: Any network of convolutions, BN and linear layers.
-        input_size: Channels, height and width of the image, the network's own where none is given.
+        input_size: Channels, height and width of the image; the network's own by default.
 
     Returns:
         The cost for one image.
@@ -45,7 +45,7 @@ def count_blocks(model: nn.Module, input_size: tuple[int, int, int] | None = Non
 
     Args:
         model: A network of the zoo.
-        input_size: Channels, height and width of the image, the network's own where none is given.
+        input_size: Channels, height and width of the image; the network's own by default.
 
     Returns:
         The cost of each block, from first to last.
@@ -71,14 +71,14 @@ def _count(model: nn.Module, parts: Sequence[nn.Module], input_size: tuple[int, 
 def count_parts(
     model: nn.Module, parts: list[nn.Module], x: torch.Tensor, before: Callable[[], None] | None = None
 ) -> list[Cost]:
-    """Counts parts of a model on the meta device, on an input `x` of one image; the model is of no use afterwards.
+    """Counts parts of a model on the meta device, on an input `x` of one image; the model cannot be used afterwards.
 
     `before` is called before it runs, to hook what is to be looked at.
     """
     macs: dict[nn.Module, int] = {}
 
     def hook(module: nn.Conv2d | nn.Linear, _: object, output: torch.Tensor) -> None:
-        # Each element of the output of a convolution or linear layer takes one product a weight of one output channel.
+        # Each output element of a convolution or linear layer takes one product per weight of its channel.
         macs[module] = macs.get(module, 0) + output.numel() * module.weight[0].numel()
 
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""What is said of a device beside a measurement."""
+"""The hardware and versions that are stated beside a measurement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def describe_device(device: torch.device) -> dict[str, str]:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Says what a training ran on and with: `versions` and `hardware`."""
+    """Lists the `versions` and the `hardware` of a training run."""
     about = describe_device(device)
     hardware = {"processor": about.pop("processor"), "threads": torch.get_num_threads()}
     return {"versions": {"python": platform.python_version(), **about}, "hardware": hardware}

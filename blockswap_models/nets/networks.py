@@ -82,12 +82,12 @@ class WideResNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Draws all weights anew: convolutions from N(0, 2 / (k² · out)), the linear layer as PyTorch, bias zero."""
+        """Draws all weights again: convolutions from N(0, 2 / (k² · out)), the linear layer as PyTorch, bias zero."""
         _reset_parameters(self)
         self._draw_weights()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Whoever loads weights, into whatever this network is a part of: also those with older names.
+        # Weights with older names are loaded too, also where this network is part of another module.
         for name in [name for name in state_dict if name.startswith(f"{prefix}layer")]:
             state_dict[prefix + _stage_name(name.removeprefix(prefix))] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -269,7 +269,7 @@ class ResNet(TimmResNet):
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool | None = None) -> None:
-        """Draws all weights anew, as timm; each branch starts at zero as it did when built, unless told otherwise."""
+        """Draws all weights again, as timm does; branches start at zero if they did so before, unless it is given."""
         # timm's constructor calls this too, before it has a genome: there, every layer has just been made.
         if hasattr(self, "genome"):
             _reset_parameters(self)
@@ -282,7 +282,7 @@ class ResNet(TimmResNet):
 
 
 class _BlockMaker:
-    """Stands where timm's ResNet wants a block class, and hands out the blocks of one stage, one a call."""
+    """Takes the place of a block class in timm's ResNet: each call builds the next block of one stage."""
 
     expansion = 1
 
@@ -307,7 +307,7 @@ class _BlockMaker:
 
 
 def _reset_parameters(model: nn.Module) -> None:
-    """Gives every layer its first values, as when it was made.
+    """Resets every layer to its initial values.
 
     So weights can be drawn after `to_empty`, and the random numbers that follow are those of a fresh network: the same
     seed gives the same weights.

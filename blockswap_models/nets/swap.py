@@ -6,6 +6,7 @@ to another. Its channels, its stride and its style are found by running the netw
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections import Counter
@@ -23,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..budget import Cost
 from ..errors import BlockSwapError
 from ..genome import BlockType, Genome
-from ..layout import NetworkLayout, Position
+from ..layout import RANDOM_WEIGHTS, NetworkLayout, Position
 from ..messages import quote
 from .blocks import ResidualBlock, build_block
 from .copies import plain_copy
@@ -482,9 +483,23 @@ class BlockNetwork:
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"timm cannot make {quote(self.name)}: {error}") from None
 
+    @cached_property
+    def weights(self) -> str:
+        """Names the weights: random ones, or a hash of those of a given network."""
+        if self.name is not None:
+            return RANDOM_WEIGHTS
+        digest = hashlib.sha256()
+        for name, value in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return f"sha256 {digest.hexdigest()[:16]}"
+
     def __getstate__(self) -> dict[str, Any]:
         # Of a name the network is made anew, since its random weights are not kept.
-        return {**vars(self), "_model": self._model if self.name is None else None}
+        return {
+            **{key: value for key, value in vars(self).items() if key != "_shadows"},
+            "_model": self._model if self.name is None else None,
+        }
 
     @property
     def model(self) -> nn.Module:

@@ -14,7 +14,17 @@ from typing import Any
 from ..budget import Budget, BudgetError, Cost
 from ..genome import Genome
 
-__all__ = ["ETA", "Candidate", "ScoredDraw", "common_cost", "median_shares", "pareto", "rank", "rank_within"]
+__all__ = [
+    "ETA",
+    "Candidate",
+    "ScoredDraw",
+    "candidates_of",
+    "common_cost",
+    "median_shares",
+    "pareto",
+    "rank",
+    "rank_within",
+]
 
 # Each round of refinement keeps the best of this many, and gives each of them this many times the draws.
 ETA = 4
@@ -103,13 +113,13 @@ class Candidate:
 
     @property
     def standard_error_factor(self) -> float:
-        """By what factor the score is uncertain: exp of the standard error of its logarithm; NaN for a single draw."""
+        """The uncertainty of the score as a factor, exp of the standard error of its logarithm; NaN for one draw."""
         if len(self.scores) < 2 or not all(map(math.isfinite, self.scores)) or min(self.scores) <= 0:
             return math.nan
         return math.exp(statistics.stdev(map(math.log, self.scores)) / math.sqrt(len(self.scores)))
 
     def as_json(self) -> dict[str, Any]:
-        """What JSON holds of it, which knows no NaN."""
+        """The candidate for JSON, which has no NaN."""
         return {
             "genome": self.genome,
             "params": self.cost.params,
@@ -122,7 +132,7 @@ class Candidate:
 
 
 def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Sorts candidates from best to worst: those that were refined most stand first, those without a score last.
+    """Sorts candidates from best to worst: those with most refinement first, those without a score last.
 
     Ties keep their order.
     """
@@ -136,6 +146,14 @@ def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
         return False, -int(math.log(len(each.scores) / fewest, ETA) + 1e-9), -each.score
 
     return sorted(candidates, key=place)
+
+
+def candidates_of(draws: Iterable[ScoredDraw]) -> list[Candidate]:
+    """Makes the candidates of scores, in the order in which each genome came first."""
+    by_genome: dict[Genome, dict[int, ScoredDraw]] = {}
+    for each in draws:
+        by_genome.setdefault(each.genome, {})[each.draw] = each
+    return [Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values()]
 
 
 def median_shares(candidates: Iterable[Candidate]) -> tuple[float, ...] | None:

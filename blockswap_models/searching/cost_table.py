@@ -14,7 +14,7 @@ __all__ = ["CostTable"]
 _LIMB = 40
 # Longer tables take seconds and gigabytes. Draws keep one of them for each block, a count one in all.
 _LONGEST, LONGEST_OF_COUNT = 2_500_000, 16_000_000
-# Enough that hardly a draw of a rounded table is outside the window.
+# Enough that few draws of a rounded table are outside the window.
 _ROUNDED = 500_000
 # Counts are added up in parts that stay in the cache: many times faster.
 _CACHED = 1 << 15
@@ -29,7 +29,7 @@ class CostTable:
     block types that each option stands for. Totals are counted in steps of their common divisor above the smallest.
     `steps` are those of each option at each position; totals from `first` to `last` steps are within the window.
 
-    Where the divisor is so small that there would be more steps than `longest`, they are made longer, each option is
+    If the divisor is so small that there would be more steps than `longest`, the steps are made longer, each option is
     rounded down, and the table is not `exact`: it counts and draws all genomes within the window and some just outside.
     """
 
@@ -55,7 +55,7 @@ class CostTable:
         self.steps = [[value // step for value in values] for values in excess]
         self.first = int(-((least - low) // step)) if low > least else 0
         if not self.exact:
-            # Each block may have lost almost a step.
+            # Each block may have lost almost a step by rounding.
             self.first = max(0, self.first - len(totals))
 
     def count(self, distinct: bool = True) -> int:
@@ -80,7 +80,7 @@ class CostTable:
 
     @cached_property
     def _ways(self) -> list[np.ndarray]:
-        """How many choices for the blocks from i on spend exactly t steps, as `_ways[i][t]`."""
+        """The number of choices for the blocks from i on that spend exactly t steps, as `_ways[i][t]`."""
         # Double precision: sums of positive numbers, so that each probability is right to about 1e-15.
         ways = [np.zeros(self.last + 1)]
         ways[0][0] = 1

@@ -61,7 +61,7 @@ def search_front(
     dtype: torch.dtype | None = None,
     record: str | Path | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
 ) -> Front:
     """Searches at several budgets in one run, and finds the Pareto front of score against cost.
 

@@ -1,4 +1,4 @@
-"""How a network is computed while it is scored: the same function, without gradients of weights, in faster ways."""
+"""Faster computation of a network while it is scored: the same function, without gradients of weights."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ __all__ = ["cast_like_images", "norm_act", "norm_act_library", "override_attribu
 
 # On a CPU, convolutions in groups of fewer channels than this are slower than the same in wider groups with zeros.
 _FAST_WIDTH = 8
-# The rows of the C code have a multiple of so many numbers; from so many on they are long enough.
+# The C code takes rows of a multiple of _LANES numbers; rows of _LONG_ROW numbers are long enough.
 _LANES, _LONG_ROW = 16, 64
 
 
 def cast_like_images(
     model: nn.Module, images: torch.Tensor, undo: ExitStack, probed: Container[nn.Module] = ()
 ) -> None:
-    """Makes a model compute on the device, in the type and in the layout of the images; `undo` goes back.
+    """Makes a model compute on the device, in the type and in the layout of the images; `undo` reverts it.
 
-    The outputs of the modules in `probed` stay what they are.
-    No weight has a gradient. On one thread of a CPU that has a C compiler, images in channels_last take BN and ReLU of
-    its own (`norm_act`).
+    No weight has a gradient. On one thread of a CPU that has a C compiler, images in channels_last use BN and ReLU in
+    C (`norm_act`). The outputs of the modules in `probed` stay what they are.
     """
     fast = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     for module in model.modules():
@@ -62,7 +61,7 @@ def cast_like_images(
 
 
 def _norm_acts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Finds the norms of which an activation is the one user."""
+    """Finds the norms whose output only an activation uses."""
     for module in model.modules():
         if isinstance(module, ResidualBlock):
             yield from ((getattr(module, norm), getattr(module, act)) for norm, act in module.norm_acts)
@@ -71,7 +70,7 @@ def _norm_acts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
 
 
 def override_attribute(module: nn.Module, name: str, value: Any, undo: ExitStack) -> None:
-    """Gives a module an attribute of its own; `undo` goes back."""
+    """Sets an attribute of a module; `undo` restores it."""
     # In the module's own dictionary: its __setattr__ is slow, and a network has hundreds of modules.
     own = vars(module)
     if name not in own:
@@ -136,7 +135,7 @@ class _NormAct(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, relu: bool
     ) -> torch.Tensor:
         y, kept = _forward(x, weight, bias, eps, relu)
-        # Not y: whether it is positive can be told from x.
+        # Not y: whether it is positive follows from x.
         ctx.save_for_backward(x, weight, *kept)
         ctx.relu = relu
         return y
@@ -168,7 +167,7 @@ def _forward(
 
 
 def _row(x: torch.Tensor) -> int | None:
-    """How many numbers the C code is to see as a row, or None where it cannot compute this tensor."""
+    """The length of a row for the C code, or None if it cannot compute this tensor."""
     if x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != "cpu":
         return None
     channels, pixels = x.shape[1], x.numel() // x.shape[1]
@@ -189,7 +188,7 @@ def _call(name: str, args: tuple[Any, ...]) -> None:
 
 @functools.cache
 def norm_act_library() -> ctypes.CDLL | None:
-    """Compiles the C code for this machine, once a process in a third of a second; None where that cannot be done."""
+    """Compiles the C code for this machine, once per process (0.3 s); None if that is not possible."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or os.name != "posix":
         return None

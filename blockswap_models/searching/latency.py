@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..errors import BlockSwapError
 from ..files import write_atomic
 from ..genome import BlockType, Genome, GenomeError
-from ..layout import Layout, Structure
+from ..layout import Layout, NetworkLayout, Position, Structure
 
 __all__ = ["LatencyError", "LatencyTable", "Shape"]
 
@@ -31,7 +31,7 @@ class LatencyError(BlockSwapError):
 
 
 class Shape(NamedTuple):
-    """All of a block's place that its time depends on: channels in and out, stride, and the size of its input."""
+    """What a block's time depends on: channels in and out, stride, and the size of its input."""
 
     in_chs: int
     out_chs: int
@@ -163,7 +163,7 @@ class LatencyTable:
         return round(self.stem + self.head + sum(parts), 9)
 
     def require(self, layout: Layout, input_size: tuple[int, int, int]) -> None:
-        """Checks that the table is of such networks; the number of classes may be another.
+        """Checks that the table is of these networks; the number of classes may differ.
 
         Args:
             layout: The network.
@@ -185,7 +185,7 @@ class LatencyTable:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def content(self) -> dict[str, Any]:
-        """What is written to a file, as JSON knows it."""
+        """The content of the file, for JSON."""
         rows = []
         for shape, by_type in self.blocks.items():
             row = shape._asdict()
@@ -206,7 +206,7 @@ class LatencyTable:
         }
 
     def save(self, path: str | Path) -> None:
-        """Writes the table to a JSON file, whole or not at all; an older file is replaced.
+        """Writes the table to a JSON file, completely or not at all; an existing file is replaced.
 
         Args:
             path: The file.
@@ -248,7 +248,9 @@ class LatencyTable:
         fields: dict[str, Any] = {
             name: tuple(each) if isinstance(each, list) else each for name, each in content["layout"].items()
         }
-        layout = Layout(**fields)
+        if "places" in fields:
+            fields["places"] = tuple(Position(**each) for each in fields["places"])
+        layout = (NetworkLayout if "places" in fields else Layout)(**fields)
         by_number: dict[int, Shape] = {}
         blocks = {}
         for row in content["shapes"]:

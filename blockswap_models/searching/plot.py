@@ -5,13 +5,16 @@ matplotlib comes with the extra `plot` and is imported when a picture is drawn.
 
 from __future__ import annotations
 
+import io
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..genome import BlockType, Genome
+from ..genome import Genome
+from ..strips import FAMILIES, family_of, text_colour
 from .candidates import Candidate, median_shares
 from .record import FrontRecord, budget_text, read_front, read_ranking
 
@@ -19,21 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["plot_record"]
+__all__ = ["plot_ranking", "plot_record"]
 
-# The palette of Okabe and Ito, which colour-blind readers can tell apart; blues are grouped, oranges bottlenecks.
-_FAMILIES = {
-    "S": ("#595959", "S  two 3x3"),
-    "G": ("#0072B2", "G  in groups"),
-    "W": ("#56B4E9", "W  by group width"),
-    "B": ("#D55E00", "B  bottleneck"),
-    "BG": ("#E69F00", "BG  in groups"),
-    "BW": ("#F0E442", "BW  by group width"),
-    "M": ("#009E73", "M  inverted bottleneck"),
-    "D": ("#CC79A7", "D  separable"),
-    "K": ("#c8c8c8", "K  kept"),
-}
-_DARK = ("S", "G", "B", "M")
 _INK, _FAINT, _POINTS, _BEST = "#222222", "#8c8c8c", "#7f9fb5", "#D55E00"
 _HEADING = {"color": _FAINT, "ha": "center", "va": "bottom"}
 _STRIPS = 5
@@ -77,28 +67,54 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
     """
     front = read_front(path)
     header, ranking = (front.header, ()) if front is not None else read_ranking(path)
-    out = Path(out)
-    if out.suffix.lower() not in (".png", ".svg"):
-        raise ValueError(f"unknown suffix {out.suffix!r} of {out}; use .png or .svg")
-    if out.exists() and os.path.samefile(path, out):
+    if Path(out).exists() and os.path.samefile(path, out):
         raise ValueError(f"{out} is the record itself; use another file (out=)")
+    if front is not None:
+        return _drawn(lambda: _front_figure(front), out)
+    return plot_ranking(header, ranking, out)
+
+
+def plot_ranking(header: Mapping[str, Any], ranking: Sequence[Candidate], out: str | Path | None = None) -> Figure:
+    """Draws the ranking of a search, to a PNG or SVG file where one is named; raises as `plot_record` does."""
+    return _drawn(lambda: _figure(header, ranking), out)
+
+
+def _drawn(draw: Callable[[], Figure], out: str | Path | None) -> Figure:
+    """Draws a figure in the style of this package, and writes it where a file is named."""
+    suffix = ".png" if out is None else Path(out).suffix.lower()
+    if suffix not in (".png", ".svg"):
+        raise ValueError(f"unknown suffix {Path(str(out)).suffix!r} of {out}; use .png or .svg")
     try:
         import matplotlib
     except ImportError:
         raise RuntimeError('a picture needs matplotlib; pip install "blockswap_models[plot]"') from None
 
     with matplotlib.rc_context(STYLE):
-        figure = _figure(header, ranking) if front is None else _front_figure(front)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(out, dpi=150, metadata={"Date": None} if out.suffix.lower() == ".svg" else None)
-        except OSError as error:
-            raise OSError(f"cannot write the picture {out}: {error.strerror}") from None
+        figure = draw()
+        if out is not None:
+            try:
+                Path(out).parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(out, dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
+            except OSError as error:
+                raise OSError(f"cannot write the picture {out}: {error.strerror}") from None
     return figure
 
 
-def _figure(header: dict[str, Any], ranking: Sequence[Candidate]) -> Figure:
+@cache
+def _picture_class() -> type[Figure]:
+    """Makes the class of the figures, which a notebook shows with any backend."""
     from matplotlib.figure import Figure
+
+    class Picture(Figure):
+        def _repr_png_(self) -> bytes:
+            content = io.BytesIO()
+            self.savefig(content, format="png", dpi=80)
+            return content.getvalue()
+
+    return Picture
+
+
+def _figure(header: Mapping[str, Any], ranking: Sequence[Candidate]) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     finite = [each for each in ranking if math.isfinite(each.score)]
@@ -108,7 +124,7 @@ def _figure(header: dict[str, Any], ranking: Sequence[Candidate]) -> Figure:
     rows = 0.5 + 0.45 * len(top)
     heights = (0.75, rows + 3.6, 4.0)
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.09)
-    figure = Figure(figsize=(width, sum(heights)), layout=layout, facecolor="white")
+    figure = _picture_class()(figsize=(width, sum(heights)), layout=layout, facecolor="white")
     # Each part is laid out by itself: the second has a table at its right.
     parts: Any = figure.subfigures(3, 1, height_ratios=heights)
     title, upper, lower = parts
@@ -124,18 +140,16 @@ def _figure(header: dict[str, Any], ranking: Sequence[Candidate]) -> Figure:
 
 def _front_figure(front: FrontRecord) -> Figure:
     """Draws cost against score for all budgets, and the Pareto front as steps: what a cost buys."""
-    from matplotlib.figure import Figure
-
     header, name = front.header, _COST_NAMES.get(front.cost, front.cost)
-    figure = Figure(figsize=(9, 5.6), layout="constrained", facecolor="white")
+    figure = _picture_class()(figsize=(9, 5.6), layout="constrained", facecolor="white")
     axes = figure.subplots()
     finite = list({each.genome: each for own in front.rankings for each in own if math.isfinite(each.score)}.values())
     costs, scores = ([pick(each) for each in finite] for pick in (_picker(front.cost), lambda each: each.score))
     axes.scatter(costs, scores, s=12, color=_POINTS, alpha=0.6, linewidths=0, rasterized=len(finite) > 2000)
     best = front.front
     places, heights = [_picker(front.cost)(each) for each in best], [each.score for each in best]
-    axes.step([*places, max(costs)], [*heights, heights[-1]], where="post", color=_BEST, linewidth=1.5)
-    axes.scatter(places, heights, s=36, color=_BEST, zorder=3)
+    axes.step([*places, max(costs)], [*heights, heights[-1]], where="post", color=_INK, linewidth=1.5)
+    axes.scatter(places, heights, s=36, color=_INK, zorder=3)
     axes.set_title(
         f"{header.get('space')}: {front.number:,} genomes, {len(best)} on the Pareto front", parse_math=False
     )
@@ -158,7 +172,7 @@ def _picker(cost: str) -> Callable[[Candidate], float]:
     return lambda each: getattr(each.cost, cost) * (1000 if cost == "latency" else 1)
 
 
-def _draw_title(part: SubFigure, header: dict[str, Any], count: int, width: float) -> None:
+def _draw_title(part: SubFigure, header: Mapping[str, Any], count: int, width: float) -> None:
     best_of = "1 genome" if count == 1 else f"the best of {count:,} genomes"
     lines = [
         f"{header.get('space')} within {budget_text(header)}: {best_of}",
@@ -182,11 +196,11 @@ def _draw_strips(axes: Axes, top: Sequence[Candidate], inches: float) -> None:
     size = min(72 * 0.8 * inches, 72 * 0.36 / (0.65 * longest)) if upright else min(size, 9)
     for row, each in enumerate(top):
         for place, block in zip(places, each.genome.blocks, strict=True):
-            family = _family(block)
-            box = Rectangle((place - 0.47, row - 0.4), 0.94, 0.8, facecolor=_FAMILIES[family][0], linewidth=0)
+            family = family_of(block)
+            box = Rectangle((place - 0.47, row - 0.4), 0.94, 0.8, facecolor=FAMILIES[family][0], linewidth=0)
             axes.add_patch(box)
             style: dict[str, Any] = {"ha": "center", "va": "center", "rotation": 90 if upright else 0, "size": size}
-            style["color"] = "white" if family in _DARK else "black"
+            style["color"] = text_colour(family)
             axes.text(place, row, str(block), weight="normal" if row else "bold", **style)
     axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
     axes.set_ylim(len(top) - 0.5, -0.5)
@@ -208,8 +222,8 @@ def _draw_strips(axes: Axes, top: Sequence[Candidate], inches: float) -> None:
         middle = (places[first] + places[first + depth - 1]) / 2
         _note(axes, f"stage {stage}", (middle, -0.62), (0, 0), **_HEADING)
         first += depth
-    used = {_family(block) for each in top for block in each.genome.blocks}
-    handles = [Patch(color=colour, label=label) for family, (colour, label) in _FAMILIES.items() if family in used]
+    used = {family_of(block) for each in top for block in each.genome.blocks}
+    handles = [Patch(color=colour, label=label) for family, (colour, label) in FAMILIES.items() if family in used]
     shape = {"handlelength": 1, "handleheight": 1, "columnspacing": 1.6, "borderaxespad": 0.2, "borderpad": 0.2}
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.01), ncols=len(handles), **shape)
 
@@ -225,7 +239,7 @@ def _draw_shares(axes: Axes, best: Candidate, median: Sequence[float] | None) ->
         axes.set_axis_off()
         return
     places = _places(best.genome)
-    colours = [_FAMILIES[_family(block)][0] for block in best.genome.blocks]
+    colours = [FAMILIES[family_of(block)][0] for block in best.genome.blocks]
     axes.bar(places, best.shares, width=0.94, color=colours)
     dashes = axes.scatter(places, median, marker="_", s=200, linewidths=2, color=_INK, zorder=3)
     axes.set_ylim(0, 1.08 * max(*best.shares, *median))
@@ -330,12 +344,6 @@ def _places(genome: Genome) -> list[float]:
         block + stage * _STAGE_GAP
         for block, stage in enumerate(stage for stage, depth in enumerate(genome.depths) for _ in range(depth))
     ]
-
-
-def _family(block: BlockType) -> str:
-    """Tells groups from widths, which are one family as they are built."""
-    grouped = "G" if block.groups else "W" if block.width else ""
-    return grouped if block.family == "G" else block.family + grouped
 
 
 def _label_decades(axis: Any, low: float, high: float) -> None:

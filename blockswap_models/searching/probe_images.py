@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from timm.data import create_transform
 from torch.utils.data import Dataset, IterableDataset
 
 from ..data.cifar import normalize
-from ..data.folders import DataError, find_dataset, open_dataset
+from ..data.folders import DataError, classes_of, find_dataset, open_dataset
+from ..data.holdout import HoldOut
 from ..data.images import image_mode
-from ..data.statistics import data_config
 from .space import SearchSpace
 
 __all__ = [
@@ -36,13 +36,15 @@ __all__ = [
 class Minibatch:
     """Normalised images (N, C, H, W) with labels (N,), and where they come from, as text that identifies them.
 
-    They are one minibatch, or several of one size: `num_batches`.
+    They are one minibatch, or several of one size: `num_batches`. `about` is what the record of a search says of their
+    dataset, for those who train on it.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     source: str
     num_batches: int = 1
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def batch(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The images and labels of one of the minibatches."""
@@ -52,6 +54,8 @@ class Minibatch:
 
 # A search takes so many minibatches in turn, or as many as have so many numbers in all.
 _MOST_BATCHES, _MOST_NUMBERS = 16, 20_000_000
+# How whoever has images in memory makes a network of more classes.
+_MORE_CLASSES = "SearchSpace(…, num_classes={}) or more"
 
 
 def affordable_batches(space: SearchSpace, batch_size: int) -> int:
@@ -84,6 +88,7 @@ def dataset_minibatch(
     seed: int = 0,
     split: str = "train",
     num_batches: int = 1,
+    holdout: HoldOut | None = None,
 ) -> Minibatch:
     """Draws images, without augmentation, from a dataset that timm can open.
 
@@ -100,6 +105,7 @@ def dataset_minibatch(
         seed: What the images that are drawn depend on.
         split: The split, in any case.
         num_batches: So many minibatches, or as many as there are images for, but at least one.
+        holdout: Which images are held out for validation, for a folder without splits; none where None.
 
     Returns:
         The minibatches.
@@ -107,12 +113,19 @@ def dataset_minibatch(
     Raises:
         DataError: There is no such dataset or split, or it does not fit the network.
     """
+    about: dict[str, Any] = {"data": name, "data_dir": None if root is None else str(root)}
     name, root = find_dataset(name, root)
-    dataset = open_dataset(name, root, split, input_img_mode=image_mode(space.input_size[0]))
+    dataset = open_dataset(name, root, split, input_img_mode=image_mode(space.input_size[0]), holdout=holdout)
     dataset.transform = _transform(space)
     images, labels = _draw(dataset, name, batch_size, num_batches, seed)
     num_batches = len(images) // batch_size
-    return _checked(space, images, labels, f"{name}, {_sizes(batch_size, num_batches)}", num_batches)
+    if holdout is not None:
+        about |= {"val_share": holdout.share, "val_seed": holdout.seed}
+    classes = classes_of(name, root, split)
+    if classes is not None and len(classes) == space.num_classes:
+        about["label_names"] = list(classes)
+    minibatch = _checked(space, images, labels, f"{name}, {_sizes(batch_size, num_batches)}", num_batches)
+    return replace(minibatch, about=about)
 
 
 def tensor_minibatch(space: SearchSpace, images: Any, labels: Any) -> Minibatch:
@@ -132,7 +145,7 @@ def tensor_minibatch(space: SearchSpace, images: Any, labels: Any) -> Minibatch:
     """
     images, labels = _sized(space, images, labels)
     images = _normalised(space, images)
-    return _fitting(space, images, labels, f"tensors, {len(images)} images")
+    return _checked(space, images, labels, f"tensors, {len(images)} images", advice=_MORE_CLASSES)
 
 
 def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: int = 0) -> Minibatch:
@@ -140,10 +153,10 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
 
     Args:
         space: The search space, whose networks take images of its `input_size`.
-        data: A Minibatch; a pair of images and labels, as `tensor_minibatch` takes them, which are one minibatch; a
-            dataset of torch, of pairs of an image and a label, from which images are drawn; or a DataLoader, or other
-            iterable of pairs of images and labels, whose first images are taken. An image of PIL is resized and
-            normalised as the network's cfg says.
+        data: A Minibatch; a folder of images, as `dataset_minibatch` takes it; a pair of images and labels, as
+            `tensor_minibatch` takes them, which are one minibatch; a dataset of torch, of pairs of an image and a
+            label, from which images are drawn; or a DataLoader, or other iterable of pairs of images and labels, whose
+            first images are taken. An image of PIL is resized and normalised as the network's cfg says.
         batch_size: The number of images of a minibatch drawn from a dataset or loader.
         seed: What images are drawn by.
 
@@ -157,6 +170,9 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
         if data.images.shape[1:] != space.input_size:
             raise DataError(_size_message(space, data.images))
         return data
+    if isinstance(data, (str, Path)):
+        number = affordable_batches(space, batch_size)
+        return dataset_minibatch(space, str(data), None, batch_size, seed, num_batches=number)
     if isinstance(data, (tuple, list)) and len(data) == 2:
         return tensor_minibatch(space, *data)
     kind = type(data).__name__
@@ -172,7 +188,7 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
             items = [data[int(index)] for index in chosen]
         pairs = [_alone(space, *_pair(item, kind)) for item in items]
         as_pictures = any(isinstance(image, Image.Image) for image, _ in items)
-    elif isinstance(data, Iterable) and not isinstance(data, (str, Mapping)):
+    elif isinstance(data, Iterable) and not isinstance(data, Mapping):
         pairs, there, as_pictures = [], 0, False
         for item in data:
             pairs.append(_sized(space, *_pair(item, kind)))
@@ -180,17 +196,14 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
             if there >= number:
                 break
     else:
-        raise DataError(
-            f"data are a pair of images and labels, a dataset or a loader, not {kind}; for images in files use "
-            "dataset_minibatch"
-        )
+        raise DataError(f"data are a pair of images and labels, a dataset, a loader or a folder of images, not {kind}")
     num_batches = min(number, there) // batch_size
     if not num_batches:
         raise DataError(f"the {kind} has {there} images" + (f"; use a batch_size of at most {there}" if there else ""))
     images, labels = (torch.cat(each)[: num_batches * batch_size] for each in zip(*pairs, strict=True))
     # Looked at together: one image alone may be brighter than the mean throughout.
     images = images if as_pictures else _normalised(space, images)
-    return _fitting(space, images, labels, f"{kind}, {_sizes(batch_size, num_batches)}", num_batches)
+    return _checked(space, images, labels, f"{kind}, {_sizes(batch_size, num_batches)}", num_batches, _MORE_CLASSES)
 
 
 def _pair(item: Any, kind: str) -> tuple[Any, Any]:
@@ -229,7 +242,7 @@ def _transform(space: SearchSpace) -> Callable[[Image.Image], torch.Tensor]:
     """What makes a tensor of an image of PIL, as the network's cfg says."""
     channels = space.input_size[0]
     mode = image_mode(channels)
-    config = data_config(space.layout, channels)
+    config = space.data_config
     names = ("mean", "std", "crop_pct", "interpolation")
     transform = create_transform(input_size=space.input_size, **{name: config[name] for name in names})
     return lambda image: transform(image.convert(mode))
@@ -237,7 +250,7 @@ def _transform(space: SearchSpace) -> Callable[[Image.Image], torch.Tensor]:
 
 def _normalised(space: SearchSpace, images: torch.Tensor) -> torch.Tensor:
     """Normalises images of uint8, and sees that others are normalised; raises DataError where they are not."""
-    config = data_config(space.layout, space.input_size[0])
+    config = space.data_config
     mean, std = config["mean"], config["std"]
     if images.dtype == torch.uint8:
         return normalize(images, mean, std)
@@ -276,19 +289,6 @@ def _size_message(space: SearchSpace, images: torch.Tensor) -> str:
     return f"images are {wanted} in this space, not {given}; use SearchSpace(…, {', '.join(other)}), or other images"
 
 
-def _fitting(
-    space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str, num_batches: int = 1
-) -> Minibatch:
-    """Makes a minibatch of images that have been read; raises DataError for labels beyond the network's classes."""
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= space.num_classes:
-        raise DataError(
-            f"labels run from {low} to {high}, but the network has {space.num_classes} classes; "
-            + (f"use SearchSpace(…, num_classes={high + 1}) or more" if low >= 0 else "use labels from 0 on")
-        )
-    return _checked(space, images, labels, source, num_batches)
-
-
 def _draw(dataset: Any, name: str, batch_size: int, num_batches: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(dataset, IterableDataset):
         there = len(dataset)
@@ -318,13 +318,19 @@ def _sizes(batch_size: int, num_batches: int) -> str:
 
 
 def _checked(
-    space: SearchSpace, images: torch.Tensor, labels: torch.Tensor, source: str, num_batches: int = 1
+    space: SearchSpace,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    source: str,
+    num_batches: int = 1,
+    advice: str = "num_classes={} or more",
 ) -> Minibatch:
+    """Makes a minibatch; raises DataError for labels beyond the network's classes, with advice on their number."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= space.num_classes:
         raise DataError(
-            f"labels run from {low} to {high}, but the network has {space.num_classes} classes; "
-            f"use num_classes={high + 1} or more"
+            f"labels run from {low} to {high}, but the network has {space.num_classes} classes; use "
+            + (advice.format(high + 1) if low >= 0 else "labels from 0 on")
         )
     digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes() + labels.cpu().contiguous().numpy().tobytes())
     return Minibatch(images, labels, f"{source}, sha256 {digest.hexdigest()[:16]}", num_batches)

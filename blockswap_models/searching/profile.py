@@ -1,11 +1,11 @@
 """Measures latency tables: every block type at every shape, each within whole networks, on the user's device.
 
-A block is timed where it will run. The types are dealt out to as many networks as there are types, so that each type
-stands once at each position; a clock is read as each block begins, and a network's latency is the sum of its parts by
+A block is timed where it will run. The types are distributed over as many networks as there are types, so that each
+type is once at each position; a clock is read as each block begins, and a network's latency is the sum of its parts by
 construction: caches, memory and launches are those of a real network. Passes with clocks alternate with passes without,
 and all times are scaled by their ratio, since reading the clock takes time itself. A time is the lower quartile of its
-repeats: what else runs on the machine makes some slower and none faster, and a minimum of many is less than a sum of
-blocks ever reaches.
+repeats: other load on the machine makes some slower and none faster, and a sum of minima would be less than any pass
+takes.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def profile(
 ) -> LatencyTable:
     """Measures stem, head and every block type of a space at every shape, in float32 and evaluation mode.
 
-    In each round every network runs in turn, so that all suffer alike where the machine drifts: once to warm up, then
+    In each round every network runs in turn, so that drift of the machine affects all alike: once to warm up, then
     several times with clocks and as often without. Nothing else should run on the machine.
 
     Args:
         space: The search space.
         device: The device to measure.
         batch_size: Images in a minibatch.
-        threads: Threads, torch's own number where none is given.
+        threads: Threads; torch's own number by default.
         rounds: Rounds through all networks.
         passes: Measurements of a network in each round.
         progress: Wraps the iterable of rounds, as tqdm does.
@@ -76,7 +76,7 @@ def profile(
     device = find_device(device)
     stopwatch = Stopwatch(device)
     with threads_set(threads), torch.inference_mode():
-        # The caller's random numbers are left alone.
+        # The caller's random numbers are not changed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             x = torch.rand(batch_size, *space.input_size).to(device)
@@ -109,7 +109,7 @@ def profile(
 
 
 def _deal(space: SearchSpace) -> list[Genome]:
-    """Deals the block types out to networks, each type to each position."""
+    """Distributes the block types over networks, each type once at each position."""
     random = np.random.default_rng(0)
     options = [[block for block, _ in place.distinct(space.types)] for place in space.layout.positions]
     number = max(map(len, options))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +17,31 @@ from ..budget import Budget
 from ..errors import BlockSwapError
 from ..files import JsonLineError, append_json_line, read_json_lines
 from ..genome import Genome
-from ..layout import Layout
+from ..layout import RANDOM_WEIGHTS, Layout
 from ..zoo.genomes import GENOMES
-from .candidates import Candidate, ScoredDraw, common_cost, pareto, rank, rank_within
+from .candidates import Candidate, ScoredDraw, candidates_of, common_cost, pareto, rank, rank_within
 
 __all__ = [
+    "FoundNetwork",
     "FrontRecord",
     "Record",
     "RecordError",
+    "budget_of",
     "budget_text",
     "build_text",
+    "network_of",
     "read_front",
     "read_ranking",
     "read_record",
+    "record_header",
     "require_new",
 ]
 
 _KIND = "blockswap search"
+# What scores do not depend on: the names of classes, and where the images are.
+_ABOUT = "about"
+# Nor on the budget as it was asked for, whose windows are beside it.
+_ASKED = "asked"
 # What is meant by records that do not say it, since they are older.
 _UNSAID = {"strategy": "random", "dtype": "float32"}
 
@@ -51,7 +60,7 @@ class Record:
     def __init__(self, path: str | Path, search: dict[str, Any], resume: bool = False) -> None:
         self.path = Path(path)
         self.draws: dict[tuple[Genome, int], ScoredDraw] = {}
-        header = {"record": _KIND, **search}
+        header = record_header(search)
         whole = 0
         try:
             self._new = not self.path.exists()
@@ -90,6 +99,11 @@ class Record:
         """Adds the score of one genome and draw; one that is not finite is null in the file."""
         append_json_line(self._file, scored.to_json())
         self.draws[scored.genome, scored.draw] = scored
+
+
+def record_header(search: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the first line of a record, from what the scores depend on."""
+    return {"record": _KIND, **search}
 
 
 def require_new(path: str | Path) -> None:
@@ -133,10 +147,7 @@ def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...
 def _read_candidates(path: str | Path) -> tuple[dict[str, Any], list[Candidate]]:
     """Reads a record: what was searched for, and its genomes as they came; raises RecordError."""
     header, draws = read_record(path)
-    by_genome: dict[Genome, dict[int, ScoredDraw]] = {}
-    for each in draws:
-        by_genome.setdefault(each.genome, {})[each.draw] = each
-    found = [Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values()]
+    found = candidates_of(draws)
     if len({each.genome.depths for each in found}) > 1:
         raise RecordError(f"{path} mixes genomes of several networks")
     if not found:
@@ -192,14 +203,92 @@ def read_front(path: str | Path) -> FrontRecord | None:
     )
 
 
-def budget_text(header: dict[str, Any]) -> str:
-    """Writes the budget of a record as a person does."""
-    windows: Any = header.get("budget")
+@dataclass(frozen=True)
+class FoundNetwork:
+    """A network of a record, with what its search knows of the images, so that it can be trained.
+
+    Attributes:
+        name: The network whose blocks were replaced, as timm has it.
+        genome: The blocks.
+        layout: Its layout, where it is of the user's own.
+        num_classes: Classes.
+        in_chans: Channels of the images.
+        image_size: Side of the images in pixels.
+        data: The dataset of the search; None where that was of noise or tensors, or is not known.
+        data_dir: The folder of a dataset with a name.
+        val_share: The share of a folder's images that is held out for validation, or None.
+        val_seed: Seed of what is held out.
+    """
+
+    name: str
+    genome: Genome
+    layout: Layout | None
+    num_classes: int
+    in_chans: int
+    image_size: int
+    data: str | None
+    data_dir: str | None
+    val_share: float | None
+    val_seed: int
+
+
+def network_of(path: str | Path, rank: int = 1) -> FoundNetwork:
+    """Reads a network of a record, and what was known of the images when it was found.
+
+    Args:
+        path: The record.
+        rank: Which network, 1 being the best; of several budgets, its place on the front, 1 being the cheapest.
+
+    Raises:
+        RecordError: It is no record, or has no such network.
+    """
+    front = read_front(path)
+    header, ranking = read_ranking(path) if front is None else (front.header, front.front)
+    if not 1 <= rank <= len(ranking):
+        raise RecordError(f"{path} has {len(ranking):,} genomes, of which none is number {rank}; use another rank=")
     try:
-        return str(_budget(windows))
-    except (AttributeError, TypeError, ValueError):
+        name, (channels, height, width), classes = header["space"], header["input_size"], header["num_classes"]
+        layout = Layout(**header["layout"]) if "layout" in header else None
+        if layout is None:
+            name = Layout.named(name).name
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{path} does not say which network was searched: {error}") from None
+    if height != width:
+        raise RecordError(f"{path} is of images of {height}x{width}; networks are trained on square ones")
+    about = header.get(_ABOUT) or {}
+    return FoundNetwork(
+        name,
+        ranking[rank - 1].genome,
+        layout,
+        classes,
+        channels,
+        height,
+        about.get("data"),
+        about.get("data_dir"),
+        about.get("val_share"),
+        about.get("val_seed", 0),
+    )
+
+
+def budget_of(header: Mapping[str, Any]) -> Budget:
+    """Reads the budget of a record, as it was asked for where the record says so; raises ValueError or TypeError."""
+    windows = _budget(header["budget"])
+    asked = header.get(_ASKED)
+    if isinstance(asked, dict):
+        with suppress(TypeError, ValueError):
+            budget = Budget(**asked)
+            if budget.windows == windows.windows:
+                return budget
+    return windows
+
+
+def budget_text(header: Mapping[str, Any]) -> str:
+    """Writes the budget of a record as a person does."""
+    try:
+        return str(budget_of(header))
+    except (AttributeError, KeyError, TypeError, ValueError):
         # A budget of something that this version does not know.
-        return json.dumps(windows)
+        return json.dumps(header.get("budget"))
 
 
 def _budget(windows: Any) -> Budget:
@@ -211,6 +300,10 @@ def build_text(header: dict[str, Any], genome: str) -> str:
     """Writes the line of Python that makes a network which was found, for a record's search."""
     name, first, more = header.get("space"), "", ""
     with suppress(ValueError, LookupError, TypeError):
+        if "network" in header:
+            given = f"num_classes={header['num_classes']}, in_chans={header['input_size'][0]}"
+            network = f"timm.create_model('{name}', {given})" if header["network"] == RANDOM_WEIGHTS else "model"
+            return f"build it: blockswap_models.swap({network}, '{genome}')"
         if "layout" not in header:
             layout = Layout.named(str(name))
             first = "" if name in GENOMES else f"blockswap_models.register('{name}'); "
@@ -246,7 +339,8 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[ScoredDraw], int]:
 
 def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     found = {**{key: value for key, value in _UNSAID.items() if key in wanted}, **found}
-    differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    keys = [key for key in {**wanted, **found} if key not in (_ABOUT, _ASKED)]
+    differing = [key for key in keys if found.get(key) != wanted.get(key)]
     if differing:
         said = "; ".join(f"{key} {_short(found.get(key))} there, {_short(wanted.get(key))} here" for key in differing)
         raise RecordError(f"{path} is the record of another search: {said}")

@@ -64,11 +64,9 @@ class Scorer:
 
     def network(self, genome: Genome, draw: int) -> nn.Module:
         """Makes the network that is scored, on the CPU, whose random numbers are the same everywhere."""
-        # A branch that starts at zero has no Fisher potential.
-        start: dict[str, Any] = {} if self.space.layout.preact else {"zero_init_last": False}
         with _drawing, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_of(genome, draw))
-            return self.space.build(genome, **start)
+            return self.space.build_active(genome)
 
     def seed_of(self, genome: Genome, draw: int) -> int:
         """The seed of the weights of a draw."""

@@ -8,41 +8,48 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import timm
 import torch
+from torch import nn
 
 from ..budget import UNMEASURED, Budget, BudgetError, Cost, amount_text
+from ..data.statistics import data_config, model_data_config
 from ..genome import SEARCH_TYPES, BlockType, Genome, GenomeError
-from ..layout import Layout, Position
+from ..layout import Layout, NetworkLayout, Position
 from ..nets.cost import count_parts
-from ..nets.networks import ResNet, WideResNet, build, residual_blocks
+from ..nets.networks import build, residual_blocks
+from ..nets.swap import BlockNetwork
 from .cost_table import LONGEST_OF_COUNT, CostTable
 from .latency import LatencyTable
 
 __all__ = ["SearchSpace"]
 
-_STANDARD = BlockType("S")
+_STANDARD, _KEEP = BlockType("S"), BlockType("K")
 _NANO = 1_000_000_000
 
 
 class SearchSpace:
-    """All genomes of one layout whose blocks come from a set of types.
+    """All genomes of one layout, or of one network of timm, whose blocks come from a set of types.
 
     A type that does not divide the widths at some position is left out there. Two types that give the same network at a
     position, such as `G16` and `W2` on 32 channels, are one option; the first one's name is used.
 
     Args:
-        layout: A layout, or a name such as `wrn40_2`, `resnet34` or a registered one.
-        types: The block types to choose from; the paper's 23 where none are given.
-        num_classes: Classes, the layout's own where none are given.
-        in_chans: Channels of the images, the layout's own where none are given.
-        image_size: Side of the images, or height and width; the layout's own where none is given.
+        layout: A layout, or a name such as `wrn40_2`, `resnet34` or a registered one; or, for `swap`, a network of
+            timm, or the name of one that is no layout, such as `resnet50`, with random weights.
+        types: The block types to choose from; by default the paper's 23, and for a network also K, which keeps a block.
+        num_classes: Classes; the layout's own by default.
+        in_chans: Channels of the images; the layout's own by default.
+        image_size: Side of the images, or height and width; the layout's own by default.
         latency: Measured times; costs then have a latency, and budgets may name it.
 
     Attributes:
         options: The options of each position, from first to last: block types, each with the number of types that it
             stands for.
+        network: The network whose blocks are swapped; None for a layout.
 
     Raises:
+        SplitError: The network does not split into blocks.
         GenomeError: There is no such type, or none of them fits some position.
         LatencyError: The table is of other networks.
         ValueError: The layout is unknown, or a number is below 1.
@@ -57,14 +64,17 @@ class SearchSpace:
 
     def __init__(
         self,
-        layout: Layout | str,
-        types: Iterable[BlockType | str] = SEARCH_TYPES,
+        layout: Layout | str | nn.Module,
+        types: Iterable[BlockType | str] | None = None,
         num_classes: int | None = None,
         in_chans: int | None = None,
         image_size: int | tuple[int, int] | None = None,
         latency: LatencyTable | None = None,
     ) -> None:
-        self.layout = Layout.named(layout)
+        self.network = _network(layout, num_classes, in_chans, image_size)
+        self.layout = Layout.named(layout) if self.network is None else self.network.layout  # type: ignore[arg-type]
+        if types is None:
+            types = SEARCH_TYPES if self.network is None else (_KEEP, *SEARCH_TYPES)
         self.types = tuple(each if isinstance(each, BlockType) else BlockType.parse(each) for each in types)
         if not self.types:
             raise GenomeError("a search space needs block types; use at least one, such as 'S'")
@@ -100,7 +110,25 @@ class SearchSpace:
     @cached_property
     def option_costs(self) -> tuple[Cost, list[list[Cost]]]:
         """What stem and head cost, and what each option costs at each position."""
-        # Within a stage, all blocks after the first are alike: two of each stage tell everything.
+        if self.network is None:
+            fixed, options = self._layout_costs()
+        else:
+            count_option = self.network.option_cost
+            fixed = self.network.fixed
+            options = [[count_option(index, block) for block, _ in each] for index, each in enumerate(self.options)]
+        if (table := self.latency) is not None:
+            fixed = replace(fixed, latency=round(table.stem + table.head, 9))
+            options = [
+                [
+                    replace(cost, latency=table.of_block(index, block))
+                    for cost, (block, _) in zip(costs, blocks, strict=True)
+                ]
+                for index, (costs, blocks) in enumerate(zip(options, self.options, strict=True))
+            ]
+        return fixed, options
+
+    def _layout_costs(self) -> tuple[Cost, list[list[Cost]]]:
+        # Within a stage, all blocks after the first are alike, so two per stage are enough.
         short = replace(self.layout, depths=tuple(min(depth, 2) for depth in self.layout.depths))
         by_place: dict[tuple[Position, BlockType], Cost] = {}
         for block in dict.fromkeys((_STANDARD, *self.types)):
@@ -115,18 +143,9 @@ class SearchSpace:
             [by_place[replace(place, block=min(place.block, 2)), block] for block, _ in blocks]
             for place, blocks in zip(self.layout.positions, self.options, strict=True)
         ]
-        if (table := self.latency) is not None:
-            fixed = replace(fixed, latency=round(table.stem + table.head, 9))
-            options = [
-                [
-                    replace(cost, latency=table.of_block(index, block))
-                    for cost, (block, _) in zip(costs, blocks, strict=True)
-                ]
-                for index, (costs, blocks) in enumerate(zip(options, self.options, strict=True))
-            ]
         return fixed, options
 
-    def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> WideResNet | ResNet:
+    def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> nn.Module:
         """Builds the network of a genome, with random weights.
 
         Args:
@@ -140,7 +159,32 @@ class SearchSpace:
         Raises:
             GenomeError: The genome does not fit.
         """
+        if self.network is not None:
+            return self.network.build(genome, **kwargs)
         return build(layout or self.layout, genome, num_classes=self.num_classes, in_chans=self.input_size[0], **kwargs)
+
+    def build_active(self, genome: Genome | str) -> nn.Module:
+        """Builds the network of a genome for a score: no branch with random weights starts at zero.
+
+        Args:
+            genome: The genome.
+
+        Returns:
+            The network.
+
+        Raises:
+            GenomeError: The genome does not fit.
+        """
+        if self.network is not None:
+            return self.network.build_active(genome)
+        return self.build(genome, **({} if self.layout.preact else {"zero_init_last": False}))
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """How the network wants its images, as a timm cfg: mean, standard deviation, crop and interpolation."""
+        if self.network is not None:
+            return model_data_config(self.network.model)
+        return data_config(self.layout, self.input_size[0])
 
     def cost(self, genome: Genome | str) -> Cost:
         """Counts a genome of this space: stem, head and the sum over its blocks.
@@ -199,7 +243,7 @@ class SearchSpace:
         """Makes the table by which genomes within a window of one cost are counted and drawn."""
         fixed, totals = self._totals(name)
         if name == "latency":
-            # The product of a decimal fraction and 1e9 is a hair off.
+            # The product of a decimal fraction and 1e9 is not exact.
             window = round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
         return CostTable(
             fixed, totals, [[spellings for _, spellings in each] for each in self.options], window, longest
@@ -267,12 +311,12 @@ class SearchSpace:
         by construction, further ones by rejection.
 
         Args:
-            number: How many.
+            number: Number of genomes.
             budget: The budget; None draws from all genomes.
             seed: Seed of the draws.
 
         Returns:
-            The genomes; all there are where fewer than `number` fit.
+            The genomes; all that fit if there are fewer than `number`.
 
         Raises:
             BudgetError: None fits; the message says what can be met.
@@ -282,7 +326,7 @@ class SearchSpace:
         return self.sample_with_acceptance(number, budget, seed)[0]
 
     def sample_with_acceptance(self, number: int, budget: Budget, seed: int = 0) -> tuple[list[Genome], float]:
-        """Draws as `sample` does, and states which share of the draws met the whole budget, further costs included."""
+        """Draws as `sample` does, and returns the share of draws that met the whole budget, further costs included."""
         if number < 1:
             raise ValueError(f"a sample has at least 1 genome, not {number}")
         name, window = self.exact_cost(budget)
@@ -339,3 +383,29 @@ class SearchSpace:
             f"no genome of {self.layout.name} meets {budget}; with these block types its {name} "
             f"{'runs' if name == 'latency' else 'run'} from {amount_text(name, least)} to {amount_text(name, most)}"
         )
+
+
+def _network(
+    network: Layout | str | nn.Module,
+    num_classes: int | None,
+    in_chans: int | None,
+    image_size: int | tuple[int, int] | None,
+) -> BlockNetwork | None:
+    """Makes the network whose blocks are swapped, of what is no layout and no name of one."""
+    if isinstance(network, NetworkLayout):
+        raise ValueError(f"a layout of {network.name} does not make the network; use SearchSpace(model)")
+    if isinstance(network, Layout):
+        return None
+    if isinstance(network, str):
+        try:
+            Layout.named(network)
+            return None
+        except ValueError:
+            if not timm.is_model(network.partition(".")[0]):
+                raise
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    given = {"num_classes": num_classes, "in_chans": in_chans, "image_size": None if size is None else min(size)}
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is at least 1, not {value}")
+    return BlockNetwork(network, num_classes, in_chans, size)

@@ -1,6 +1,6 @@
 """Strategies of the search: which genomes to score next, given the scores so far.
 
-A strategy is a pure function, so that a search which was stopped and resumed takes the same way again. It works in
+A strategy is a pure function, so that a resumed search proposes the same genomes. It works in
 rounds of fixed size: more samples are more rounds.
 """
 
@@ -30,7 +30,7 @@ __all__ = [
     "uniform",
 ]
 
-# Genomes drawn uniformly before a strategy has scores to go by, and genomes in each round after that.
+# Genomes that are drawn uniformly before a strategy uses scores, and genomes in each round after that.
 START = 100
 ROUND = 50
 
@@ -46,7 +46,7 @@ def uniform(space: SearchSpace, budget: Budget, seed: int, scored: Sequence[Cand
 
 # The share of the variance of random genomes' scores that the fit leaves to noise.
 _NOISE = 0.1
-# How often the prices of further costs are changed before a draw of the coefficients is given up.
+# How often the prices of further costs are changed before a draw of the coefficients is discarded.
 _PRICINGS = 10
 
 
@@ -84,15 +84,15 @@ def _coefficients(space: SearchSpace, scored: Sequence[Candidate], random: np.ra
     while True:
         deviation = root.T @ random.standard_normal(len(mean))
         drawn = groups @ (mean + math.sqrt(_NOISE * variance) * deviation)[:-1]
-        # In whole numbers, so that last digits which differ from machine to machine make no difference.
+        # Rounded to integers, so that last digits that differ between machines make no difference.
         yield np.rint(drawn * (1e6 / math.sqrt(variance)))
 
 
 def _groups(space: SearchSpace) -> np.ndarray:
     """The groups (columns) that each choice (rows: those of the first position, then of the second, …) belongs to.
 
-    A type at one position is seen too seldom to be judged by itself: it shares in what is known of its family there,
-    and of type and family anywhere.
+    A type at one position is seen too seldom to be judged alone: it shares a coefficient with its family at that
+    position, and others with its type and family anywhere.
     """
     memberships = [
         (("type", str(block)), ("family", block.family), ("family", block.family, place), ("type", str(block), place))
@@ -111,7 +111,7 @@ class Planner:
 
     For a budget of one cost it is the best of all, by dynamic programming over totals as they are counted for sampling.
     Further costs are given prices, and the best genome for these prices is brought within the budget by the best
-    exchange of two blocks: it is near the best of all.
+    exchange of two blocks: it is close to the best of all.
     """
 
     def __init__(self, space: SearchSpace, budget: Budget) -> None:
@@ -149,7 +149,7 @@ class Planner:
             if exchanged is not None and (value := values[exchanged].sum()) > most:
                 genome, exchanged_cost = self._space.decode(exchanged - self._starts)
                 if self._budget.fits(exchanged_cost):
-                    # The next values are likely to be like these.
+                    # The next values are likely to be similar.
                     best, most, self._prices = genome, value, dict(prices)
             if self._budget.fits(cost):
                 break

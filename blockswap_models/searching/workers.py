@@ -26,18 +26,18 @@ from loky import get_reusable_executor
 from ..errors import BlockSwapError
 from ..machine import keep_memory, threads_set
 
-# A worker imports this module before it can take care of Ctrl-C and of the end of its parent: torch must wait.
+# A worker imports this module before it can handle Ctrl-C and the end of its parent, so it must not import torch.
 
 __all__ = ["Shared", "WorkerError", "local_workers", "map_in_order"]
 
-# Enough tasks ahead to keep every worker busy, few enough to forget quickly when interrupted.
+# Enough tasks ahead to keep every worker busy, few enough to cancel quickly.
 _AHEAD = 256
-# How many tasks at a time bring the job with them, for workers that lack it: it holds minibatches, which can be large.
+# How many tasks at a time carry the job, for workers without it: it holds minibatches, which can be large.
 _LESSONS = 8
-# After so long without a task workers end.
+# Workers end after this time without a task.
 _IDLE_SECONDS = 30
 # Torch has one thread in a worker from its start. A network that is larger than those before it is no leak of memory,
-# for which loky would start the worker anew.
+# for which loky would restart the worker.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LOKY_MAX_MEMORY_LEAK_SIZE": "1e18"}
 
 Task = Any
@@ -50,7 +50,7 @@ class WorkerError(BlockSwapError, RuntimeError):
 
 
 class Shared:
-    """A job that many tasks have in common, which travels to each worker once."""
+    """A job that many tasks share, and that is sent to each worker once."""
 
     def __init__(self, job: Callable[[Task], Any]) -> None:
         self.job = job
@@ -58,12 +58,12 @@ class Shared:
 
     @cached_property
     def content(self) -> bytes:
-        """The job as it travels; raises ValueError for one that cannot."""
+        """The pickled job; raises ValueError if it cannot be pickled."""
         try:
-            # Functions of a script or a notebook travel whole, since workers do not run it.
+            # Functions of a script or a notebook are pickled by value, since workers do not run it.
             return cloudpickle.dumps(self.job)
         except Exception as error:
-            # Objects have errors of their own where they cannot be pickled.
+            # Objects that cannot be pickled raise all kinds of errors.
             raise ValueError(
                 f"what workers compute cannot be sent to them: {error}; use workers=1, or a function without it"
             ) from None
@@ -107,7 +107,7 @@ def map_in_order(
                 continue
             each = answered.get()
             lessons -= each.teaches
-            # An error is raised in its turn.
+            # Errors are raised in order, too.
             each.finished = each.future.exception() is not None or each.future.result()[0]
             if each.finished and each.teaches:
                 while given_back:
@@ -140,11 +140,11 @@ class _Sent:
 
 
 def _work(key: str, content: bytes | None, task: Task) -> tuple[bool, Any]:
-    """Does one task; says that it does not know the job where this worker has not been sent it yet."""
+    """Does one task, or reports that this worker has not been sent the job yet."""
     job = _jobs.get(key)
     if job is None and content is not None:
         job = pickle.loads(content)
-        # Of another search it keeps nothing.
+        # Jobs of other searches are dropped.
         _jobs.clear()
         _jobs[key] = job
     if job is None:
@@ -155,7 +155,7 @@ def _work(key: str, content: bytes | None, task: Task) -> tuple[bool, Any]:
 
 @contextmanager
 def local_workers(number: int) -> Iterator[Executor]:
-    """Gives processes on this machine; where it is left by an exception, they end at once, whatever they are doing.
+    """Provides processes on this machine; an exception ends them at once, whatever they are doing.
 
     They begin as new processes, which do not run the main script again: it needs no `__main__` guard. Since that takes
     some seconds, they stay for the next search of this process, and end when they have had nothing to do for a while.
@@ -175,13 +175,13 @@ def local_workers(number: int) -> Iterator[Executor]:
 
 @cache
 def _lifeline(process: int) -> tuple[Connection, Connection]:
-    """Makes a pipe, once a process, to which nothing is sent: workers see its end when the process has ended."""
+    """Makes a pipe, once per process, to which nothing is sent: workers see it close when the process ends."""
     return Pipe(duplex=False)
 
 
 @contextmanager
 def _interrupts_withheld() -> Iterator[None]:
-    """Keeps Ctrl-C from processes that start meanwhile: it is for this one, which ends them."""
+    """Keeps Ctrl-C from processes that are started here: it goes to this process, which ends them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -193,11 +193,11 @@ def _interrupts_withheld() -> Iterator[None]:
 
 
 def _start(lifeline: Connection) -> None:
-    """Begins a worker: Ctrl-C is for its parent, and where that was killed, it ends by itself."""
+    """Starts a worker: Ctrl-C goes to its parent, and it ends if its parent was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     keep_memory()
-    # What every search needs, before there is a task that waits for it.
+    # Imported before the first task waits for it.
     from . import scorer  # noqa: F401
 
 

@@ -110,7 +110,7 @@ class _Student(FeatureDistillationTrainableModule):
 
 
 class TeacherOutputs(NamedTuple):
-    """What a teacher says of a minibatch: attention maps of its stages, and logits where its soft labels count."""
+    """A teacher's outputs for a minibatch: attention maps of its stages, and logits if soft labels are used."""
 
     maps: list[torch.Tensor]
     logits: torch.Tensor | None = None
@@ -137,7 +137,7 @@ class AttentionTransferTask(TrainingTask):
     Args:
         student: The network to train.
         teacher: A network, the name of one that timm has weights for, or timm's `DistillationTeacher`.
-        criterion: The loss of hard labels, cross-entropy where none is given.
+        criterion: The loss of hard labels; cross-entropy by default.
         beta: Weight of attention transfer; the paper has 1000 for CIFAR and 750 for ImageNet.
         mode: Form of the loss, as of `attention_transfer_loss`.
         stages: Indices, in `feature_info`, of the outputs to compare: of both networks, unless `teacher_stages` is
@@ -272,7 +272,7 @@ class AttentionTransferTask(TrainingTask):
 
     @torch.no_grad()
     def teacher_outputs(self, input: torch.Tensor) -> TeacherOutputs:
-        """Computes what the teacher says of images; several students can share it.
+        """Computes the teacher's outputs for images; several students can share them.
 
         Args:
             input: Images (N, C, H, W), normalised for the student.

@@ -1,4 +1,4 @@
-"""The processes of a training that `torchrun` starts: joining them, which of them this is, and waiting for all."""
+"""The processes that `torchrun` starts for a training run: their group, rank and barrier."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["barrier", "process_group", "rank_and_size"]
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that `torchrun` started, where it did, and leaves them at the end; gives its own device."""
+    """Joins the process group if `torchrun` started this process, and leaves it at the end; yields the device."""
     if _of_environment("WORLD_SIZE", 1) > 1:
         if device.type == "cuda":
             device = torch.device("cuda", _of_environment("LOCAL_RANK", 0))
@@ -28,7 +28,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
 
 def _of_environment(name: str, otherwise: int) -> int:
-    """Reads a number that `torchrun` sets; where a shell or a container leaves it empty, it is not set."""
+    """Reads a number that `torchrun` sets; empty, as some shells and containers leave it, means not set."""
     text = os.environ.get(name, "").strip()
     try:
         return int(text or otherwise)
@@ -37,11 +37,11 @@ def _of_environment(name: str, otherwise: int) -> int:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Says which process this is, from 0, and of how many."""
+    """Returns the rank of this process, from 0, and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def barrier() -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes have reached this point."""
     if dist.is_initialized():
         dist.barrier()

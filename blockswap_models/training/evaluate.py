@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset, Subset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import DataError, find_dataset, open_dataset
+from ..data.holdout import HoldOut
 from ..data.images import ImageFiles, image_mode
 from ..data.loader import ImageLoader, collate_good
 from ..data.shared_memory import collate_shared
@@ -159,6 +160,7 @@ def evaluation_loader(
     images: int | None = None,
     class_map: str | Path | None = None,
     workers: int = 4,
+    holdout: HoldOut | None = None,
 ) -> Minibatches:
     """Opens a dataset as a model wants to see it: size, crop and normalisation are those of its timm configuration.
 
@@ -175,6 +177,7 @@ def evaluation_loader(
         class_map: timm's: a file with the names of the classes in order, for a folder that has only some of them. A
             folder that has training images too is numbered by these, and needs none.
         workers: Processes that read images.
+        holdout: Which images are those of validation, for a folder without splits; all are where None.
 
     Returns:
         The minibatches.
@@ -213,6 +216,7 @@ def evaluation_loader(
         batch_size=batch_size,
         class_map=None if class_map is None else str(class_map),
         input_img_mode=image_mode(config["input_size"][0]),
+        holdout=holdout,
     )
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     if index:

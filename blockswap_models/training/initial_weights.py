@@ -1,4 +1,4 @@
-"""The weights that a training run starts from, where they are not random: a file's, or the teacher's."""
+"""Initial weights of a training run that are not random: from a file, or from the teacher."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def load_initial(model: nn.Module, path: str | Path) -> list[str]:
 def copy_from_teacher(student: nn.Module, teacher: nn.Module) -> list[str]:
     """Copies into a student what it has in common with its teacher: stem, head and every block of the same type.
 
-    Of two networks of this package a block is common where the teacher has, at its place, a block with tensors of the
-    same names and shapes. Of others every tensor is that has the same name and shape in both.
+    In two networks of this package a block is common if the teacher has, at the same place, a block with tensors of the
+    same names and shapes. In other networks every tensor of the same name and shape is common.
 
     Args:
         student: The network that is changed.

@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import DataError, find_dataset, open_dataset
+from ..data.holdout import HoldOut
 from ..data.images import image_mode
 from ..data.loader import ImageLoader
 from ..data.shared_memory import collate_shared
@@ -23,7 +24,7 @@ from ..messages import quote
 from .evaluate import SizedMinibatches, check_classes
 from .recipes import Recipe
 
-__all__ = ["GrowingLoader", "training_loader"]
+__all__ = ["GrowingLoader", "require_splits", "training_loader"]
 
 
 def training_loader(
@@ -32,6 +33,7 @@ def training_loader(
     root: str | Path | None,
     recipe: Recipe,
     *,
+    holdout: HoldOut | None = None,
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -49,6 +51,7 @@ def training_loader(
         data: As of `evaluation_loader`.
         root: As of `evaluation_loader`.
         recipe: Size of minibatches, and augmentation.
+        holdout: Which images are not for training, for a folder without splits; such a folder is refused where None.
         seed: Seed of order and augmentation.
         rank: Number of this process.
         world_size: Number of processes that train together; each gets its share.
@@ -104,7 +107,7 @@ def training_loader(
         def load(size: int) -> SizedMinibatches:
             scaled = {**config, "input_size": (config["input_size"][0], size, size)}
             return _timm_loader(
-                model, data, root, recipe, scaled, seed, torch.device(device), world_size, workers, told
+                model, data, root, recipe, scaled, seed, torch.device(device), world_size, workers, told, holdout
             )
 
     whole = load(config["input_size"][-1])
@@ -150,15 +153,10 @@ def _timm_loader(
     world_size: int,
     workers: int,
     told: set[str],
+    holdout: HoldOut | None,
 ) -> SizedMinibatches:
     if data == "folder":
-        # A folder without splits would be those of training and of testing.
-        there = {known_split(folder.name) for folder in splits_in(root)}
-        for name, kinds in {"train": {"train"}, "val or test": {"val", "test"}}.items():
-            if not there & kinds:
-                raise DataError(
-                    f"no folder {name} in {quote(root)}; training wants folders train and val or test of images"
-                )
+        require_splits(root, holdout)
     dataset = open_dataset(
         data,
         root,
@@ -166,6 +164,7 @@ def _timm_loader(
         batch_size=recipe.batch_size,
         input_img_mode=image_mode(config["input_size"][0]),
         replace=True,
+        holdout=holdout,
         # These are for streams, which shuffle by themselves; to all others timm gives a sampler.
         is_training=True,
         seed=seed,
@@ -200,6 +199,27 @@ def _timm_loader(
             f"{len(dataset):,} images make no minibatch of {recipe.batch_size:,}{each}; use batch_size={most} or less"
         )
     return ImageLoader(loader, dataset, workers, told, training=True)
+
+
+def require_splits(root: str | Path, holdout: HoldOut | None = None) -> None:
+    """Sees that a folder of images has some to train on and others to test on.
+
+    Args:
+        root: The folder.
+        holdout: What is held out of a folder without splits.
+
+    Raises:
+        DataError: It has not.
+    """
+    there = {known_split(folder.name) for folder in splits_in(root)}
+    if not there and holdout is not None:
+        return
+    # A folder without splits would be those of training and of testing.
+    for name, kinds in {"train": {"train"}, "val or test": {"val", "test"}}.items():
+        if not there & kinds:
+            raise DataError(
+                f"no folder {name} in {quote(str(root))}; training wants folders train and val or test of images"
+            )
 
 
 def _check_stream(dataset: Any, data: str, world_size: int, workers: int) -> None:

@@ -80,16 +80,16 @@ def train(
 ) -> dict[str, Any]:
     """Trains the network of a task for the epochs of a recipe, and returns what it writes to `summary.json`.
 
-    The folder gets `log.jsonl`, a line an epoch; `checkpoint.pth` at the end of each epoch and, within long ones, every
-    few minutes; and at the end `model.safetensors`, the network of the last epoch (its average where the task or the
+    The folder gets `log.jsonl`, a line per epoch; `checkpoint.pth` at the end of each epoch and, within long ones,
+    every few minutes; and at the end `model.safetensors`, the network of the last epoch (its average if the task or the
     recipe has one), and `summary.json`. A resumed run ends as if it had not been interrupted: the random numbers of a
-    step depend on the seed, the epoch, the step and the process alone. Within an epoch the images before the checkpoint
-    are read once more, and skipped.
+    step depend only on the seed, the epoch, the step and the process. A run that is resumed within an epoch reads the
+    images before the checkpoint again, and skips them.
 
-    The students of a `SharedTeacherTask` have the log and the checkpoint in common; `model.safetensors` and
-    `summary.json` of each go into a folder of its name. The seconds in them are those of all.
+    The students of a `SharedTeacherTask` share the log and the checkpoint; `model.safetensors` and `summary.json` of
+    each go into a folder of its name. The seconds in them are those of the whole run.
 
-    In a process group each process has a loader of its share, and the first evaluates and writes.
+    In a process group each process has a loader of its share, and the process of rank 0 evaluates and writes.
 
     Args:
         task: Any of timm's training tasks.
@@ -98,12 +98,12 @@ def train(
         recipe: The hyperparameters.
         folder: The folder of the run.
         seed: Seed of the steps.
-        arguments: What a resumed run must have in common with the first, besides recipe and seed.
+        arguments: What must be the same in a resumed run, besides recipe and seed.
         facts: Further entries of log and summary.
-        of_students: By name, what the summary of a student has in place of `facts`.
-        resume: Whether to go on from the checkpoint.
-        dtype: bfloat16 is autocast's.
-        log_every: Steps between looks at the loss.
+        of_students: By name, what replaces `facts` in the summary of a student.
+        resume: Whether to continue from the checkpoint.
+        dtype: The type of autocast; float32 is without it.
+        log_every: Steps between checks of the loss.
         test_every: Epochs between evaluations; the last is evaluated too.
         checkpoint_minutes: Minutes between checkpoints within an epoch.
         progress: Whether to show a progress bar.
@@ -113,7 +113,7 @@ def train(
         The summary; of several students their summaries, by name.
 
     Raises:
-        TrainingError: The loss is no longer finite, or the folder is of another run; the last good checkpoint is kept.
+        TrainingError: The loss is no longer finite, or the folder has another run; the last good checkpoint is kept.
 
     Example:
         ```python
@@ -141,7 +141,7 @@ def train(
         common["students"] = list(students)
     common |= arguments or {}
     run = RunFolder(folder, {**asdict(recipe), **common})
-    # The first process looks at the folder before the others do, and changes it only after all have.
+    # Rank 0 reads the folder before the others do, and changes it only after all have read it.
     state = run.load(resume) if rank == 0 else None
     barrier()
     state = run.load(resume) if rank else state
@@ -224,19 +224,19 @@ def train(
         if averages:
             model = averages[name].module
             set_epoch(loader, seed, recipe.epochs - 1, rank)
-            # What a network of averaged weights computes has statistics of its own.
+            # A network of averaged weights needs BN statistics of its own.
             update_bn(((images, None) for images, _ in islice(loader, BN_MINIBATCHES)), model, task.device)
         summaries[name] = _finish(model, test_loader, run.path / name, own)
     barrier()
     return summaries if together else summaries.get("", {})
 
 
-# Minibatches from which the BN statistics of averaged weights are measured: more change nothing.
+# Minibatches that measure the BN statistics of averaged weights: more change nothing.
 BN_MINIBATCHES = 100
 
 
 class Progress(NamedTuple):
-    """Where a run is within an epoch: steps taken, and the sums of their losses with the names of these."""
+    """The position of a run within an epoch: steps taken, and the sums of their losses by name."""
 
     step: int = 0
     sums: torch.Tensor | None = None
@@ -244,7 +244,7 @@ class Progress(NamedTuple):
 
 
 class _EveryMinutes:
-    """Calls a function when the last call, or the start, is so many minutes ago."""
+    """Calls a function every so many minutes."""
 
     def __init__(self, minutes: float, function: Callable[[Progress], None]) -> None:
         self.seconds, self.function = 60 * minutes, function
@@ -276,14 +276,14 @@ def train_epoch(
     """
     progressed, (rank, _) = progressed or Progress(), rank_and_size()
     task.train()
-    # Added up on the device, and looked at now and then: a look waits for the device.
+    # Added up on the device, and read only now and then: reading waits for the device.
     sums = torch.zeros((), device=task.device) if progressed.sums is None else progressed.sums.to(task.device)
     names, counted = list(progressed.names), progressed.step if progressed.sums is not None else 0
     begin_step = step_marker(task)
     set_epoch(loader, seed, epoch, rank)
     minibatches, steps = iter(loader), len(loader)
     for step in count(1):
-        # Each step for itself, so that a run can go on at any of them.
+        # Seeded for each step, so that a run can be resumed at any of them.
         _seed(seed, epoch, rank, step)
         minibatch = next(minibatches, None)
         if minibatch is None:
@@ -293,7 +293,7 @@ def train_epoch(
         images, labels = minibatch
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, epoch + (step - 0.5) / steps)
-        # Gradients and outputs of the last step may lie where a CUDA graph puts those of this one: none is kept.
+        # None of the last step's gradients and outputs are kept: a CUDA graph may overwrite them in this step.
         optimizer.zero_grad()
         begin_step()
         images, labels = images.to(task.device, non_blocking=True), labels.to(task.device, non_blocking=True)
@@ -301,7 +301,7 @@ def train_epoch(
             with torch.autocast(task.device.type, dtype, enabled=dtype != torch.float32):
                 result = task(images, labels)
         except IndexError as error:
-            # A stream does not say beforehand which labels it has.
+            # The labels of a stream are not known beforehand.
             raise TrainingError(f"a label is none of the network's classes; use more (num_classes=): {error}") from None
         result["loss"].backward()
         optimizer.step()
@@ -324,7 +324,7 @@ def _means(sums: torch.Tensor, names: list[str], steps: int) -> dict[str, float]
     """Averages losses over steps and processes; all processes stop together where one has a loss that is not finite."""
     losses = sums / steps
     if dist.is_initialized():
-        # A process that goes on within an epoch may have counted fewer steps than another.
+        # A process that was resumed within an epoch may have counted fewer steps than another.
         both = torch.cat([sums, sums.new_full((1,), steps)])
         dist.all_reduce(both)
         losses = both[:-1] / both[-1]
@@ -339,7 +339,7 @@ def _means(sums: torch.Tensor, names: list[str], steps: int) -> dict[str, float]
 
 
 def _check_weights(students: Mapping[str, TrainingTask], epoch: int) -> None:
-    """Sees that what the last steps did to the weights can be kept as a good checkpoint."""
+    """Checks that the weights are finite after the last steps, before they become a checkpoint."""
     broken = []
     for name, task in students.items():
         tensors = [each for each in _network(task).state_dict().values() if each.is_floating_point()]
@@ -358,14 +358,14 @@ def _whose(students: Iterable[str]) -> str:
 
 
 def _network(task: TrainingTask) -> nn.Module:
-    """Finds the network that is trained, or its average, without any wrapper."""
+    """Returns the network that is trained, or its average, without wrappers."""
     return unwrap_model(task.get_eval_model(ema=task.has_ema()))
 
 
 def _evaluated(task: TrainingTask) -> nn.Module:
     model = task.get_eval_model(ema=task.has_ema())
     assert model is not None
-    # One process evaluates, but DDP would have all of them exchange buffers; what torch.compile made is kept.
+    # Only one process evaluates, but DDP would synchronise buffers in all; a compiled model stays compiled.
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
@@ -397,16 +397,16 @@ def _restore(
 
 
 def set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
-    """Seeds what an epoch of a loader draws: its order, and augmentation in its processes."""
+    """Seeds what a loader draws in an epoch: its order, and augmentation in its processes."""
     _seed(seed, epoch, rank, 0)
     if hasattr(loader, "set_epoch"):
-        # First of all, since it may choose what gives the epoch.
+        # First, since it may switch to another loader.
         loader.set_epoch(epoch)
     sampler = getattr(loader, "sampler", None)
     if isinstance(sampler, DistributedSampler):
         sampler.seed = seed
         sampler.set_epoch(epoch)
-    # Of what timm streams the dataset itself has the order.
+    # In timm's streams the dataset itself defines the order.
     dataset = getattr(loader, "dataset", None)
     if dataset is not None and hasattr(dataset, "set_epoch"):
         dataset.set_epoch(epoch)
@@ -421,7 +421,7 @@ def _seed(*moment: int) -> None:
 
 
 def _finish(network: nn.Module, test_loader: Minibatches, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Writes the weights, and the errors as `blockswap evaluate` measures them on these: in float32."""
+    """Writes the weights, and their errors as `blockswap evaluate` measures them, in float32."""
     model = copy.deepcopy(network).float().to(memory_format=torch.contiguous_format)
     result = evaluate(model, test_loader)
     # safetensors refuses tensors that share memory, as tied weights do.

@@ -14,8 +14,12 @@ from ..zoo.cards import MissingWeightsError
 from ..zoo.find import find_model
 from ..zoo.genomes import GENOMES
 from .evaluate import load_weights
+from .run_folder import read_summary
 
-__all__ = ["has_weights", "make_model"]
+__all__ = ["has_weights", "is_folder", "make_model", "of_summary"]
+
+# What timm writes into the folder of a network, and a run does not.
+CONFIG = "config.json"
 
 
 def make_model(
@@ -30,7 +34,7 @@ def make_model(
     """Makes a model with trained weights, or random ones.
 
     Args:
-        name: What `find_model` takes.
+        name: What `find_model` takes; or the folder of a run, or one that `save_pretrained` wrote.
         pretrained: Whether to load the model's own weights, where no checkpoint is given.
         checkpoint: A file of weights, as of `load_weights`.
         genome: Block types, for a model of the zoo.
@@ -40,6 +44,10 @@ def make_model(
     Raises:
         ValueError: There is no such model, or there are no such weights of it.
     """
+    if is_folder(name):
+        if not (Path(name) / CONFIG).is_file():
+            return _of_run(Path(name), checkpoint, genome, num_classes, in_chans)
+        name = f"local-dir:{name}"
     full = find_model(name, genome)
     pretrained = pretrained and checkpoint is None
     if pretrained and ":" not in full and not timm.is_model_pretrained(full):
@@ -66,8 +74,46 @@ def make_model(
 
 def has_weights(name: str, genome: str | None = None) -> bool:
     """Says whether there are pretrained weights of this very network, genome and all."""
+    if is_folder(name):
+        return True
     full = find_model(name, genome)
     if ":" in full:
         return True
     own = GENOMES.get(full.partition(".")[0])
     return timm.is_model_pretrained(full) and (genome is None or own is None or Genome(genome) == own)
+
+
+def is_folder(name: str) -> bool:
+    """Says whether a name is that of a folder of a network, and not of a model."""
+    return ":" not in name and Path(name).is_dir() and not timm.is_model(name)
+
+
+def of_summary(summary: dict[str, Any]) -> nn.Module:
+    """Makes the network of a run, with random weights, from what the run wrote to `summary.json`."""
+    size = tuple(summary["input_size"])
+    overlay = {"input_size": size}
+    name, own = find_model(summary["model"]), {}
+    if summary.get("genome") is not None:
+        own["genome"] = summary["genome"]
+    model: nn.Module = timm.create_model(
+        name, num_classes=summary["num_classes"], in_chans=size[0], pretrained_cfg_overlay=overlay, **own
+    )
+    names = summary.get("label_names")
+    if names is not None and len(names) == summary["num_classes"]:
+        model.pretrained_cfg["label_names"] = list(names)
+    return model
+
+
+def _of_run(
+    folder: Path, checkpoint: str | Path | None, genome: str | None, num_classes: int | None, in_chans: int | None
+) -> nn.Module:
+    """Makes the network of a run with the weights that it ended with; raises ValueError for what it is not."""
+    summary = read_summary(folder)
+    told = {"genome": genome, "num_classes": num_classes, "in_chans": in_chans}
+    own = {**summary, "in_chans": summary["input_size"][0]}
+    for key, value in told.items():
+        if value is not None and str(value) != str(own.get(key)):
+            raise ValueError(f"the network of {quote(str(folder))} has {key}={own.get(key)}; leave out {key}={value}")
+    model = of_summary(summary)
+    load_weights(model, folder / "model.safetensors" if checkpoint is None else checkpoint)
+    return model

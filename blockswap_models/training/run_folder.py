@@ -14,7 +14,7 @@ from ..errors import BlockSwapError
 from ..files import JsonLineError, append_json_line, json_line, read_json_lines, write_atomic
 from ..messages import quote
 
-__all__ = ["RunFolder", "TrainingError"]
+__all__ = ["RunFolder", "TrainingError", "read_summary"]
 
 
 # Weights that come with the package had other names for the same tensors once: those files, and those of today.
@@ -109,6 +109,21 @@ class RunFolder:
         except JsonLineError as error:
             raise TrainingError(f"{error}, as in the log of a run; remove the line, or use another folder=") from None
         return (rows[0], rows[1:]) if rows and "recipe" in rows[0] else (None, rows)
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """Reads the summary of a finished run; raises TrainingError where there is none."""
+    path = Path(folder) / "summary.json"
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        summary["model"], summary["data"]
+    except OSError:
+        raise TrainingError(
+            f"no finished run in {quote(str(folder))}; use the folder of a run that 'blockswap train' has ended"
+        ) from None
+    except (KeyError, TypeError, ValueError):
+        raise TrainingError(f"{quote(str(path))} is no summary of blockswap train") from None
+    return summary
 
 
 def _shown(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 
 from ..data.cifar import CifarLoader
-from ..data.statistics import model_data_config
+from ..data.facts import holdout_of, holdout_text, image_facts
+from ..data.folders import find_dataset
+from ..data.statistics import CIFAR10_NAMES, model_data_config
 from ..nets.cost import count
 from ..nets.devices import describe_machine
 from ..zoo.cards import MissingWeightsError, file_digest
@@ -22,7 +24,7 @@ from .attention_transfer import AttentionTransferTask
 from .distributed import rank_and_size
 from .evaluate import evaluation_loader, load_weights
 from .initial_weights import copy_from_teacher, load_initial
-from .loaders import training_loader
+from .loaders import require_splits, training_loader
 from .loop import train
 from .recipes import Recipe
 from .shared_teacher import SharedTeacherTask
@@ -38,8 +40,10 @@ class RunSettings:
         names: The networks, each a model of timm or the zoo; several learn from one teacher.
         data: A name of timm's dataset, or a folder of images.
         data_dir: The folder of a dataset with a name.
+        val_share: Share of each class that is held out for validation, for a folder without splits; 0.2 where None.
+        val_seed: Seed of what is held out.
         genome: Block types, for a network of the zoo.
-        num_classes: Classes, the network's own where None.
+        num_classes: Classes; those of a folder of images, or the network's own, where None.
         in_chans: Channels of the images, the network's own where None.
         image_size: Side of the images in pixels, the network's own where None.
         pretrained: Whether the networks start from their own weights.
@@ -56,6 +60,8 @@ class RunSettings:
     names: Sequence[str]
     data: str
     data_dir: str | None = None
+    val_share: float | None = None
+    val_seed: int = 0
     genome: str | None = None
     num_classes: int | None = None
     in_chans: int | None = None
@@ -109,7 +115,17 @@ def train_run(
         ValueError: Something does not fit; the message says what.
     """
     rank, world_size = rank_and_size()
-    students = _students(settings)
+    holdout = holdout_of(settings.data, settings.data_dir, settings.val_share, settings.val_seed)
+    name, root = find_dataset(settings.data, settings.data_dir)
+    if name == "folder":
+        require_splits(root, holdout)
+    images = image_facts(settings.data, settings.data_dir, holdout=holdout)
+    if images is not None and settings.num_classes is None:
+        settings = replace(settings, num_classes=len(images.classes))
+    label_names = None if images is None else images.classes
+    if settings.data.lower() == "torch/cifar10":
+        label_names = CIFAR10_NAMES
+    students = _students(settings, label_names)
     of_students = {name: _facts(name, student) for name, student in students.items()}
     model = students[settings.names[0]]
     told = of_students[settings.names[0]]
@@ -122,6 +138,7 @@ def train_run(
         settings.data,
         settings.data_dir,
         recipe,
+        holdout=holdout,
         seed=settings.seed,
         rank=rank,
         world_size=world_size,
@@ -130,7 +147,7 @@ def train_run(
         workers=workers,
     )
     # Like `blockswap evaluate`, so that it finds the same error.
-    test_loader = evaluation_loader(model, settings.data, settings.data_dir, workers=workers)
+    test_loader = evaluation_loader(model, settings.data, settings.data_dir, workers=workers, holdout=holdout)
     teacher, teacher_file = _teacher_weights(settings)
     arguments = {
         "model": told["model"],
@@ -143,6 +160,8 @@ def train_run(
         "init": "pretrained" if settings.pretrained else settings.init,
         "init_weights": None if settings.init in (None, "teacher") else file_digest(settings.init),
         "data": settings.data,
+        "val_share": None if holdout is None else holdout.share,
+        "val_seed": None if holdout is None else holdout.seed,
         "amp": settings.amp,
         "channels_last": settings.channels_last,
         "compile": settings.compile,
@@ -152,6 +171,7 @@ def train_run(
         **{key: told[key] for key in ("params", "macs", "input_size")},
         **describe_machine(device),
         "command": list(command),
+        **({} if label_names is None else {"label_names": list(label_names)}),
     }
     # What the run used of the recipe: the log has all of it, the summary only this.
     cifar = isinstance(getattr(loader, "whole", loader), CifarLoader)
@@ -159,6 +179,8 @@ def train_run(
     of_students = {name if len(students) > 1 else "": {**each, **used} for name, each in of_students.items()}
     if rank == 0:
         _say_which(settings, say)
+        if holdout is not None:
+            say(holdout_text(settings.data, settings.data_dir, holdout))
     return train(
         _task(settings, recipe, students, device, world_size),
         loader,
@@ -184,7 +206,7 @@ def make_teacher(settings: RunSettings) -> nn.Module:
     name, checkpoint = find_model(settings.teacher), settings.teacher_checkpoint
     if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
         raise MissingWeightsError(name, "use teacher_checkpoint=FILE for a teacher of your own")
-    arguments = {"num_classes": settings.num_classes, "in_chans": settings.in_chans}
+    arguments: dict[str, Any] = {"num_classes": settings.num_classes, "in_chans": settings.in_chans}
     teacher: nn.Module = timm.create_model(name, pretrained=checkpoint is None, **arguments)
     if checkpoint is not None:
         # Its classes need not be the student's: attention transfer learns nothing from its answers.
@@ -192,7 +214,7 @@ def make_teacher(settings: RunSettings) -> nn.Module:
     return teacher
 
 
-def _students(settings: RunSettings) -> dict[str, nn.Module]:
+def _students(settings: RunSettings, label_names: Sequence[str] | None) -> dict[str, nn.Module]:
     """Makes each student with the weights of the seed, which it has in a run of its own too."""
     full = [find_model(name, settings.genome) for name in settings.names]
     for name in full:
@@ -214,6 +236,9 @@ def _students(settings: RunSettings) -> dict[str, nn.Module]:
             channels = 3 if cfg is None else cfg.input_size[0]
             own["pretrained_cfg_overlay"] = {"input_size": (channels, settings.image_size, settings.image_size)}
         students[short] = timm.create_model(name, pretrained=settings.pretrained, **own)
+        if label_names is not None and len(label_names) == students[short].num_classes:
+            # As timm has them, so that they are saved with the network.
+            students[short].pretrained_cfg["label_names"] = list(label_names)
         if settings.init not in (None, "teacher"):
             load_initial(students[short], settings.init)
     wanted = {name: (model_data_config(each), each.num_classes) for name, each in students.items()}
@@ -253,8 +278,9 @@ def _task(
     if settings.ema is not None:
         task.setup_ema(decay=settings.ema)
     if settings.compile:
-        task.compile(mode=settings.compile)
-        task.compile_ema(mode=settings.compile)
+        mode = "default" if settings.compile is True else settings.compile
+        task.compile(mode=mode)
+        task.compile_ema(mode=mode)
     if world_size > 1:
         task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
     return task

@@ -21,7 +21,7 @@ class SharedTeacherTask(TrainingTask):
 
     The loss is the sum of theirs, which gives each parameter the gradient that it would have alone. So one optimizer of
     all parameters does, as long as it treats each parameter by itself, as SGD does. Only random numbers that a forward
-    draws, as for dropout, are other ones than alone.
+    pass draws, as for dropout, differ from those of a student that is trained alone.
 
     Averages, compilation and DDP are those of each student's task. There is no one network to evaluate: use
     `students[name].get_eval_model()`.
@@ -111,7 +111,7 @@ class SharedTeacherTask(TrainingTask):
             task.load_checkpoint_state(state_dict[name], ema=ema, strict=strict)
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        """Leaves gradients of all students where they are, for steps of several minibatches."""
+        """Does not synchronise the gradients of any student, for gradient accumulation."""
         stack = ExitStack()
         for task in self.students.values():
             stack.enter_context(task.no_sync())
@@ -130,7 +130,7 @@ class SharedTeacherTask(TrainingTask):
 
 
 def _check_alike(students: Mapping[str, AttentionTransferTask]) -> None:
-    """Sees that what the teacher gives the first student is what it would give each of them."""
+    """Checks that the teacher's outputs are the same for all students."""
     (first, task), *others = students.items()
     for name, other in others:
         if other.teacher.model is not task.teacher.model:

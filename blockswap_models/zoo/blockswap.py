@@ -26,7 +26,7 @@ from timm.models import (
 from timm.utils import unwrap_model
 from torch import nn
 
-from ..data.statistics import CIFAR10, IMAGENET, for_channels
+from ..data.statistics import CIFAR10, CIFAR10_NAMES, IMAGENET, for_channels
 from ..genome import Genome, GenomeError
 from ..layout import Layout
 from ..nets.copies import plain_copy
@@ -70,11 +70,17 @@ def _cfgs() -> dict[str, dict[str, Any] | PretrainedCfg]:
 
 
 def _cfg_of_weights(name: str, path: Path) -> dict[str, Any]:
-    """What the cfg of a weights file has of its own: the file, and the size of images where its card says it."""
-    size = read_card(path.with_suffix(".json")).get("input_size")
-    if size is None:
-        return {"file": str(path)}
-    return {"file": str(path), "input_size": tuple(size), "pool_size": Layout.named(name).pool_size(*size[1:])}
+    """What the cfg of a weights file has of its own: the file, and what its card says of images and classes."""
+    card = read_card(path.with_suffix(".json"))
+    cfg: dict[str, Any] = {"file": str(path)}
+    size, names = card.get("input_size"), card.get("label_names")
+    if names is None and card["data"] == "torch/cifar10":
+        names = CIFAR10_NAMES
+    if names is not None:
+        cfg["label_names"] = tuple(names)
+    if size is not None:
+        cfg |= {"input_size": tuple(size), "pool_size": Layout.named(name).pool_size(*size[1:])}
+    return cfg
 
 
 default_cfgs = generate_default_cfgs(_cfgs())
@@ -118,7 +124,11 @@ def create(
         **kwargs,
     )
     # timm's cfg is that of the weights, which it has adapted to the channels asked for.
-    model.pretrained_cfg = model.default_cfg = for_channels(model.pretrained_cfg, model.in_chans)
+    cfg = for_channels(model.pretrained_cfg, model.in_chans)
+    if not pretrained:
+        # The classes of the weights are not those of a network that is yet to learn.
+        cfg.pop("label_names", None)
+    model.pretrained_cfg = model.default_cfg = cfg
     # timm adds the arguments of create_model to these, and saves them all: so any genome comes back from config.json.
     model._model_args = {"genome": genome}
     return model
@@ -132,7 +142,7 @@ def _genome_of_weights(
     pretrained_model_args: dict[str, Any] | None = None,
     **_: Any,
 ) -> Genome | None:
-    """Says which genome the weights have that timm would load; None if there are none, or only their giver knows."""
+    """Returns the genome of the weights that timm would load; None if there are none, or only the caller knows it."""
     if saved := (pretrained_model_args or {}).get("genome"):
         return Genome(saved)
     if _weights_named(pretrained_cfg, pretrained_cfg_overlay):
@@ -153,7 +163,7 @@ def _check_weights(
     cache_dir: str | Path | None = None,
     **_: Any,
 ) -> None:
-    """Sees that the weights that timm would load are those of their card, where they have one; raises WeightsError."""
+    """Checks the weights that timm would load against their card, if they have one; raises WeightsError."""
     cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
     if cfg.source == "hf-hub" or (cfg.hf_hub_id and not (cfg.file or cfg.state_dict)):
         repository, *revision = (cfg.hf_hub_id or "").split("@", 1)
@@ -188,7 +198,7 @@ def save_pretrained(
 
     Args:
         model: A network of the zoo, or a registered one.
-        directory: The folder, which is made where there is none.
+        directory: The folder, which is created if needed.
         card: The card of these weights. The folder then has `card.json`, with the hash of the new file, by which an
             altered one is refused, and README.md, a model card.
         source: What the model card says to load, such as `hf-hub:user/name`; this folder where it is left out.
@@ -216,6 +226,10 @@ def save_pretrained(
     model_args = {**kwargs.pop("model_args", {}), "genome": genome}
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    names = model.pretrained_cfg.pop("label_names", None)
+    if names is not None and len(names) == model.num_classes:
+        # Where timm and the Hugging Face Hub look for them.
+        kwargs["model_config"] = {"label_names": list(names), **(kwargs.get("model_config") or {})}
     with TemporaryDirectory(prefix=".tmp", dir=directory) as place:
         folder = Path(place)
         save_for_hf(model, place, model_args=model_args, **{"safe_serialization": True, **kwargs})
@@ -236,10 +250,10 @@ def save_pretrained(
 
 
 def _check_loads(model: nn.Module, folder: str) -> None:
-    """Sees that the network that timm makes of a folder has the tensors of the one saved there; raises ValueError."""
+    """Checks that the network that timm makes from a folder has the saved tensors; raises ValueError."""
     cfg: Any = model.pretrained_cfg
     name = cfg["architecture"]
-    # An entry of the user's own may have been registered in another program.
+    # A user's entry may have been registered in another program only.
     if not is_model(name):
         return
     own = {key: each.shape for key, each in model.state_dict().items()}
@@ -253,25 +267,25 @@ def _check_loads(model: nn.Module, folder: str) -> None:
 
 @register_model
 def blockswap_wrn40_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-40-2 for CIFAR-10 with any genome; the original network where none is given."""
+    """WRN-40-2 for CIFAR-10 with any genome; the original network by default."""
     return _create("blockswap_wrn40_2", pretrained, **kwargs)
 
 
 @register_model
 def blockswap_wrn40_1(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-40-1 for CIFAR-10 with any genome; the original network where none is given."""
+    """WRN-40-1 for CIFAR-10 with any genome; the original network by default."""
     return _create("blockswap_wrn40_1", pretrained, **kwargs)
 
 
 @register_model
 def blockswap_wrn16_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-16-2 for CIFAR-10 with any genome; the original network where none is given."""
+    """WRN-16-2 for CIFAR-10 with any genome; the original network by default."""
     return _create("blockswap_wrn16_2", pretrained, **kwargs)
 
 
 @register_model
 def blockswap_wrn16_1(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-16-1 for CIFAR-10 with any genome; the original network where none is given."""
+    """WRN-16-1 for CIFAR-10 with any genome; the original network by default."""
     return _create("blockswap_wrn16_1", pretrained, **kwargs)
 
 
@@ -313,13 +327,13 @@ def blockswap_wrn40_2_162k(pretrained: bool = False, **kwargs: Any) -> WideResNe
 
 @register_model
 def blockswap_resnet34(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-34 for ImageNet with any genome; the original network where none is given."""
+    """ResNet-34 for ImageNet with any genome; the original network by default."""
     return _create("blockswap_resnet34", pretrained, **kwargs)
 
 
 @register_model
 def blockswap_resnet18(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-18 for ImageNet with any genome; the original network where none is given."""
+    """ResNet-18 for ImageNet with any genome; the original network by default."""
     return _create("blockswap_resnet18", pretrained, **kwargs)
 
 

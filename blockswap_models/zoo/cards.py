@@ -39,7 +39,7 @@ _OF_THE_RUN = (
 )
 
 # What the cards of older runs do not say.
-_OF_LATER_RUNS = ("input_size", "init", "init_weights")
+_OF_LATER_RUNS = ("input_size", "init", "init_weights", "label_names", "val_share", "val_seed")
 
 Card = dict[str, Any]
 
@@ -155,12 +155,12 @@ def make_card(
 
 
 def describe(content: bytes, dtype: str) -> dict[str, Any]:
-    """Says what a card says of its file: dtype, size in bytes, SHA-256."""
+    """Describes a file for its card: dtype, size in bytes, SHA-256."""
     return {"dtype": dtype, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def check_weights(weights: str | Path, card: str | Path | None = None) -> None:
-    """Sees that a file has the hash that its card says: the one beside it, unless another is named.
+    """Checks that a file has the hash in its card, which lies beside it unless another is named.
 
     Weights without a card pass. Raises WeightsError for a file that is damaged or was altered.
     """
@@ -196,15 +196,18 @@ def model_card(card: Card, source: str) -> str:
     hours = f"{card['seconds'] / 3600:.2f} hours"
     if "students" in card:
         hours += f" for {len(card['students'])} students of one teacher"
+    names = card.get("label_names")
+    held_out = f", {card['val_share']:.0%} held out by seed {card['val_seed']}" if card.get("val_share") else ""
     rows = {
         "block types": f"`{card['genome']}`",
         "parameters": f"{card['params']:,}",
+        **({} if names is None else {"classes": f"{len(names)}: {', '.join(names[:20])}{', …' * (len(names) > 20)}"}),
         "multiply-accumulates": f"{card['macs'] / 1e6:,.1f} M",
         f"top-1 error, {card['test']['images']:,} test images": f"{error['top1_error']:.2f} %",
         **({"top-5 error": f"{error['top5_error']:.2f} %"} if "top5_error" in error else {}),
         "teacher": teacher,
         "recipe": f"{recipe}, seed {card['seed']}",
-        "trained on": f"{data}, {hours}, {hardware}, {versions}",
+        "trained on": f"{data}{held_out}, {hours}, {hardware}, {versions}",
         "weights": f"{card['file']['dtype']}, {card['file']['bytes']:,} bytes, SHA-256 `{card['file']['sha256']}`",
     }
     note = f"{card['note']}\n\n" if "note" in card else ""

@@ -63,7 +63,7 @@ def which_was_taken(name: str, found: str) -> str | None:
 
 
 def has_genome(name: str) -> bool:
-    """Says whether a model of timm's is one of the zoo or was registered by `register`."""
+    """Whether a model of timm is one of the zoo or was registered by `register`."""
     return timm.model_entrypoint(name).__module__.startswith(f"{__name__.partition('.')[0]}.")
 
 
@@ -71,6 +71,6 @@ def require_model(name: str) -> None:
     """Raises ValueError unless timm has a model of exactly that name."""
     if ":" not in name and not timm.is_model(name):
         ours = f"{_PREFIX}{name}"
-        # More is meant than the timm model whose name is most like it.
+        # The zoo's network is a better suggestion than the closest name in timm.
         names = [ours] if timm.is_model(ours) else timm.list_models()
         raise ValueError(f"unknown model {quote(name)}; {did_you_mean(name, names, _ADVICE)}")

@@ -1,4 +1,4 @@
-"""Entries of the user's own: a layout and a genome, registered with timm as those of the zoo are."""
+"""Registers a user's own networks, a layout with a genome, with timm, as the zoo's are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["register"]
 default_cfgs: dict[str, Any] = {}
 # What was registered, by name: a cell of a notebook may run twice.
 _entries: dict[str, tuple[Layout, Genome, dict[str, Any]]] = {}
-# What a layout says, which a cfg must not say otherwise.
+# What follows from the layout, and must not be set in a cfg.
 _OF_LAYOUT = ("architecture", "tag", "input_size", "num_classes", "pool_size", "first_conv", "classifier")
 
 
@@ -34,7 +34,7 @@ def register(layout: Layout | str, genome: Genome | str | None = None, **cfg: An
 
     Args:
         layout: The layout, or the name of a Wide ResNet or ResNet such as `wrn28_10`.
-        genome: The blocks, standard ones where none are given.
+        genome: The blocks; standard ones by default.
         **cfg: Fields of timm's `PretrainedCfg`, such as `mean`, `std` and `crop_pct`, or `file`, for weights of this
             genome.
 
@@ -71,14 +71,14 @@ def register(layout: Layout | str, genome: Genome | str | None = None, **cfg: An
 
 
 def _known_layout(name: str) -> Layout | None:
-    """The layout that a name stands for already."""
+    """The layout that a name already has."""
     with suppress(ValueError):
         return Layout.named(name)
     return None
 
 
 def _full(layout: Layout, cfg: dict[str, Any]) -> dict[str, Any]:
-    """The cfg of a layout, with what the user says of it; raises TypeError or ValueError."""
+    """The cfg of a layout with the user's fields; raises TypeError or ValueError."""
     known = {field.name for field in fields(PretrainedCfg)}
     for key in cfg:
         if key in _OF_LAYOUT:

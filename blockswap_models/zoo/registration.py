@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -30,10 +29,11 @@ def register_zoo() -> None:
         sys.meta_path.insert(0, _RegisterAfterTimm())
 
 
-class _RegisterAfterTimm(MetaPathFinder):
+class _RegisterAfterTimm:
     """Registers the zoo once timm has been imported.
 
-    The zoo needs two modules that import timm themselves; so the registration waits until all three are whole.
+    The zoo needs two modules that import timm themselves; so the registration waits until all three are whole. A finder
+    need not be a `MetaPathFinder`, whose import takes longer than that of the rest of the package's start.
     """
 
     names = ("timm", f"{_PACKAGE}.data.statistics", f"{_PACKAGE}.nets.networks")

@@ -127,7 +127,7 @@ def test_the_message_comes_after_the_progress_bar(tmp_path, monkeypatch, failure
     ended, _, err = run(*SEARCH, "--out", tmp_path / "record.jsonl")
     assert ended == status
     message = "interrupted; go on with the same command" if status == 130 else "OSError"
-    assert "| 0/4" in err
+    assert "0 of 4 scores" in err
     assert err.splitlines()[-1].startswith(f"blockswap search: {message}")
 
 

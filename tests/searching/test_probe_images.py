@@ -180,7 +180,7 @@ def test_tensors_that_do_not_fit(images, labels, message):
 
 def test_a_network_that_takes_pixels_as_they_are():
     layout = Layout.custom("takes_pixels", [1], [8])
-    name = "blockswap_models.searching.probe_images.data_config"
+    name = "blockswap_models.searching.space.data_config"
     for std, images in ((1 / 255, PIXELS.float()), (1.0, PIXELS / 255)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(name, lambda *_, std=std: {"mean": (0.0,) * 3, "std": (std,) * 3})
