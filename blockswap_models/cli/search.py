@@ -40,6 +40,7 @@ __all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "search_", "space_", "space_of", "ti
 SCORE_NAMES = (
     *(
         "fisher",
+        "fisher-balanced",
         "fisher-printed",
         "gradient-norm",
         "l2-norm",
