@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 
@@ -25,6 +25,7 @@ from .fisher import Score, at_least_float, fisher_balanced, fisher_potential, me
 __all__ = [
     "SCORES",
     "AfterTraining",
+    "RankSum",
     "after",
     "compare_gradients",
     "count_agreements",
@@ -197,7 +198,8 @@ def score_named(score: Score | str) -> Score:
     """Finds a score by its name.
 
     Args:
-        score: A name of `SCORES`; a score itself stands for itself.
+        score: A name of `SCORES`, or several with `+` between them for the sum of their ranks, such as
+            "fisher-balanced+naswot"; a score itself stands for itself.
 
     Returns:
         The score.
@@ -206,6 +208,8 @@ def score_named(score: Score | str) -> Score:
         ValueError: There is no score of this name.
         TypeError: It is neither a name nor a function.
     """
+    if isinstance(score, str) and "+" in score:
+        return RankSum.of([(name, score_named(name)) for name in map(str.strip, score.split("+"))])
     if isinstance(score, str):
         if score not in SCORES:
             raise ValueError(f"unknown score {quote(score)}; {did_you_mean(score, [*SCORES], f'use {listed(SCORES)}')}")
@@ -215,11 +219,47 @@ def score_named(score: Score | str) -> Score:
     return score
 
 
+@dataclass(frozen=True)
+class RankSum:
+    """The sum of the ranks that candidates have by several scores, which a search computes from all of them.
+
+    Args:
+        parts: The scores, with a name for each.
+    """
+
+    parts: tuple[tuple[str, Score], ...]
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[str, Score]]) -> RankSum:
+        """Makes a sum of scores by name; raises ValueError for a name that stands twice."""
+        parts = tuple(parts)
+        names = [name for name, _ in parts]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{'+'.join(names)} has {quote(name)} {names.count(name)} times; use it once")
+        return cls(parts)
+
+    @property
+    def __name__(self) -> str:
+        """Names all parts, for the record of a search."""
+        return "+".join(name for name, _ in self.parts)
+
+    def __call__(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """Raises TypeError: one network alone has no rank."""
+        raise TypeError(f"{self.__name__} is a sum of ranks among candidates, and one network alone has none")
+
+
 def after(score: Score, minibatches: int, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4) -> Score:
     """Makes the score "after n minibatches of training" (paper, Table 1); after 1 it is the score itself."""
     if minibatches < 1:
         raise ValueError(f"minibatches is at least 1, not {minibatches}")
-    return score if minibatches == 1 else AfterTraining(score, minibatches, lr, momentum, weight_decay)
+    if minibatches == 1:
+        return score
+    if isinstance(score, RankSum):
+        trained = [(name, after(part, minibatches, lr, momentum, weight_decay)) for name, part in score.parts]
+        # The name says what the record of a search depends on.
+        return RankSum(tuple((f"{name}_after_{minibatches}", part) for name, part in trained))
+    return AfterTraining(score, minibatches, lr, momentum, weight_decay)
 
 
 @dataclass(frozen=True)
