@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from ..budget import parse_amount, parse_latency, parse_several
+from ..budget import parse_amount, parse_latency, parse_several, parse_size
 from ..genome import BlockType, Genome
 from ..layout import Layout
 from ..machine import default_workers, require_writable
@@ -21,6 +21,8 @@ __all__ = [
     "LATENCIES",
     "LATENCY",
     "NETWORK",
+    "SIZE",
+    "SIZES",
     "TYPES",
     "Decorator",
     "Given",
@@ -73,6 +75,8 @@ class Read(click.ParamType):
 AMOUNT = Read("amount", lambda text: Given(text, parse_amount(text)))
 LATENCY = Read("time", lambda text: Given(text, parse_latency(text)))
 AMOUNTS = Read("amount[,…]", lambda text: Given(text, parse_several(text, parse_amount)))
+SIZE = Read("size", lambda text: Given(text, parse_size(text)))
+SIZES = Read("size[,…]", lambda text: Given(text, parse_several(text, parse_size)))
 LATENCIES = Read("time[,…]", lambda text: Given(text, parse_several(text, parse_latency)))
 
 

@@ -27,7 +27,7 @@ __all__ = ["plot_ranking", "plot_record"]
 _INK, _FAINT, _POINTS, _BEST = "#222222", "#8c8c8c", "#7f9fb5", "#D55E00"
 _HEADING = {"color": _FAINT, "ha": "center", "va": "bottom"}
 _STRIPS = 5
-_COST_NAMES = {"params": "parameters", "macs": "MACs", "latency": "latency (ms)"}
+_COST_NAMES = {"params": "parameters", "macs": "MACs", "latency": "latency (ms)", "size": "bytes of the weights file"}
 _STAGE_GAP = 0.35
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",

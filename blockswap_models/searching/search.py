@@ -109,7 +109,7 @@ def search(
         raise ValueError(f"on_interrupt is 'return' or 'raise', not {on_interrupt!r}")
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
     propose = strategy_named(strategy)
-    budget = Budget(params=(0, None)) if budget is None else Budget.of(budget)
+    space, budget = space.resolve(budget)
     score = score_named(score)
     if genomes is None:
         chosen = propose(space, budget, seed, [], samples)

@@ -235,10 +235,11 @@ def _students(settings: RunSettings, label_names: Sequence[str] | None) -> dict[
             # The channels of the weights, which timm adapts to those of the network.
             channels = 3 if cfg is None else cfg.input_size[0]
             own["pretrained_cfg_overlay"] = {"input_size": (channels, settings.image_size, settings.image_size)}
-        students[short] = timm.create_model(name, pretrained=settings.pretrained, **own)
-        if label_names is not None and len(label_names) == students[short].num_classes:
+        student: Any = timm.create_model(name, pretrained=settings.pretrained, **own)
+        students[short] = student
+        if label_names is not None and len(label_names) == student.num_classes:
             # As timm has them, so that they are saved with the network.
-            students[short].pretrained_cfg["label_names"] = list(label_names)
+            student.pretrained_cfg["label_names"] = list(label_names)
         if settings.init not in (None, "teacher"):
             load_initial(students[short], settings.init)
     wanted = {name: (model_data_config(each), each.num_classes) for name, each in students.items()}
