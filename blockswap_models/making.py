@@ -9,7 +9,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from .searching.plot import plot_record
 from .searching.probe_images import affordable_batches, dataset_minibatch
 from .searching.profile import profile
 from .searching.record import network_of
-from .searching.scoring import Progress, budget_windows
+from .searching.scoring import budget_windows
 from .searching.search import search
 from .searching.space import SearchSpace
 from .training.attention_transfer import AttentionTransferTask
@@ -121,7 +121,7 @@ def make(
     device: torch.device | str | None = None,
     command: Sequence[str] = (),
     say: Callable[[str], None] = print,
-    search_progress: Callable[[], AbstractContextManager[Progress]] | None = None,
+    progress: bool | None = None,
 ) -> Made:
     """Makes a network within a budget for a folder of images: trains a teacher, searches, trains, measures and exports.
 
@@ -148,7 +148,7 @@ def make(
         device: Where to train and to score; a GPU where there is one.
         command: The words of the command that asks for this, for the card.
         say: Called with each line that tells what is done.
-        search_progress: Opens what is `progress` of `search`.
+        progress: Whether to show how far the search is; None shows it where a person looks.
 
     Returns:
         What was made.
@@ -181,10 +181,10 @@ def make(
             _require_networks(plan, settings, budget)
         _agree(folder, plan)
         _say_plan(plan, facts, holdout, say)
-        here = _Place(folder, target, workers, list(command) or [_call(plan)], say)
+        here = _Place(folder, target, workers, list(command) or [_call(plan)], say, progress)
         taught = _teacher(plan, settings, here)
         soft_labels, why = _soft_labels(taught, facts)
-        genome = _search(plan, budget, settings, holdout, here, search_progress)
+        genome = _search(plan, budget, settings, holdout, here)
         summary = _student(plan, replace(taught, genome=genome), soft_labels, why, here)
         return _files(plan, summary, holdout, here)
 
@@ -361,6 +361,7 @@ class _Place:
     workers: int
     command: list[str]
     say: Callable[[str], None]
+    progress: bool | None
 
 
 def _train(plan: dict[str, Any], settings: RunSettings, soft_labels: float, run: Path, here: _Place) -> dict[str, Any]:
@@ -434,7 +435,6 @@ def _search(
     settings: RunSettings,
     holdout: HoldOut | None,
     here: _Place,
-    progress: Callable[[], AbstractContextManager[Progress]] | None,
 ) -> str:
     """Searches the best genome, and draws the picture of the search."""
     here.say(f"2 of 4, search: {plan['samples']:,} genomes of {plan['network']} within {budget}")
@@ -454,20 +454,20 @@ def _search(
             max(1, min(affordable_batches(space, size), plan["images"] // size)),
             holdout,
         )
-        with nullcontext() if progress is None else progress() as bar:
-            search(
-                space,
-                budget,
-                plan["samples"],
-                plan["seed"],
-                data=images,
-                batch_size=size,
-                workers=here.workers,
-                device=here.device,
-                record=record,
-                resume=record.exists() and record.stat().st_size > 0,
-                progress=bar,
-            )
+        search(
+            space,
+            budget,
+            plan["samples"],
+            plan["seed"],
+            data=images,
+            batch_size=size,
+            workers=here.workers,
+            device=here.device,
+            record=record,
+            resume=record.exists() and record.stat().st_size > 0,
+            progress=here.progress,
+            on_interrupt="raise",
+        )
         genome = str(network_of(record).genome)
         _write_plan(here.folder, plan, genome=genome)
     if not picture.exists():

@@ -13,7 +13,6 @@ from ..budget import Budget
 from ..machine import default_workers
 from .errors import advise_when_interrupted, as_options, given_words
 from .parameters import AMOUNT, LATENCY, device_option, subcommand
-from .progress import ScoreBar
 from .tables import in_megas, print_json, print_table
 
 __all__ = ["make_"]
@@ -84,7 +83,7 @@ def make_(as_json: bool, **arguments: Any) -> None:
         device=options.device,
         command=["blockswap", *given_words()],
         say=lambda text: click.echo(as_options(text, click.get_current_context().command), err=True),
-        search_progress=ScoreBar,
+        progress=True,
     )
     if as_json:
         print_json(asdict(made))
