@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from .searching.front import Front, budgets_along, search_front
     from .searching.profile import profile
     from .searching.record import RecordError
-    from .searching.search import SearchError, SearchResult, search
+    from .searching.result import SearchResult
+    from .searching.search import SearchError, search
     from .searching.space import SearchSpace
     from .searching.workers import WorkerError
     from .training.attention_transfer import AttentionTransferTask
@@ -57,7 +58,7 @@ _LAZY = {
     "Prediction": "prediction",
     "RecordError": "searching.record",
     "SearchError": "searching.search",
-    "SearchResult": "searching.search",
+    "SearchResult": "searching.result",
     "SearchSpace": "searching.space",
     "SharedTeacherTask": "training.shared_teacher",
     "SplitError": "nets.swap",

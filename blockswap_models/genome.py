@@ -255,6 +255,12 @@ class Genome(str):
             blocks.append(block)
         return cls.from_blocks(blocks, depths)
 
+    def _repr_html_(self) -> str:
+        """Shows the genome as a strip of blocks, in a notebook."""
+        from .strips import genome_html
+
+        return genome_html(self)
+
     @property
     def blocks(self) -> tuple[BlockType, ...]:
         """All block types, from the first block to the last."""

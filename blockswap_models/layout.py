@@ -122,6 +122,32 @@ class Layout:
             raise ValueError(f"the {name} of {self.name}: whole numbers from 1 up, not {quote(given)}")
         return whole
 
+    def __repr__(self) -> str:
+        channels, height, width = self.input_size
+        stages = ", ".join(f"{depth}x{chs}" for depth, chs in zip(self.depths, self.channels, strict=True))
+        order = "pre" if self.preact else "post"
+        return (
+            f"Layout({self.name}: stem {self.stem_chs}, stages of blocks x channels {stages}, {order}-activation, "
+            f"{channels}x{height}x{width} images, {self.num_classes} classes)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Shows the stages as a table, in a notebook."""
+        channels, height, width = self.input_size
+        first = 1 if self.preact else 4
+        rows = [
+            (stage + 1, depth, chs, f"{-(-height // (first << stage))}x{-(-width // (first << stage))}")
+            for stage, (depth, chs) in enumerate(zip(self.depths, self.channels, strict=True))
+        ]
+        head = "".join(f"<th>{title}</th>" for title in ("stage", "blocks", "channels", "size"))
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+        order = "before" if self.preact else "after"
+        return (
+            f"<div><b>{self.name}</b>: images {channels}x{height}x{width}, {self.num_classes} classes, a stem of "
+            f"{self.stem_chs} channels, BN and ReLU {order} convolutions"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
     @classmethod
     def custom(
         cls,

@@ -195,7 +195,7 @@ class Trainer:
         at_step: Callable[[Any], AtStep] | None = None,
         of_students: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        """Trains a task in a folder, or goes on with it; returns what `train` does, and collects the records."""
+        """Trains a task in a folder, or resumes it; returns what `train` does, and collects the records."""
         torch.manual_seed(seed)
         task = make_task()
         loader = self.training_loader(seed)

@@ -94,7 +94,7 @@ def build(model: str, genome: str | None, num_classes: int, recipe: Recipe) -> M
 class AspectBatches(Sampler[list[int]]):
     """Minibatches for one of `world_size` processes, in the order of an epoch, of images of similar aspect ratio.
 
-    What does not fill a minibatch of its kind makes the last ones of the epoch, the very last with images anew.
+    What does not fill a minibatch of its kind makes the last ones of the epoch, the very last with some images again.
     """
 
     def __init__(self, ratios: Sequence[float], batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -150,7 +150,7 @@ def train(
     workers: int = 4,
     arguments: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Trains a detector, or goes on with it, and returns what it writes to `summary.json`; raises TrainingError."""
+    """Trains a detector, or resumes it, and returns what it writes to `summary.json`; raises TrainingError."""
     rank, world_size = rank_and_size()
     if recipe.batch_size % world_size:
         raise TrainingError(

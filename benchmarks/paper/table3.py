@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def train(name: str, data: str, out: Path, others: list[str]) -> int:
-    """Trains a row, or goes on with it, by `blockswap train`; returns its exit code."""
+    """Trains a row, or resumes it, by `blockswap train`; returns its exit code."""
     row, folder = ROWS[name], out / name
     arguments = [row.model, "--recipe", "imagenet", "--data", data, "--out", str(folder), "--teacher", TEACHER]
     if row.genome is not None:

@@ -131,7 +131,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 
 def _train(options: argparse.Namespace, recipe: Recipe) -> bool:
-    """Trains a row, or goes on with it, and prints its figures; says whether this is the first process."""
+    """Trains a row, or resumes it, and prints its figures; says whether this is the first process."""
     row, device = ROWS[options.train], find_device(options.device)
     if device.type == "cpu":
         keep_memory()

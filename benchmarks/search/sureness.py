@@ -11,7 +11,7 @@ the top ten.
 The ways: one draw at batch 128, one draw at batch 32, what `search()` does by default, and each `--plan
 draws,refine` at the default batch size (`draws,refine,images` at another). Ways of one batch size share a record, so
 that no score is computed twice, but the cost of each counts all the scores that it needs: seconds from one score to the
-next, times workers. A folder `--out` keeps records and times; the same command goes on with what is there.
+next, times workers. A folder `--out` keeps records and times; the same command resumes.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def plan(text: str) -> tuple[int, ...]:
 def run(
     space: SearchSpace, genomes: list[Genome], way: Way, seed: int, folder: Path, options: argparse.Namespace
 ) -> tuple[SearchResult, float]:
-    """Searches, or goes on with a search; returns the result and the seconds of a worker that all of it took."""
-    record = folder / f"wrn40_2-params{options.params}-batch{way.batch_size}-seed{seed}.jsonl"
+    """Searches, or resumes a search; returns the result and the seconds of a worker that all of it took."""
+    record = folder / f"{options.network}-params{options.params}-batch{way.batch_size}-seed{seed}.jsonl"
     times = Times(record, options.workers, f"{way.name}, seed {seed}")
     data = None
     if options.data is not None:
@@ -143,7 +143,7 @@ def place(genome: Genome, result: SearchResult) -> int:
 
 
 def benchmark(options: argparse.Namespace, folder: Path) -> None:
-    space = SearchSpace("wrn40_2")
+    space = SearchSpace(options.network)
     genomes = space.sample(options.samples, Budget(params=parse_amount(options.params)), options.seed)
     chosen = ways(options)
     if options.smoke:
@@ -152,7 +152,7 @@ def benchmark(options: argparse.Namespace, folder: Path) -> None:
     top = min(options.top, len(genomes))
     print(
         f"{versions()}, {processor()}, {os.cpu_count()} cores, {options.workers} workers\n"
-        f"wrn40_2, params {options.params}, {len(genomes)} genomes of seed {options.seed}, "
+        f"{options.network}, params {options.params}, {len(genomes)} genomes of seed {options.seed}, "
         f"{options.data or '1/f noise'}; searches A and B: seeds {seeds[0]} and {seeds[1]}",
         flush=True,
     )
@@ -185,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="torch/cifar10 or another dataset (1/f noise)")
     parser.add_argument("--data-dir")
+    parser.add_argument("--network", default="wrn40_2", help="what to search (%(default)s)")
     parser.add_argument("--params", default="400k", metavar="AMOUNT")
     parser.add_argument("--samples", type=int, default=1000, help="genomes that both searches score (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the genomes and search A; B has the next (%(default)s)")
@@ -195,7 +196,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="few genomes, tiny minibatches; leaves no records")
     options = parser.parse_args()
     if options.smoke:
-        options.samples, options.top = 6, 4
+        options.samples, options.top, options.workers = 6, 4, 1
+        options.network, options.params = "wrn16_1", "60k"
         options.plan = options.plan or [(1, 1)]
         if options.out is None:
             with tempfile.TemporaryDirectory() as folder:

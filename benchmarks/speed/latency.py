@@ -9,7 +9,7 @@ the ratio of the network's time to that of the first network, torchvision's ResN
 the median: above 1 the network is slower. timm's ResNet-18 is the same network, and says how far to trust a ratio.
 
 'eager' is the network as it is made; 'folded' has its BN folded into the convolutions, by `fold_batchnorm`, as all have
-in the ways that follow: 'compiled' by torch.compile, anew for each batch and number of threads, which takes longer than
+in the ways that follow: 'compiled' by torch.compile, once for each batch and number of threads, which takes longer than
 all else; 'onnxruntime' runs the file that `export_model` writes. Weights are random, which matters to none. All is in
 float32.
 """
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="two networks, one round, tiny images; not compiled")
     options = parser.parse_args()
     if options.smoke:
-        options.networks, options.ways = ["blockswap_wrn16_1", "blockswap_wrn40_1"], ["eager", "folded", "onnxruntime"]
+        options.networks, options.ways = ["blockswap_wrn16_1", "blockswap_wrn16_2"], ["eager", "folded", "onnxruntime"]
         options.threads, options.batch_sizes, options.rounds, options.image_size = [1], [1, 2], 1, 16
     about, start = describe_device(torch.device("cpu")), time.perf_counter()
     versions = f"torch {about['torch']}, torchvision {torchvision.__version__}, timm {about['timm']}"

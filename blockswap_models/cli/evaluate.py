@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..progress import progress_bar
 from .parameters import (
     dataset_options,
     device_option,
@@ -19,7 +20,6 @@ from .parameters import (
     reader_option,
     subcommand,
 )
-from .progress import progress_bar
 from .tables import print_json, print_table
 
 if TYPE_CHECKING:

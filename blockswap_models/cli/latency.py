@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from ..budget import amount_text
+from ..progress import progress_bar
 from ..searching.latency import LatencyTable
 from .parameters import network_options, out_file, subcommand
-from .progress import progress_bar
 from .search import space_of
 from .tables import milliseconds, print_json, print_table
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from ..budget import parse_amount, parse_latency, parse_several
+from ..budget import parse_amount, parse_latency, parse_several, parse_size
 from ..genome import BlockType, Genome
 from ..layout import Layout
 from ..machine import default_workers, require_writable
@@ -21,6 +21,8 @@ __all__ = [
     "LATENCIES",
     "LATENCY",
     "NETWORK",
+    "SIZE",
+    "SIZES",
     "TYPES",
     "Decorator",
     "Given",
@@ -71,6 +73,8 @@ class _Read(click.ParamType):
 AMOUNT = _Read("amount", lambda text: Given(text, parse_amount(text)))
 LATENCY = _Read("time", lambda text: Given(text, parse_latency(text)))
 AMOUNTS = _Read("amount[,…]", lambda text: Given(text, parse_several(text, parse_amount)))
+SIZE = _Read("size", lambda text: Given(text, parse_size(text)))
+SIZES = _Read("size[,…]", lambda text: Given(text, parse_several(text, parse_size)))
 LATENCIES = _Read("time[,…]", lambda text: Given(text, parse_several(text, parse_latency)))
 
 

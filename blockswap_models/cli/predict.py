@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..progress import progress_bar
 from .evaluate import say_which
 from .parameters import device_option, exclusive, model_argument, model_options, reader_option, subcommand
-from .progress import progress_bar
 from .tables import print_json, print_table
 
 if TYPE_CHECKING:

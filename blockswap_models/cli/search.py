@@ -18,6 +18,8 @@ from .parameters import (
     AMOUNTS,
     LATENCIES,
     LATENCY,
+    SIZE,
+    SIZES,
     Decorator,
     holdout_options,
     network_options,
@@ -25,14 +27,13 @@ from .parameters import (
     together,
     top_option,
 )
-from .progress import ScoreBar
 from .records import train_text
 from .tables import front_report, in_megas, print_front, print_json, print_ranking
 
 if TYPE_CHECKING:
     from ..searching.front import Front
     from ..searching.probe_images import Minibatch
-    from ..searching.search import SearchResult
+    from ..searching.result import SearchResult
     from ..searching.space import SearchSpace
 
 __all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "search_", "space_", "space_of", "tied_text"]
@@ -44,18 +45,19 @@ SCORE_NAMES = (
 # The keys of `strategies.STRATEGIES`, which needs torch.
 STRATEGY_NAMES = ("random", "surrogate")
 # The costs that a budget may name.
-_COSTS = ("params", "macs", "latency")
+_COSTS = ("params", "macs", "latency", "size")
 
 
 def _space_options(several: bool) -> Decorator:
     """The options of a space and a budget; with `several`, an amount may be a list of them."""
-    amount, time = (AMOUNTS, LATENCIES) if several else (AMOUNT, LATENCY)
-    lists = "; several, as 200k,400k, for a front" if several else ""
+    amount, time, size = (AMOUNTS, LATENCIES, SIZES) if several else (AMOUNT, LATENCY, SIZE)
+    lists = "; 200k,400k for a front" if several else ""
     return together(
         network_options,
-        click.option("--params", type=amount, help=f"a budget of parameters, such as 400k{lists}"),
+        click.option("--params", type=amount, help=f"parameters, such as 400k, or 20% of the original{lists}"),
         click.option("--macs", type=amount, help="a budget of multiply-accumulates, such as 60m"),
         click.option("--latency", type=time, help="a budget of measured time, such as 4ms or ..800us"),
+        click.option("--size", type=size, help="bytes of the weights file that 'pack' writes, such as 500kB"),
         click.option("--latency-table", metavar="FILE", help="the table that 'blockswap profile' wrote"),
         click.option("--tolerance", type=float, default=0.025, help="how far from a bare amount"),
     )
@@ -68,11 +70,14 @@ def space_(as_json: bool, **arguments: Any) -> None:
     options = SimpleNamespace(**arguments)
     space = _space(options)
     amounts: dict[str, Any] = {name: given.value for name in _COSTS if (given := getattr(options, name)) is not None}
-    budget = Budget(**amounts, tolerance=options.tolerance) if amounts else None
+    budget = None
+    if amounts:
+        space, budget = space.resolve(Budget(**amounts, tolerance=options.tolerance))
+    measured = {"latency": space.latency is not None, "size": space.has_sizes}
     report: dict[str, Any] = {
         "network": space.layout.name,
         "types": [str(block) for block in space.types],
-        "range": {cost: space.range(cost) for cost in _COSTS if cost != "latency" or space.latency},
+        "range": {cost: space.range(cost) for cost in _COSTS if measured.get(cost, True)},
         "genomes": space.count(),
         "spellings": space.count(distinct=False),
     }
@@ -95,6 +100,8 @@ def space_(as_json: bool, **arguments: Any) -> None:
     print(f"MACs        {in_megas(fewest)} to {in_megas(greatest)}")
     if "latency" in report["range"]:
         print("latency     {} to {}".format(*(amount_text("latency", each) for each in report["range"]["latency"])))
+    if "size" in report["range"]:
+        print("size        {:,} to {:,} bytes".format(*report["range"]["size"]))
     if "fitting" in report:
         print(f"within {budget}: {report['fitting']:,} ({report['fitting_spellings']:,} spellings)")
     elif budget is not None:
@@ -141,7 +148,7 @@ def search_(as_json: bool, **arguments: Any) -> None:
     """Searches the best genome for a budget, or a front over several budgets, and prints what it finds."""
     options = SimpleNamespace(**arguments)
     if options.front is None and all(getattr(options, name) is None for name in _COSTS):
-        raise ValueError("a search needs a budget; use --params 400k, or --macs 60m, or --latency 4ms")
+        raise ValueError("a search needs a budget; use --params 400k, or --macs 60m, or --latency 4ms, or --size 500kB")
     options.holdout = None
     if options.front is not None and getattr(options, options.front) is not None:
         raise ValueError(f"--front {options.front} chooses its budgets; leave out --{options.front}, or --front")
@@ -178,14 +185,11 @@ def search_(as_json: bool, **arguments: Any) -> None:
         "resume": options.resume is not None,
         **({} if options.strategy is None else {"strategy": options.strategy}),
     }
-    with ScoreBar() as progress:
-        if len(budgets) == 1 and options.front is None:
-            result = search(space, budgets[0], options.samples, options.seed, progress=progress, **given)
-        else:
-            front = search_front(space, budgets, options.samples, options.seed, progress=progress, **given)
     if len(budgets) == 1 and options.front is None:
+        result = search(space, budgets[0], options.samples, options.seed, progress=True, on_interrupt="raise", **given)
         _print_result(result, record, options.top, as_json)
     else:
+        front = search_front(space, budgets, options.samples, options.seed, progress=True, **given)
         _print_front(front, record, options.top, as_json)
 
 

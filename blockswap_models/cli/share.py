@@ -172,7 +172,7 @@ def _model_of(card: dict[str, Any], weights: Path) -> nn.Module:
     name = find_model(card["name"].partition(".")[0])
     size = card.get("input_size")
     own = {} if size is None else {"in_chans": size[0], "pretrained_cfg_overlay": {"input_size": tuple(size)}}
-    model = timm.create_model(name, num_classes=card["num_classes"], genome=card["genome"], **own)
+    model: Any = timm.create_model(name, num_classes=card["num_classes"], genome=card["genome"], **own)
     if "label_names" in card:
         model.pretrained_cfg["label_names"] = card["label_names"]
     load_weights(model, weights)

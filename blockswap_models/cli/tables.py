@@ -61,6 +61,7 @@ def front_report(
 
 def _print_candidates(title: str, labelled: Sequence[tuple[object, Candidate]]) -> None:
     measured = any(each.cost.latency is not None for _, each in labelled)
+    sized = any(each.cost.size is not None for _, each in labelled)
     rows = [
         (
             label,
@@ -70,11 +71,13 @@ def _print_candidates(title: str, labelled: Sequence[tuple[object, Candidate]]) 
             f"{each.cost.params:,}",
             in_megas(each.cost.macs),
             *([milliseconds(each.cost.latency)] if measured else []),
+            *(["" if each.cost.size is None else f"{each.cost.size:,}"] if sized else []),
             each.genome,
         )
         for label, each in labelled
     ]
-    titles = [title, "score", "±", "draws", "params", "MACs", *(["latency"] if measured else []), "genome"]
+    titles = [title, "score", "±", "draws", "params", "MACs", *(["latency"] if measured else [])]
+    titles += [*(["bytes"] if sized else []), "genome"]
     right = range(len(titles) - 1)
     if not title:
         titles, rows, right = titles[1:], [row[1:] for row in rows], range(len(titles) - 2)

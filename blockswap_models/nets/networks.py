@@ -94,6 +94,9 @@ class WideResNet(nn.Module):
 
     @torch.jit.ignore
     def _draw_weights(self) -> None:
+        if self.conv1.weight.is_meta:
+            # There is nothing to draw, and that would take most of the time of building.
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -270,6 +273,8 @@ class ResNet(TimmResNet):
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool | None = None) -> None:
         """Draws all weights again, as timm does; branches start at zero if they did so before, unless it is given."""
+        if self.conv1.weight.is_meta:
+            return
         # timm's constructor calls this too, before it has a genome: there, every layer has just been made.
         if hasattr(self, "genome"):
             _reset_parameters(self)
@@ -345,7 +350,9 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
 
 def branch_ends(model: nn.Module) -> list[nn.Module]:
     """Lists the module of each residual block whose output is added to the shortcut; the block where there is none."""
-    if getattr(model, "branch_ends", None) is None:
-        return [block.get_submodule(block.branch_end) for block in residual_blocks(model)]
+    ends: dict[str, str] | None = getattr(model, "branch_ends", None)
+    if ends is None:
+        blocks = (module for module in model.modules() if isinstance(module, ResidualBlock))
+        return [block.get_submodule(block.branch_end) for block in blocks]
     there = dict(model.named_modules())
-    return [there[f"{name}.{end}" if end else name] for name, end in model.branch_ends.items() if name in there]
+    return [there[f"{name}.{end}" if end else name] for name, end in ends.items() if name in there]

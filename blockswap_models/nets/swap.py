@@ -180,7 +180,8 @@ def _stages(model: nn.Module) -> list[list[str]]:
         # Where some stages of a sequence give features, all of it are stages.
         whole = parent and isinstance(there[parent], nn.Sequential)
         stages += [f"{parent}.{child}" for child, _ in there[parent].named_children()] if whole else [name]
-    held, alone = [], []
+    held: list[list[str]] = []
+    alone: list[list[str]] = []
     for name in dict.fromkeys(stages):
         if name not in there:
             continue
@@ -415,7 +416,7 @@ def new_block(block: BlockType, old: nn.Module, found: FoundBlock) -> ResidualBl
 
 
 def _like(act: nn.Module, inplace: bool) -> nn.Module:
-    copied = plain_copy(act)
+    copied: Any = plain_copy(act)
     if hasattr(copied, "inplace"):
         copied.inplace = inplace
     return copied
@@ -430,7 +431,7 @@ def _norm_maker(norm: nn.Module | None) -> Callable[..., nn.Module]:
         eps = norm.eps
         return lambda width, **dd: LayerNorm2d(width, eps=eps, **dd)
     kind = nn.SyncBatchNorm if isinstance(norm, nn.SyncBatchNorm) else nn.BatchNorm2d
-    like = {"eps": norm.eps, "momentum": norm.momentum} if isinstance(norm, _BatchNorm) else {}
+    like: dict[str, Any] = {"eps": norm.eps, "momentum": norm.momentum} if isinstance(norm, _BatchNorm) else {}
     return lambda width, **dd: kind(width, **like, **dd)
 
 
@@ -440,14 +441,15 @@ def _described(model: nn.Module, genome: Genome, found: tuple[FoundBlock, ...]) 
     if own is not None and len(own.blocks) == len(genome.blocks):
         blocks = [mine if new == _KEEP else new for mine, new in zip(own.blocks, genome.blocks, strict=True)]
         genome = Genome.from_blocks(blocks, genome.depths)
-    model.genome = genome
+    described: Any = model
+    described.genome = genome
     # Not nn.Modules: names, so that copies and pickles of the network find their own.
-    model.branch_ends = {
+    described.branch_ends = {
         each.name: block.branch_end if isinstance(block := model.get_submodule(each.name), ResidualBlock) else each.end
         for each in found
     }
     if not hasattr(model, "layout"):
-        model.layout = layout_of(model, found)
+        described.layout = layout_of(model, found)
     return model
 
 
@@ -479,7 +481,7 @@ class BlockNetwork:
     ) -> None:
         self.name = network if isinstance(network, str) else None
         given = {"num_classes": num_classes, "in_chans": in_chans}
-        self._arguments = {key: value for key, value in given.items() if value is not None}
+        self._arguments: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         if self.name is None:
             for key, value in self._arguments.items():
                 if value != getattr(network, key, value):
@@ -488,10 +490,10 @@ class BlockNetwork:
                         "use the network with other classes or channels"
                     )
         self._model = self._create() if isinstance(network, str) else network
-        channels, *size = own_input_size(self._model) if image_size is None else (in_chans or 3, *image_size)
+        channels, height, width = own_input_size(self._model) if image_size is None else (in_chans or 3, *image_size)
         if image_size is not None:
             channels = getattr(self._model, "in_chans", channels)
-        self.input_size: tuple[int, int, int] = (channels, *size)
+        self.input_size: tuple[int, int, int] = (channels, height, width)
         self.blocks, self.cost, self._kept = _trace(self._model, self.input_size)
         self.layout = layout_of(self._model, self.blocks, self.input_size)
 
@@ -553,7 +555,8 @@ class BlockNetwork:
         """Makes the network of a genome, for scores: of a name, no branch starts at zero, which would score nothing."""
         model = self.build(genome)
         if self.name is not None:
-            for name in model.branch_ends:
+            ends: Any = model.branch_ends
+            for name in ends:
                 for module in model.get_submodule(name).modules():
                     weight = getattr(module, "weight", None)
                     if isinstance(weight, nn.Parameter) and not weight.any():

@@ -14,7 +14,17 @@ from typing import Any
 from ..budget import Budget, BudgetError, Cost
 from ..genome import Genome
 
-__all__ = ["ETA", "Candidate", "ScoredDraw", "common_cost", "median_shares", "pareto", "rank", "rank_within"]
+__all__ = [
+    "ETA",
+    "Candidate",
+    "ScoredDraw",
+    "candidates_of",
+    "common_cost",
+    "median_shares",
+    "pareto",
+    "rank",
+    "rank_within",
+]
 
 # Each round of refinement keeps the best of this many, and gives each of them this many times the draws.
 ETA = 4
@@ -33,13 +43,18 @@ class ScoredDraw:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ScoredDraw:
         """Reads a row of a record; raises KeyError, TypeError or ValueError for anything else."""
-        latency, score, blocks = row.get("latency"), row["score"], row.get("blocks")
+        latency, size, score, blocks = row.get("latency"), row.get("size"), row["score"], row.get("blocks")
         genome = Genome(row["genome"])
         if blocks is not None and len(blocks) != len(genome.blocks):
             raise ValueError(f"{len(blocks)} scores by block of {genome}")
         return cls(
             genome,
-            Cost(int(row["params"]), int(row["macs"]), None if latency is None else float(latency)),
+            Cost(
+                int(row["params"]),
+                int(row["macs"]),
+                None if latency is None else float(latency),
+                None if size is None else int(size),
+            ),
             int(row["draw"]),
             math.nan if score is None else float(score),
             None if blocks is None else tuple(map(float, blocks)),
@@ -56,6 +71,8 @@ class ScoredDraw:
         }
         if self.cost.latency is not None:
             row["latency"] = self.cost.latency
+        if self.cost.size is not None:
+            row["size"] = self.cost.size
         if self.blocks is not None:
             row["blocks"] = self.blocks if all(map(math.isfinite, self.blocks)) else None
         return row
@@ -115,6 +132,7 @@ class Candidate:
             "params": self.cost.params,
             "macs": self.cost.macs,
             **({} if self.cost.latency is None else {"latency": self.cost.latency}),
+            **({} if self.cost.size is None else {"size": self.cost.size}),
             "score": self.score if math.isfinite(self.score) else None,
             "draws": len(self.scores),
             "spread": None if math.isnan(self.standard_error_factor) else self.standard_error_factor,
@@ -138,6 +156,14 @@ def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=place)
 
 
+def candidates_of(draws: Iterable[ScoredDraw]) -> list[Candidate]:
+    """Makes the candidates of scores, in the order in which each genome came first."""
+    by_genome: dict[Genome, dict[int, ScoredDraw]] = {}
+    for each in draws:
+        by_genome.setdefault(each.genome, {})[each.draw] = each
+    return [Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values()]
+
+
 def median_shares(candidates: Iterable[Candidate]) -> tuple[float, ...] | None:
     """The median over candidates of the share of each block; None where no candidate has shares."""
     parts = [each.shares for each in candidates if each.shares]
@@ -148,16 +174,14 @@ def median_shares(candidates: Iterable[Candidate]) -> tuple[float, ...] | None:
 
 
 def common_cost(budgets: Sequence[Budget]) -> str:
-    """Names the cost with which all budgets begin."""
+    """Names the cost that a front is along: the first in which its budgets differ."""
     if not budgets:
         raise BudgetError("a front needs budgets; use budgets=['200k', '400k']")
-    first, *others = (next(iter(budget.windows)) for budget in budgets)
-    for budget, other in zip(budgets[1:], others, strict=True):
-        if other != first:
-            raise BudgetError(
-                f"the budgets of a front are of one cost; {budgets[0]} is of {first}, {budget} of {other}"
-            )
-    return first
+    first, *others = (budget.windows for budget in budgets)
+    for budget, windows in zip(budgets[1:], others, strict=True):
+        if windows.keys() != first.keys():
+            raise BudgetError(f"budgets of a front are of the same costs; {budgets[0]} is not, beside {budget}")
+    return next((name for name in first if any(each[name] != first[name] for each in others)), next(iter(first)))
 
 
 def rank_within(budgets: Sequence[Budget], candidates: Iterable[Candidate]) -> list[list[Candidate]]:

@@ -61,7 +61,7 @@ def search_front(
     dtype: torch.dtype | None = None,
     record: str | Path | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
 ) -> Front:
     """Searches at several budgets in one run, and finds the Pareto front of score against cost.
 
@@ -70,7 +70,8 @@ def search_front(
 
     Args:
         space: A search space, or the name of a network such as `wrn40_2`.
-        budgets: The budgets, which all begin with the same cost; `budgets_along` makes some.
+        budgets: The budgets, all of the same costs; the front is along the one in which they differ. `budgets_along`
+            makes some.
         samples: Genomes to score for each budget.
         seed: Seed of genomes, weights and noise.
         data: Images and labels, as for `search`.
@@ -107,7 +108,11 @@ def search_front(
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
     propose = strategy_named(strategy)
     score = score_named(score)
-    wanted = [Budget.of(each) for each in budgets]
+    wanted: list[Budget] = []
+    for each in budgets:
+        # The space of the first budget of a size is that of all.
+        space, budget = space.resolve(each)
+        wanted.append(budget)
     cost = common_cost(wanted)
     # First of all what needs no score: a budget that cannot be met is refused before there is a record.
     chosen = [propose(space, budget, seed, [], samples) for budget in wanted]
@@ -146,7 +151,7 @@ def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: flo
 
     Args:
         space: The search space.
-        cost: `params`, `macs` or `latency`.
+        cost: `params`, `macs`, `latency` or `size`.
         number: How many.
         tolerance: The width of each window, as of a `Budget`.
 

@@ -6,8 +6,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* As wide as the widest registers; compilers split it for narrower ones. */
+/* As wide as the widest registers: compilers keep a vector that is wider than these in memory, and take 2 to 5 times as
+   long. The rows are a multiple of 16 numbers anywhere. */
+#if defined __AVX512F__
 enum { LANES = 16 };
+#elif defined __AVX__
+enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef unsigned Bits __attribute__((vector_size(4 * LANES)));
 typedef unsigned short Halves __attribute__((vector_size(2 * LANES)));

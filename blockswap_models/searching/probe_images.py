@@ -153,10 +153,10 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
 
     Args:
         space: The search space, whose networks take images of its `input_size`.
-        data: A Minibatch; a pair of images and labels, as `tensor_minibatch` takes them, which are one minibatch; a
-            dataset of torch, of pairs of an image and a label, from which images are drawn; or a DataLoader, or other
-            iterable of pairs of images and labels, whose first images are taken. An image of PIL is resized and
-            normalised as the network's cfg says.
+        data: A Minibatch; a folder of images, as `dataset_minibatch` takes it; a pair of images and labels, as
+            `tensor_minibatch` takes them, which are one minibatch; a dataset of torch, of pairs of an image and a
+            label, from which images are drawn; or a DataLoader, or other iterable of pairs of images and labels, whose
+            first images are taken. An image of PIL is resized and normalised as the network's cfg says.
         batch_size: The number of images of a minibatch drawn from a dataset or loader.
         seed: What images are drawn by.
 
@@ -170,6 +170,9 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
         if data.images.shape[1:] != space.input_size:
             raise DataError(_size_message(space, data.images))
         return data
+    if isinstance(data, (str, Path)):
+        number = affordable_batches(space, batch_size)
+        return dataset_minibatch(space, str(data), None, batch_size, seed, num_batches=number)
     if isinstance(data, (tuple, list)) and len(data) == 2:
         return tensor_minibatch(space, *data)
     kind = type(data).__name__
@@ -185,7 +188,7 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
             items = [data[int(index)] for index in chosen]
         pairs = [_alone(space, *_pair(item, kind)) for item in items]
         as_pictures = any(isinstance(image, Image.Image) for image, _ in items)
-    elif isinstance(data, Iterable) and not isinstance(data, (str, Mapping)):
+    elif isinstance(data, Iterable) and not isinstance(data, Mapping):
         pairs, there, as_pictures = [], 0, False
         for item in data:
             pairs.append(_sized(space, *_pair(item, kind)))
@@ -193,10 +196,7 @@ def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: in
             if there >= number:
                 break
     else:
-        raise DataError(
-            f"data are a pair of images and labels, a dataset or a loader, not {kind}; for images in files use "
-            "dataset_minibatch"
-        )
+        raise DataError(f"data are a pair of images and labels, a dataset, a loader or a folder of images, not {kind}")
     num_batches = min(number, there) // batch_size
     if not num_batches:
         raise DataError(f"the {kind} has {there} images" + (f"; use a batch_size of at most {there}" if there else ""))

@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from ..genome import BlockType, Genome
+from ..layout import Position
 from ..machine import find_device, threads_set
 from ..nets.devices import describe_device
-from ..nets.networks import ResNet, WideResNet, residual_blocks
+from ..nets.networks import residual_blocks
 from .latency import LatencyTable, Shape
 from .space import SearchSpace
 
@@ -82,7 +83,7 @@ def profile(
             x = torch.rand(batch_size, *space.input_size).to(device)
             genomes = _deal(space)
             networks = [space.build(genome).eval().to(device) for genome in genomes]
-        shapes = _shapes(networks[0], x)
+        shapes = _shapes(networks[0], space.layout.positions, x)
         parts: list[list[list[float]]] = [[] for _ in networks]
         ratios = []
         steps = range(rounds)
@@ -140,7 +141,7 @@ def _by_shape(
     }
 
 
-def _shapes(network: WideResNet | ResNet, x: torch.Tensor) -> tuple[Shape, ...]:
+def _shapes(network: nn.Module, places: Sequence[Position], x: torch.Tensor) -> tuple[Shape, ...]:
     sizes: list[torch.Size] = []
     hooks = [
         block.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
@@ -149,7 +150,6 @@ def _shapes(network: WideResNet | ResNet, x: torch.Tensor) -> tuple[Shape, ...]:
     network(x)
     for hook in hooks:
         hook.remove()
-    places = network.layout.positions
     return tuple(
         Shape(place.in_chs, place.out_chs, place.stride, size[2], size[3])
         for place, size in zip(places, sizes, strict=True)

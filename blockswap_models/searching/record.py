@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +19,29 @@ from ..files import JsonLineError, append_json_line, read_json_lines
 from ..genome import Genome
 from ..layout import RANDOM_WEIGHTS, Layout
 from ..zoo.genomes import GENOMES
-from .candidates import Candidate, ScoredDraw, common_cost, pareto, rank, rank_within
+from .candidates import Candidate, ScoredDraw, candidates_of, common_cost, pareto, rank, rank_within
 
 __all__ = [
     "FoundNetwork",
     "FrontRecord",
     "Record",
     "RecordError",
+    "budget_of",
     "budget_text",
     "build_text",
     "network_of",
     "read_front",
     "read_ranking",
     "read_record",
+    "record_header",
     "require_new",
 ]
 
 _KIND = "blockswap search"
 # What scores do not depend on: the names of classes, and where the images are.
 _ABOUT = "about"
+# Nor on the budget as it was asked for, whose windows are beside it.
+_ASKED = "asked"
 # What is meant by records that do not say it, since they are older.
 _UNSAID = {"strategy": "random", "dtype": "float32"}
 
@@ -55,7 +60,7 @@ class Record:
     def __init__(self, path: str | Path, search: dict[str, Any], resume: bool = False) -> None:
         self.path = Path(path)
         self.draws: dict[tuple[Genome, int], ScoredDraw] = {}
-        header = {"record": _KIND, **search}
+        header = record_header(search)
         whole = 0
         try:
             self._new = not self.path.exists()
@@ -94,6 +99,11 @@ class Record:
         """Adds the score of one genome and draw; one that is not finite is null in the file."""
         append_json_line(self._file, scored.to_json())
         self.draws[scored.genome, scored.draw] = scored
+
+
+def record_header(search: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the first line of a record, from what the scores depend on."""
+    return {"record": _KIND, **search}
 
 
 def require_new(path: str | Path) -> None:
@@ -137,10 +147,7 @@ def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...
 def _read_candidates(path: str | Path) -> tuple[dict[str, Any], list[Candidate]]:
     """Reads a record: what was searched for, and its genomes as they came; raises RecordError."""
     header, draws = read_record(path)
-    by_genome: dict[Genome, dict[int, ScoredDraw]] = {}
-    for each in draws:
-        by_genome.setdefault(each.genome, {})[each.draw] = each
-    found = [Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values()]
+    found = candidates_of(draws)
     if len({each.genome.depths for each in found}) > 1:
         raise RecordError(f"{path} mixes genomes of several networks")
     if not found:
@@ -263,14 +270,25 @@ def network_of(path: str | Path, rank: int = 1) -> FoundNetwork:
     )
 
 
-def budget_text(header: dict[str, Any]) -> str:
+def budget_of(header: Mapping[str, Any]) -> Budget:
+    """Reads the budget of a record, as it was asked for where the record says so; raises ValueError or TypeError."""
+    windows = _budget(header["budget"])
+    asked = header.get(_ASKED)
+    if isinstance(asked, dict):
+        with suppress(TypeError, ValueError):
+            budget = Budget(**asked)
+            if budget.windows == windows.windows:
+                return budget
+    return windows
+
+
+def budget_text(header: Mapping[str, Any]) -> str:
     """Writes the budget of a record as a person does."""
-    windows: Any = header.get("budget")
     try:
-        return str(_budget(windows))
-    except (AttributeError, TypeError, ValueError):
+        return str(budget_of(header))
+    except (AttributeError, KeyError, TypeError, ValueError):
         # A budget of something that this version does not know.
-        return json.dumps(windows)
+        return json.dumps(header.get("budget"))
 
 
 def _budget(windows: Any) -> Budget:
@@ -321,7 +339,8 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[ScoredDraw], int]:
 
 def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     found = {**{key: value for key, value in _UNSAID.items() if key in wanted}, **found}
-    differing = [key for key in {**wanted, **found} if key != _ABOUT and found.get(key) != wanted.get(key)]
+    keys = [key for key in {**wanted, **found} if key not in (_ABOUT, _ASKED)]
+    differing = [key for key in keys if found.get(key) != wanted.get(key)]
     if differing:
         said = "; ".join(f"{key} {_short(found.get(key))} there, {_short(wanted.get(key))} here" for key in differing)
         raise RecordError(f"{path} is the record of another search: {said}")

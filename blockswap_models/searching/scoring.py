@@ -16,10 +16,12 @@ from ..budget import Budget
 from ..genome import Genome
 from ..layout import Layout
 from ..machine import find_device
+from ..progress import is_watched
 from .candidates import ETA, Candidate, ScoredDraw, rank
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch, affordable_batches, noise_minibatch, user_minibatch
 from .record import Record
+from .score_bar import ScoreBar
 from .scorer import Scorer, fast_dtype
 from .space import SearchSpace
 from .workers import Shared, WorkerError, local_workers, map_in_order
@@ -50,7 +52,7 @@ def check_numbers(*, seed: int, refine: int, **counts: int) -> None:
 
 def make_scorer(
     space: SearchSpace,
-    data: Minibatch | tuple[Any, Any] | Iterable[Any] | None,
+    data: Minibatch | tuple[Any, Any] | Iterable[Any] | str | Path | None,
     batch_size: int,
     score: Score,
     seed: int,
@@ -91,10 +93,12 @@ class Scoring:
         record: str | Path | None,
         resume: bool,
         described: dict[str, Any],
-        progress: Progress | None,
+        progress: bool | Progress | None,
     ) -> None:
         self._shared = Shared(scorer)
-        self._workers, self._executor, self._progress = workers, executor, progress
+        self._workers, self._executor = workers, executor
+        show = progress is True or (progress is None and is_watched())
+        self._progress = ScoreBar() if show else progress if callable(progress) else None
         self._local = executor is None and workers > 1 and torch.device(scorer.device).type == "cpu"
         if self._local or executor is not None:
             # Before there is a record: what cannot travel to workers is refused here.
@@ -108,10 +112,17 @@ class Scoring:
     def __enter__(self) -> Scoring:
         if self._record:
             self._stack.enter_context(self._record)
+        if isinstance(self._progress, ScoreBar):
+            self._stack.enter_context(self._progress)
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
+
+    @property
+    def draws(self) -> tuple[ScoredDraw, ...]:
+        """All scores so far, as they came."""
+        return tuple(self._scored.values())
 
     def candidates(self, genomes: Sequence[Genome], number: int, new: int, round_name: str) -> list[Candidate]:
         """Scores genomes by so many draws, of which so many are new in this round."""

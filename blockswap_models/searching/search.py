@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..budget import Budget, BudgetError, BudgetLike
+from ..data.folders import classes_of
 from ..errors import BlockSwapError
 from ..genome import Genome, GenomeError
-from .candidates import Candidate
+from .candidates import Candidate, candidates_of, rank
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
 from .rankings import score_named
+from .result import SearchResult
 from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
 from .space import SearchSpace
 from .strategies import strategy_named
@@ -29,38 +31,6 @@ class SearchError(BlockSwapError, RuntimeError):
     """A search that cannot give an answer; its record keeps what was scored."""
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found.
-
-    Attributes:
-        space: The search space.
-        budget: The budget.
-        candidates: The scored genomes from best to worst: first those with most draws, last those without a score.
-    """
-
-    space: SearchSpace
-    budget: Budget
-    candidates: tuple[Candidate, ...]
-
-    @property
-    def best(self) -> Candidate:
-        """The candidate with the highest score of those that were refined most."""
-        return self.candidates[0]
-
-    @property
-    def num_tied(self) -> int | None:
-        """How many others are within the uncertainty of the best; None where one draw cannot tell."""
-        best = self.best
-        if math.isnan(best.standard_error_factor):
-            return None
-        return sum(
-            each.score * max(each.standard_error_factor, 1.0) >= best.score / best.standard_error_factor
-            for each in self.candidates[1:]
-            if len(each.scores) == len(best.scores)
-        )
-
-
 def search(
     space: SearchSpace | str,
     budget: BudgetLike | None,
@@ -68,7 +38,7 @@ def search(
     seed: int = 0,
     *,
     genomes: Iterable[Genome | str] | None = None,
-    data: Minibatch | tuple[Any, Any] | Iterable[Any] | None = None,
+    data: Minibatch | tuple[Any, Any] | Iterable[Any] | str | Path | None = None,
     batch_size: int = 32,
     score: Score | str = fisher_potential,
     strategy: str = "random",
@@ -80,7 +50,8 @@ def search(
     dtype: torch.dtype | None = None,
     record: str | Path | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
+    on_interrupt: Literal["return", "raise"] = "return",
 ) -> SearchResult:
     """Chooses genomes within a budget, scores each on a minibatch, gives the best more draws, and ranks them.
 
@@ -94,8 +65,9 @@ def search(
         samples: Genomes to score.
         seed: Seed of genomes, weights and noise.
         genomes: Exactly these genomes are scored, each once. They too must fit the budget.
-        data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, or what
-            `dataset_minibatch` returns. Images of 1/f noise with random labels where none are given.
+        data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, a folder with one
+            folder of images for each class, or what `dataset_minibatch` returns. Images of 1/f noise with random labels
+            where none are given. Where the space is a name, its networks have the classes of the folder.
         batch_size: Images in a minibatch.
         score: A name, such as "fisher" or "naswot" (`score_named`), or a function of model, images and labels; higher
             is better.
@@ -109,8 +81,11 @@ def search(
         dtype: Precision of scores, the fastest for this score where none is given.
         record: A file, to which each score is written as it comes.
         resume: Whether to go on with that file.
-        progress: Called for each round with the iterable of its scores, the number of scores of the whole search, the
-            number that is done, and the name of the round; returns the iterable.
+        progress: Whether to show a progress bar: by default in a notebook and on a terminal. True writes a line now and
+            then to a log, too. Or what is called for each round with the iterable of its scores, the number of scores
+            of the whole search, the number that is done, and the name of the round, and returns the iterable.
+        on_interrupt: What Ctrl-C does once something is scored. With "return" the result is of what was scored, with a
+            warning and `interrupted=True`; with "raise" KeyboardInterrupt is raised. The record is whole either way.
 
     Returns:
         The ranking.
@@ -128,10 +103,13 @@ def search(
         model = timm.create_model("blockswap_wrn40_2", genome=result.best.genome)
         ```
     """
-    space = SearchSpace(space) if isinstance(space, str) else space
+    if isinstance(space, str):
+        space = SearchSpace(space, num_classes=_num_classes(data))
+    if on_interrupt not in ("return", "raise"):
+        raise ValueError(f"on_interrupt is 'return' or 'raise', not {on_interrupt!r}")
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
     propose = strategy_named(strategy)
-    budget = Budget(params=(0, None)) if budget is None else Budget.of(budget)
+    space, budget = space.resolve(budget)
     score = score_named(score)
     if genomes is None:
         chosen = propose(space, budget, seed, [], samples)
@@ -139,20 +117,38 @@ def search(
         chosen = _given(space, budget, genomes)
         samples = len(chosen)
     scorer = make_scorer(space, data, batch_size, score, seed, device, dtype, executor)
-    described = describe(scorer, strategy, {"budget": budget_windows(budget)})
-    with Scoring(scorer, workers, executor, record, resume, described, progress) as scoring:
-        # All random genomes are one round, which is shorter than asked for where fewer fit.
-        planned = len(chosen) if strategy == "random" else samples
-        scoring.total = planned * draws + scores_of_refinement(planned, draws, refine)
-        candidates: list[Candidate] = []
-        while chosen:
-            candidates += scoring.candidates(chosen, draws, draws, "scoring")
-            left = samples - len(candidates)
-            chosen = propose(space, budget, seed, candidates, left) if left else []
-        ranked = scoring.refined(candidates, draws, refine)
+    described = describe(scorer, strategy, {"budget": budget_windows(budget), "asked": budget.as_json()})
+    scoring = Scoring(scorer, workers, executor, record, resume, described, progress)
+    interrupted = False
+    try:
+        with scoring:
+            # All random genomes are one round, which is shorter than asked for where fewer fit.
+            planned = len(chosen) if strategy == "random" else samples
+            scoring.total = planned * draws + scores_of_refinement(planned, draws, refine)
+            candidates: list[Candidate] = []
+            while chosen:
+                candidates += scoring.candidates(chosen, draws, draws, "scoring")
+                left = samples - len(candidates)
+                chosen = propose(space, budget, seed, candidates, left) if left else []
+            ranked = scoring.refined(candidates, draws, refine)
+    except KeyboardInterrupt:
+        if on_interrupt == "raise" or not scoring.draws:
+            raise
+        interrupted, ranked = True, rank(candidates_of(scoring.draws))
+        go_on = "search with resume=True" if record is not None else "save it and search with record=, resume=True"
+        warnings.warn(
+            f"the search was interrupted: this is the result of {len(scoring.draws):,} scores; to go on, {go_on}",
+            stacklevel=2,
+        )
     if not math.isfinite(ranked[0].score):
         raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
-    return SearchResult(space, budget, tuple(ranked))
+    return SearchResult(space, budget, tuple(ranked), interrupted, scoring.draws, described)
+
+
+def _num_classes(data: object) -> int | None:
+    """The number of classes in a folder of images; None for other data."""
+    classes = classes_of(str(data)) if isinstance(data, (str, Path)) else None
+    return None if classes is None else len(classes)
 
 
 def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) -> list[Genome]:

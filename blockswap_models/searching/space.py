@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ import timm
 import torch
 from torch import nn
 
-from ..budget import UNMEASURED, Budget, BudgetError, Cost, amount_text
+from ..budget import UNMEASURED, Budget, BudgetError, BudgetLike, Cost, amount_text
 from ..data.statistics import data_config, model_data_config
 from ..genome import SEARCH_TYPES, BlockType, Genome, GenomeError
 from ..layout import Layout, NetworkLayout, Position
-from ..nets.cost import count_parts
+from ..nets.cost import count, count_parts
 from ..nets.networks import build, residual_blocks
+from ..nets.stored import StoredTensor, file_size, most_bytes, stored_tensors
 from ..nets.swap import BlockNetwork
 from .cost_table import LONGEST_OF_COUNT, CostTable
 from .latency import LatencyTable
@@ -26,6 +28,19 @@ __all__ = ["SearchSpace"]
 
 _STANDARD, _KEEP = BlockType("S"), BlockType("K")
 _NANO = 1_000_000_000
+
+
+@lru_cache(maxsize=1024)
+def _costs_of_type(
+    layout: Layout, block: BlockType, num_classes: int, input_size: tuple[int, int, int]
+) -> tuple[Cost, tuple[Cost, ...]]:
+    """Counts stem and head, and each block of a network of one type, or a standard block where it does not divide."""
+    fitting = [block if place.structure(block) else _STANDARD for place in layout.positions]
+    genome = Genome.from_blocks(fitting, layout.depths)
+    model = build(layout, genome, num_classes=num_classes, in_chans=input_size[0], device="meta").eval()
+    x = torch.empty(1, *input_size, device="meta")
+    total, *parts = count_parts(model, [model, *residual_blocks(model)], x)
+    return total - sum(parts, Cost(0, 0)), tuple(parts)
 
 
 class SearchSpace:
@@ -44,6 +59,7 @@ class SearchSpace:
         latency: Measured times; costs then have a latency, and budgets may name it.
 
     Attributes:
+        has_sizes: Whether costs have the size of the weights file; `sized` is such a space.
         options: The options of each position, from first to last: block types, each with the number of types that it
             stands for.
         network: The network whose blocks are swapped; None for a layout.
@@ -96,6 +112,7 @@ class SearchSpace:
                     f"{', '.join(map(str, self.types))} divides its {place.in_chs} to {place.out_chs} channels"
                 )
         self.latency = latency
+        self.has_sizes = False
         if latency is not None:
             latency.require(self.layout, self.input_size)
             for index, options in enumerate(self.options):
@@ -104,6 +121,48 @@ class SearchSpace:
 
     def __repr__(self) -> str:
         return f"SearchSpace({self.layout.name!r}, {len(self.types)} block types)"
+
+    # -- budgets -----------------------------------------------------------------------------------------------------
+
+    def resolve(self, budget: BudgetLike | None) -> tuple[SearchSpace, Budget]:
+        """Makes numbers of a budget in percent of the original network, and a sized space where it names a size.
+
+        Args:
+            budget: The budget; None allows everything.
+
+        Returns:
+            This space, or `sized`, and the budget in numbers.
+
+        Raises:
+            BudgetError: It cannot be read, or is a share of a latency that is not known.
+        """
+        budget = Budget(params=(0, None)) if budget is None else Budget.of(budget)
+        space = self.sized if budget.size is not None else self
+        return space, budget.of_original(space.original_cost) if budget.is_share else budget
+
+    @cached_property
+    def sized(self) -> SearchSpace:
+        """The same space, with costs that have the size of the weights file: counting it takes a little longer."""
+        if self.has_sizes:
+            return self
+        space = copy(self)
+        space.__dict__.pop("option_costs", None)
+        space.__dict__.pop("original_cost", None)
+        space.has_sizes = True
+        return space
+
+    @cached_property
+    def original_cost(self) -> Cost:
+        """What the original network costs: each block is standard, classes and channels are this space's."""
+        model = self.build(self.layout.original, device="meta")
+        cost = count(model, self.input_size) if self.network is None else self.network.cost
+        if self.has_sizes:
+            cost = replace(cost, size=file_size(stored_tensors(model)))
+        table, blocks = self.latency, self.layout.original.blocks
+        if table is not None and all(each in dict(options) for each, options in zip(blocks, self.options, strict=True)):
+            seconds = table.stem + table.head + sum(table.of_block(index, each) for index, each in enumerate(blocks))
+            cost = replace(cost, latency=round(seconds, 9))
+        return cost
 
     # -- costs -------------------------------------------------------------------------------------------------------
 
@@ -116,6 +175,14 @@ class SearchSpace:
             count_option = self.network.option_cost
             fixed = self.network.fixed
             options = [[count_option(index, block) for block, _ in each] for index, each in enumerate(self.options)]
+        if self.has_sizes:
+            stem, tensors = self._stored
+            digits = len(str(self._longest_data))
+            fixed = replace(fixed, size=most_bytes(stem, digits) + file_size([]) + 7)
+            options = [
+                [replace(cost, size=most_bytes(own, digits)) for cost, own in zip(costs, place, strict=True)]
+                for costs, place in zip(options, tensors, strict=True)
+            ]
         if (table := self.latency) is not None:
             fixed = replace(fixed, latency=round(table.stem + table.head, 9))
             options = [
@@ -132,18 +199,49 @@ class SearchSpace:
         short = replace(self.layout, depths=tuple(min(depth, 2) for depth in self.layout.depths))
         by_place: dict[tuple[Position, BlockType], Cost] = {}
         for block in dict.fromkeys((_STANDARD, *self.types)):
-            fitting = [block if place.structure(block) else _STANDARD for place in short.positions]
-            model = self.build(Genome.from_blocks(fitting, short.depths), short, device="meta").eval()
-            blocks = residual_blocks(model)
-            total, *parts = count_parts(model, [model, *blocks], torch.empty(1, *self.input_size, device="meta"))
+            rest, parts = _costs_of_type(short, block, self.num_classes, self.input_size)
             if block == _STANDARD:
-                fixed = total - sum(parts, Cost(0, 0))
-            by_place.update(zip(zip(short.positions, fitting, strict=True), parts, strict=True))
+                fixed = rest
+            by_place.update({(place, block): cost for place, cost in zip(short.positions, parts, strict=True)})
         options = [
             [by_place[replace(place, block=min(place.block, 2)), block] for block, _ in blocks]
             for place, blocks in zip(self.layout.positions, self.options, strict=True)
         ]
         return fixed, options
+
+    @cached_property
+    def _stored(self) -> tuple[list[StoredTensor], list[list[list[StoredTensor]]]]:
+        """What the weights file holds of stem and head, and of each option at each position."""
+        original = self.layout.original
+        model = self.build(original, device="meta")
+        names = [f"{name}." for name in self._block_names(model)]
+        stem = [each for each in stored_tensors(model) if not each.name.startswith(tuple(names))]
+        by_place: dict[tuple[int, BlockType], list[StoredTensor]] = {}
+        for block in dict.fromkeys(block for options in self.options for block, _ in options):
+            places = [place for place, options in enumerate(self.options) if block in dict(options)]
+            blocks = [block if place in places else own for place, own in enumerate(original.blocks)]
+            model = self.build(Genome.from_blocks(blocks, self.layout.depths), device="meta")
+            for place in places:
+                by_place[place, block] = stored_tensors(model.get_submodule(names[place][:-1]), names[place])
+        return stem, [[by_place[place, block] for block, _ in options] for place, options in enumerate(self.options)]
+
+    def _block_names(self, model: nn.Module) -> list[str]:
+        """The names of the blocks of a network of this space."""
+        if self.network is not None:
+            return [each.name for each in self.network.blocks]
+        names = {id(module): name for name, module in model.named_modules()}
+        return [names[id(block)] for block in residual_blocks(model)]
+
+    @cached_property
+    def _longest_data(self) -> int:
+        """The bytes of the largest file, but for its header."""
+        stem, tensors = self._stored
+        return sum(each.data for each in stem) + sum(max(sum(e.data for e in own) for own in at) for at in tensors)
+
+    def _size(self, picks: Sequence[int]) -> int:
+        """The bytes of the weights file of a genome, of which the option at each position is given."""
+        stem, tensors = self._stored
+        return file_size([*stem, *(each for pick, at in zip(picks, tensors, strict=True) for each in at[pick])])
 
     def build(self, genome: Genome | str, layout: Layout | None = None, **kwargs: Any) -> nn.Module:
         """Builds the network of a genome, with random weights.
@@ -177,7 +275,8 @@ class SearchSpace:
         """
         if self.network is not None:
             return self.network.build_active(genome)
-        return self.build(genome, **({} if self.layout.preact else {"zero_init_last": False}))
+        arguments: dict[str, Any] = {} if self.layout.preact else {"zero_init_last": False}
+        return self.build(genome, **arguments)
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -198,26 +297,27 @@ class SearchSpace:
         Raises:
             GenomeError: The genome is not of this space.
         """
-        genome = self.layout.fit(genome)
-        total, options = self.option_costs
-        for place, block, costs, choices in zip(
-            self.layout.positions, genome.blocks, options, self.options, strict=True
-        ):
+        return self.decode(self._picks(self.layout.fit(genome)))[1]
+
+    def _picks(self, genome: Genome) -> list[int]:
+        """The number of the option at each position; raises GenomeError for a block that is not among them."""
+        picks = []
+        for place, block, choices in zip(self.layout.positions, genome.blocks, self.options, strict=True):
             structure = place.structure(block)
-            known = [cost for cost, (each, _) in zip(costs, choices, strict=True) if place.structure(each) == structure]
+            known = [pick for pick, (each, _) in enumerate(choices) if place.structure(each) == structure]
             if not known:
                 raise GenomeError(
                     f"stage {place.stage}, block {place.block} '{block}': not in this search space of "
                     f"{', '.join(map(str, self.types))}"
                 )
-            total = total + known[0]
-        return total
+            picks.append(known[0])
+        return picks
 
     def range(self, cost: str = "params") -> tuple[float, float]:
         """Finds the smallest and the largest total of a cost over all genomes.
 
         Args:
-            cost: `params`, `macs` or `latency`.
+            cost: `params`, `macs`, `latency` or `size`.
 
         Returns:
             Both totals.
@@ -225,6 +325,11 @@ class SearchSpace:
         Raises:
             BudgetError: There are no measured latencies.
         """
+        if cost == "size":
+            totals = self.sized._totals(cost)[1]
+            ends = ([each.index(pick(each)) for each in totals] for pick in (min, max))
+            smallest, largest = map(self.sized._size, ends)
+            return smallest, largest
         fixed, totals = self._totals(cost)
         least, most = fixed + sum(map(min, totals)), fixed + sum(map(max, totals))
         return (least / _NANO, most / _NANO) if cost == "latency" else (least, most)
@@ -245,13 +350,18 @@ class SearchSpace:
         if name == "latency":
             # The product of a decimal fraction and 1e9 is not exact.
             window = round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
+        elif name == "size":
+            # Sizes add up but for the digits of offsets, of which each option counts the most that there can be.
+            stem, tensors = self._stored
+            number = len(stem) + sum(max(map(len, at)) for at in tensors)
+            window = window[0], window[1] + 2 * number * (len(str(self._longest_data)) - 1) + 16
         return CostTable(
             fixed, totals, [[spellings for _, spellings in each] for each in self.options], window, longest
         )
 
     # -- counting ----------------------------------------------------------------------------------------------------
 
-    def count(self, budget: Budget | None = None, distinct: bool = True) -> int:
+    def count(self, budget: BudgetLike | None = None, distinct: bool = True) -> int:
         """Counts the genomes that fit a budget, exactly.
 
         Args:
@@ -262,17 +372,18 @@ class SearchSpace:
             Their number.
 
         Raises:
-            BudgetError: The budget names several costs, or one with too many different totals, as MACs at image sizes
-                that the strides do not divide; `estimate` takes these.
+            BudgetError: The budget names several costs, or a size, or a cost with too many different totals, as MACs at
+                image sizes that the strides do not divide; `estimate` takes these.
         """
         if budget is None:
             total = 1
             for options in self.options:
                 total *= sum(1 if distinct else spellings for _, spellings in options)
             return total
+        budget = self.resolve(budget)[1]
         name, window = self.exact_cost(budget)
-        if len(budget.windows) > 1:
-            raise BudgetError("genomes are counted exactly for one cost; use a budget of params, of macs or of latency")
+        if len(budget.windows) > 1 or name == "size":
+            raise BudgetError("genomes are counted for one of params, macs and latency; use SearchSpace.estimate")
         table = self.cost_table(name, window, LONGEST_OF_COUNT)
         if not table.exact:
             raise BudgetError(
@@ -281,7 +392,7 @@ class SearchSpace:
             )
         return table.count(distinct)
 
-    def estimate(self, budget: Budget, samples: int = 1000, seed: int = 0) -> tuple[int, int]:
+    def estimate(self, budget: BudgetLike, samples: int = 1000, seed: int = 0) -> tuple[int, int]:
         """Estimates how many networks fit a budget of any costs.
 
         Args:
@@ -295,8 +406,9 @@ class SearchSpace:
         Raises:
             BudgetError: No network fits.
         """
-        found, share = self.sample_with_acceptance(samples, budget, seed)
-        return round(self.cost_table(*self.exact_cost(budget)).count() * share), len(found)
+        space, budget = self.resolve(budget)
+        found, share = space.sample_with_acceptance(samples, budget, seed)
+        return round(space.cost_table(*space.exact_cost(budget)).count() * share), len(found)
 
     def exact_cost(self, budget: Budget) -> tuple[str, tuple[float, float]]:
         """Names the cost of a budget that is met exactly, by counting, and its window: the first that it names."""
@@ -304,7 +416,7 @@ class SearchSpace:
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
-    def sample(self, number: int, budget: Budget | None = None, seed: int = 0) -> list[Genome]:
+    def sample(self, number: int, budget: BudgetLike | None = None, seed: int = 0) -> list[Genome]:
         """Draws distinct networks that fit a budget, uniformly and without replacement.
 
         The first genomes of a longer list are those of a shorter one with the same seed. One cost of the budget is met
@@ -322,11 +434,14 @@ class SearchSpace:
             BudgetError: None fits; the message says what can be met.
             ValueError: The number is below 1.
         """
-        budget = Budget(params=(0, None)) if budget is None else budget
-        return self.sample_with_acceptance(number, budget, seed)[0]
+        space, budget = self.resolve(budget)
+        return space.sample_with_acceptance(number, budget, seed)[0]
 
     def sample_with_acceptance(self, number: int, budget: Budget, seed: int = 0) -> tuple[list[Genome], float]:
-        """Draws as `sample` does, and returns the share of draws that met the whole budget, further costs included."""
+        """Draws as `sample` does, and returns the share of draws that met the whole budget, further costs included.
+
+        The budget is in numbers, and the space is sized if it names a size; `resolve` makes both.
+        """
         if number < 1:
             raise ValueError(f"a sample has at least 1 genome, not {number}")
         name, window = self.exact_cost(budget)
@@ -369,6 +484,8 @@ class SearchSpace:
         for pick, costs, choices in zip(picks, options, self.options, strict=True):
             total = total + costs[pick]
             blocks.append(choices[pick][0])
+        if self.has_sizes:
+            total = replace(total, size=self._size(picks))
         return Genome.from_blocks(blocks, self.layout.depths), total
 
     def _check_reach(self, budget: Budget) -> None:
@@ -379,9 +496,10 @@ class SearchSpace:
 
     def _unmet(self, budget: Budget, name: str) -> str:
         least, most = self.range(name)
+        run = "run" if name in ("params", "macs") else "runs"
         return (
             f"no genome of {self.layout.name} meets {budget}; with these block types its {name} "
-            f"{'runs' if name == 'latency' else 'run'} from {amount_text(name, least)} to {amount_text(name, most)}"
+            f"{run} from {amount_text(name, least)} to {amount_text(name, most)}"
         )
 
 

@@ -95,7 +95,7 @@ def of_summary(summary: dict[str, Any]) -> nn.Module:
     name, own = find_model(summary["model"]), {}
     if summary.get("genome") is not None:
         own["genome"] = summary["genome"]
-    model: nn.Module = timm.create_model(
+    model: Any = timm.create_model(
         name, num_classes=summary["num_classes"], in_chans=size[0], pretrained_cfg_overlay=overlay, **own
     )
     names = summary.get("label_names")

@@ -23,6 +23,7 @@ from ..zoo.find import find_model, which_was_taken
 from .attention_transfer import AttentionTransferTask
 from .distributed import rank_and_size
 from .evaluate import evaluation_loader, load_weights
+from .freezing import freeze
 from .initial_weights import copy_from_teacher, load_initial
 from .loaders import require_splits, training_loader
 from .loop import train
@@ -115,6 +116,8 @@ def train_run(
         ValueError: Something does not fit; the message says what.
     """
     rank, world_size = rank_and_size()
+    if recipe.freeze is not None and not settings.pretrained and settings.init is None:
+        raise ValueError("to freeze random weights trains less of the network; use pretrained=True or init=FILE")
     holdout = holdout_of(settings.data, settings.data_dir, settings.val_share, settings.val_seed)
     name, root = find_dataset(settings.data, settings.data_dir)
     if name == "folder":
@@ -235,10 +238,11 @@ def _students(settings: RunSettings, label_names: Sequence[str] | None) -> dict[
             # The channels of the weights, which timm adapts to those of the network.
             channels = 3 if cfg is None else cfg.input_size[0]
             own["pretrained_cfg_overlay"] = {"input_size": (channels, settings.image_size, settings.image_size)}
-        students[short] = timm.create_model(name, pretrained=settings.pretrained, **own)
-        if label_names is not None and len(label_names) == students[short].num_classes:
+        student: Any = timm.create_model(name, pretrained=settings.pretrained, **own)
+        students[short] = student
+        if label_names is not None and len(label_names) == student.num_classes:
             # As timm has them, so that they are saved with the network.
-            students[short].pretrained_cfg["label_names"] = list(label_names)
+            student.pretrained_cfg["label_names"] = list(label_names)
         if settings.init not in (None, "teacher"):
             load_initial(students[short], settings.init)
     wanted = {name: (model_data_config(each), each.num_classes) for name, each in students.items()}
@@ -272,6 +276,10 @@ def _task(
         same |= {"criterion": criterion, "device": device, "verbose": False}
         tasks = {name: AttentionTransferTask(student, teacher, **same) for name, student in students.items()}
         task = SharedTeacherTask(tasks) if len(tasks) > 1 else tasks[settings.names[0]]
+    if recipe.freeze is not None:
+        # Before DDP, which waits for the gradients of all that is trained.
+        for student in students.values():
+            freeze(student, recipe.freeze)
     if settings.channels_last:
         task = task.to(memory_format=torch.channels_last)
     # In timm's order: copies are made of plain modules, and DDP wraps what was compiled.

@@ -226,7 +226,8 @@ def save_pretrained(
     model_args = {**kwargs.pop("model_args", {}), "genome": genome}
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    names = model.pretrained_cfg.pop("label_names", None)
+    own_cfg: Any = model.pretrained_cfg
+    names = own_cfg.pop("label_names", None)
     if names is not None and len(names) == model.num_classes:
         # Where timm and the Hugging Face Hub look for them.
         kwargs["model_config"] = {"label_names": list(names), **(kwargs.get("model_config") or {})}

@@ -96,7 +96,7 @@ def test_search_builds_what_it_prints(tmp_path, monkeypatch):
         ("space wrn41_2", "there is no WRN-41-2: its depth is 6n + 4"),
         ("space wrn16_1 --types S,Q", "unknown block type 'Q'"),
         ("search wrn16_1", "a search needs a budget; use --params 400k, or --macs 60m"),
-        ("search wrn16_1 --params 60q", "'60q' is no amount; use 400k, 3m, 1.2g, ..400k or 300k..400k"),
+        ("search wrn16_1 --params 60q", "'60q' is no amount; use 400k, 3m, 1.2g, 20%, ..400k or 300k..400k"),
         ("search wrn16_1 --params 9m", "no genome of blockswap_wrn16_1 meets params 9,000,000 ± 2.5%; "),
         ("search wrn16_1 --params 9k", "its params run from 10,090 to 176,218"),
         ("search wrn16_1 --params 60k --data torch/cifar10 --data-dir nowhere", "no data folder 'nowhere'"),
@@ -127,7 +127,7 @@ def test_the_message_comes_after_the_progress_bar(tmp_path, monkeypatch, failure
     ended, _, err = run(*SEARCH, "--out", tmp_path / "record.jsonl")
     assert ended == status
     message = "interrupted; go on with the same command" if status == 130 else "OSError"
-    assert "| 0/4" in err
+    assert "0 of 4 scores" in err
     assert err.splitlines()[-1].startswith(f"blockswap search: {message}")
 
 
@@ -235,7 +235,10 @@ def test_latency_budgets(table, tmp_path, monkeypatch):
     [
         ("space wrn10_1 --latency 4ms", "'blockswap profile NETWORK --out table.json' and use --latency-table"),
         ("search wrn10_1 --params 60k --latency 4ms", "a budget of latency needs a table of measured latencies"),
-        ("space wrn10_1 --latency 4 --latency-table TABLE", "'4' is no latency; use 4ms, 800us, ..4ms or 3ms..4ms"),
+        (
+            "space wrn10_1 --latency 4 --latency-table TABLE",
+            "'4' is no latency; use 4ms, 800us, 20%, ..4ms",
+        ),
         (
             "space wrn10_1 --latency 4ms --latency-table nowhere.json",
             "cannot read the latency table nowhere.json: No such",

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import pydoc
 import subprocess
 import sys
 
@@ -22,6 +23,12 @@ def test_every_public_name_is_there():
     pytest.importorskip("torchvision")
     for name in {*blockswap_models.__all__} - {"SEARCH_TYPES"}:
         assert getattr(blockswap_models, name).__name__ == name
+
+
+def test_help_does_not_list_the_block_types_twice():
+    text = pydoc.plain(pydoc.render_doc(blockswap_models.SearchSpace))
+    assert "types" in text
+    assert "B2G16" not in text
 
 
 # It says which line, for others to say what to do; it is told as a RecordError or a TrainingError.

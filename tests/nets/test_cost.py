@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import blockswap_models  # noqa: F401  # registers the zoo
 from blockswap_models import Budget, BudgetError, Cost, Genome, count, count_blocks
 from blockswap_models.budget import parse_amount
-from blockswap_models.nets.networks import residual_blocks
+from blockswap_models.layout import Layout
+from blockswap_models.nets.networks import build, residual_blocks
 
 # Parameters, and MACs in millions, of the paper's networks and of those that it compares with.
 TABLE = [
@@ -200,7 +201,7 @@ def test_amounts(text: str, amount: int | tuple[int | None, int | None]) -> None
 def test_messages_for_amounts(text: str) -> None:
     with pytest.raises(BudgetError) as caught:
         parse_amount(text)
-    assert str(caught.value) == f"{text!r} is no amount; use 400k, 3m, 1.2g, ..400k or 300k..400k"
+    assert str(caught.value) == f"{text!r} is no amount; use 400k, 3m, 1.2g, 20%, ..400k or 300k..400k"
 
 
 def test_a_very_long_amount_is_refused_in_few_words() -> None:
@@ -246,8 +247,8 @@ ORDER = "a budget of params runs from a smaller to a larger amount, not from"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "an empty budget; use Budget(params=400_000), or macs=, or latency="),
-        ({"params": (None, None)}, "an empty budget; use Budget(params=400_000), or macs=, or latency="),
+        ({}, "an empty budget; use Budget(params=400_000), or macs=, or latency=, or size="),
+        ({"params": (None, None)}, "an empty budget; use Budget(params=400_000), or macs=, or latency=, or size="),
         ({"params": (400_000, 300_000)}, f"{ORDER} 400,000 to 300,000"),
         ({"params": (-1, 5)}, f"{ORDER} -1 to 5"),
         ({"params": -1000}, f"{ORDER} -975.0 to -1,025.0"),
@@ -311,9 +312,9 @@ def test_what_says_a_budget(given: object, budget: Budget) -> None:
     ("given", "message"),
     [
         ("4ms", "'4ms' is a latency; use {'latency': '4ms'}"),
-        ({"flops": 3}, "a budget names params, macs or latency, not 'flops'"),
-        ({}, "an empty budget; use Budget(params=400_000), or macs=, or latency="),
-        (None, "an empty budget; use Budget(params=400_000), or macs=, or latency="),
+        ({"flops": 3}, "a budget names params, macs, latency or size, not 'flops'"),
+        ({}, "an empty budget; use Budget(params=400_000), or macs=, or latency=, or size="),
+        (None, "an empty budget; use Budget(params=400_000), or macs=, or latency=, or size="),
     ],
 )
 def test_what_says_no_budget(given: object, message: str) -> None:
@@ -326,3 +327,13 @@ def test_a_network_that_does_not_say_its_input_size():
     with pytest.raises(ValueError, match=r"Conv2d does not say its input size; use count\(model, \(3, 224, 224\)\)"):
         count(torch.nn.Conv2d(3, 8, 3))
     assert count(torch.nn.Conv2d(3, 8, 1, bias=False), (3, 4, 4)) == Cost(24, 24 * 16)
+
+
+@pytest.mark.parametrize("name", ["wrn16_1", "resnet18"])
+def test_no_weights_are_drawn_to_be_counted(monkeypatch, name):
+    monkeypatch.setattr(torch.nn.init, "kaiming_normal_", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build(Layout.named(name))
+    model = build(Layout.named(name), device="meta")
+    model.init_weights()
+    assert sum(each.numel() for each in model.parameters()) == {"wrn16_1": 175_066, "resnet18": 11_689_512}[name]

@@ -11,7 +11,7 @@ from command_line import run
 from blockswap_models import Budget, BudgetError, Cost, Genome, RecordError, SearchSpace, budgets_along, search_front
 from blockswap_models.budget import parse_amount, parse_several
 from blockswap_models.searching import strategies
-from blockswap_models.searching.candidates import Candidate, pareto
+from blockswap_models.searching.candidates import Candidate, common_cost, pareto
 from blockswap_models.searching.record import read_front, read_record
 from blockswap_models.searching.strategies import Planner
 
@@ -105,6 +105,12 @@ def test_the_front_is_of_the_best_for_their_cost_and_of_the_most_draws() -> None
     assert pareto(others[2:], "params") == ()
 
 
+def test_a_front_is_along_the_cost_in_which_its_budgets_differ() -> None:
+    budgets = [Budget(params=(None, 9), macs=each) for each in (1, 2)]
+    assert common_cost(budgets) == "macs"
+    assert common_cost(budgets[:1]) == "params"
+
+
 def test_budgets_along_a_cost() -> None:
     least, most = SPACE.range("params")
     amounts = [each.params for each in budgets_along(SPACE, "params", 4)]
@@ -118,7 +124,7 @@ def test_budgets_along_a_cost() -> None:
     ("budgets", "message"),
     [
         ([], "a front needs budgets; use budgets="),
-        ([Budget(params=70_000), Budget(macs=1)], "budgets of a front are of one cost; params 70,000"),
+        ([Budget(params=70_000), Budget(macs=1)], "budgets of a front are of the same costs; params 70,000"),
         ([Budget(params=70_000), Budget(params=10)], "no genome of blockswap_wrn16_1 meets params 10 "),
     ],
 )

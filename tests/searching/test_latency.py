@@ -244,7 +244,7 @@ def test_latencies_are_read(text, amount):
 def test_messages_for_latencies(text):
     with pytest.raises(BudgetError) as caught:
         parse_latency(text)
-    assert str(caught.value).endswith("is no latency; use 4ms, 800us, ..4ms or 3ms..4ms")
+    assert str(caught.value).endswith("is no latency; use 4ms, 800us, 20%, ..4ms or 3ms..4ms")
     assert len(str(caught.value)) < 300
 
 

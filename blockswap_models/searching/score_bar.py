@@ -1,27 +1,17 @@
-"""Progress bars: a moving one on a terminal, a line now and then in a log file."""
+"""The progress bar of a search.
+
+This module needs the standard library only.
+"""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
-__all__ = ["ScoreBar", "progress_bar"]
+from ..progress import new_bar
 
-Step = TypeVar("Step")
-
-
-def progress_bar(steps: Iterable[Step], unit: str) -> Iterable[Step]:
-    """Wraps steps, so that they are counted as they are taken."""
-    from tqdm import tqdm
-
-    bar: Iterable[Step] = tqdm(steps, unit=unit, mininterval=_interval(), dynamic_ncols=True)
-    return bar
-
-
-def _interval() -> float:
-    return 0.5 if sys.stderr.isatty() else 30
+__all__ = ["ScoreBar"]
 
 
 class ScoreBar:
@@ -40,10 +30,8 @@ class ScoreBar:
 
     def __call__(self, results: Iterable[Any], total: int, done: int, round_name: str) -> Iterator[Any]:
         """Wraps the scores of a round, as `progress` of `search`."""
-        from tqdm import tqdm
-
         if self._bar is None:
-            self._bar = tqdm(total=total, initial=done, unit="score", mininterval=_interval(), dynamic_ncols=True)
+            self._bar = new_bar(total, done, unit=" scores")
         # Scores of a record, which took no time.
         self._bar.initial += done - self._bar.n
         self._bar.n = done
@@ -51,5 +39,6 @@ class ScoreBar:
         for each in results:
             self._best = max(self._best, each.score if math.isfinite(each.score) else -math.inf)
             self._bar.set_postfix_str(f"best {self._best:.3g}", refresh=False)
-            self._bar.update()
             yield each
+            # It is counted once it is kept.
+            self._bar.update()
