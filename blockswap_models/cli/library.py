@@ -12,10 +12,10 @@ import click
 
 from ..genome import SEARCH_TYPES, BlockType
 from ..messages import quote
+from ..progress import progress_bar
 from ..training.recipes import RECIPES
 from .errors import advise_when_interrupted
 from .parameters import TYPES, dataset_options, device_option, reader_option, subcommand
-from .progress import progress_bar
 from .tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str) -> int:
 @click.option("--types", type=TYPES, help="block types, such as S,G4,W1 [default: the paper's 23]")
 @click.option("--steps", type=int, default=300, help="minibatches that each block learns from")
 @click.option("--batch-size", type=int, default=64, help="images in a minibatch")
-@click.option("--lr", type=float, default=0.01, help="highest learning rate of Adam")
+@click.option("--lr", type=float, default=0.03, help="highest learning rate of Adam")
 @click.option("--memory", default="4g", callback=_bytes, help="what is trained at a time, such as 500m or 4g")
 @click.option("--seed", type=int, default=0, help="seed of weights and images")
 @device_option

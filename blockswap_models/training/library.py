@@ -49,7 +49,7 @@ def train_library(
     data: str,
     types: Iterable[BlockType | str] = SEARCH_TYPES,
     steps: int = 300,
-    lr: float = 0.01,
+    lr: float = 0.03,
     measure: int = 8,
     memory: int = 4 * 2**30,
     seed: int = 0,
