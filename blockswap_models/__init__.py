@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .export import ExportError, export_model, fold_batchnorm
     from .making import Made, MakeError, make
     from .nets.cost import count, count_blocks
+    from .nets.library import BlockLibrary, LibraryError
     from .nets.swap import SplitError, swap
     from .prediction import Prediction, predict
     from .searching.candidates import Candidate
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .searching.workers import WorkerError
     from .training.attention_transfer import AttentionTransferTask
     from .training.evaluate import evaluate
+    from .training.library import train_library
     from .training.loop import train
     from .training.run_folder import TrainingError
     from .training.shared_teacher import SharedTeacherTask
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "BlockLibrary": "nets.library",
+    "LibraryError": "nets.library",
+    "train_library": "training.library",
     "AttentionTransferTask": "training.attention_transfer",
     "Candidate": "searching.candidates",
     "DataError": "data.errors",
@@ -85,6 +90,7 @@ _LAZY = {
 __all__ = [
     "SEARCH_TYPES",
     "AttentionTransferTask",
+    "BlockLibrary",
     "BlockSwapError",
     "BlockType",
     "Budget",
@@ -99,6 +105,7 @@ __all__ = [
     "LatencyError",
     "LatencyTable",
     "Layout",
+    "LibraryError",
     "Made",
     "MakeError",
     "MissingWeightsError",
@@ -129,6 +136,7 @@ __all__ = [
     "search_front",
     "swap",
     "train",
+    "train_library",
 ]
 
 
