@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -137,6 +136,8 @@ def push(as_json: bool, **arguments: Any) -> None:
         save_pretrained(model, options.out, card=card)
         print(f"{options.out}: timm.create_model('local-dir:{options.out}', pretrained=True)")
         return
+
+    import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, card=card, source=f"hf-hub:{options.repo}")
