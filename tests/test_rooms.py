@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "prediction": {"core", "nets", "data", "zoo", "searching", "training"},
     "cli": {"core", "nets", "data", "zoo", "searching", "training", "detection", "export", "prediction"},
     "__main__": {"cli"},
+    "run": set(),
 }
 # These need the standard library and click only, so that help, mistakes and records are answered at once.
 LIGHT = (
