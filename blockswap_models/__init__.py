@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .detection import mask_rcnn
     from .export import ExportError, export_model, fold_batchnorm
     from .nets.cost import count, count_blocks
+    from .nets.library import BlockLibrary, LibraryError
     from .nets.swap import SplitError, swap
     from .prediction import Prediction, predict
     from .searching.candidates import Candidate
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .searching.workers import WorkerError
     from .training.attention_transfer import AttentionTransferTask
     from .training.evaluate import evaluate
+    from .training.library import train_library
     from .training.loop import train
     from .training.run_folder import TrainingError
     from .training.shared_teacher import SharedTeacherTask
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "BlockLibrary": "nets.library",
+    "LibraryError": "nets.library",
+    "train_library": "training.library",
     "AttentionTransferTask": "training.attention_transfer",
     "Candidate": "searching.candidates",
     "DataError": "data.errors",
@@ -81,6 +86,7 @@ _LAZY = {
 __all__ = [
     "SEARCH_TYPES",
     "AttentionTransferTask",
+    "BlockLibrary",
     "BlockSwapError",
     "BlockType",
     "Budget",
@@ -95,6 +101,7 @@ __all__ = [
     "LatencyError",
     "LatencyTable",
     "Layout",
+    "LibraryError",
     "MissingWeightsError",
     "Prediction",
     "RecordError",
@@ -122,6 +129,7 @@ __all__ = [
     "search_front",
     "swap",
     "train",
+    "train_library",
 ]
 
 

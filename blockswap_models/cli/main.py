@@ -25,6 +25,7 @@ _SUBCOMMANDS = {
     "show": "records:show",
     "plot": "records:plot",
     "profile": "latency:profile_",
+    "library": "library:library_",
     "train": "train:train_",
     "evaluate": "evaluate:evaluate_",
     "predict": "predict:predict_",

@@ -74,11 +74,13 @@ NETWORK = ["--model", "blockswap_wrn16_1", "--num-classes", "2", "--device", "cp
 
 
 def test_validate(scripts, photos, tmp_path):
+    # Without a checkpoint it takes pretrained weights, so a network that has some.
+    network = ["--model", "blockswap_wrn40_2_404k", "--device", "cpu"]
     few = ["--data-dir", photos, "--split", "validation", "--batch-size", "4", "--workers", "0"]
-    done = launch(scripts / "validate.py", *NETWORK, *few, "--results-file", tmp_path / "results.csv")
+    done = launch(scripts / "validate.py", *network, *few, "--results-file", tmp_path / "results.csv")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout[done.stdout.index("{") :])
-    assert result["model"] == "blockswap_wrn16_1"
+    assert result["model"] == "blockswap_wrn40_2_404k"
     assert result["top1"] + result["top1_err"] == pytest.approx(100)
 
 
