@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .data.errors import DataError
     from .detection import mask_rcnn
     from .export import ExportError, export_model, fold_batchnorm
+    from .making import Made, MakeError, make
     from .nets.cost import count, count_blocks
     from .nets.library import BlockLibrary, LibraryError
     from .nets.swap import SplitError, swap
@@ -56,6 +57,8 @@ _LAZY = {
     "DataError": "data.errors",
     "ExportError": "export",
     "Front": "searching.front",
+    "Made": "making",
+    "MakeError": "making",
     "MissingWeightsError": "zoo.cards",
     "Prediction": "prediction",
     "RecordError": "searching.record",
@@ -75,6 +78,7 @@ _LAZY = {
     "fisher_potential": "searching.fisher",
     "fold_batchnorm": "export",
     "mask_rcnn": "detection",
+    "make": "making",
     "predict": "prediction",
     "profile": "searching.profile",
     "register": "zoo.register",
@@ -104,6 +108,8 @@ __all__ = [
     "LatencyTable",
     "Layout",
     "LibraryError",
+    "Made",
+    "MakeError",
     "MissingWeightsError",
     "Prediction",
     "RecordError",
@@ -122,6 +128,7 @@ __all__ = [
     "export_model",
     "fisher_potential",
     "fold_batchnorm",
+    "make",
     "mask_rcnn",
     "predict",
     "profile",

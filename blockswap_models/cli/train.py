@@ -170,7 +170,7 @@ def train_(as_json: bool, **arguments: Any) -> None:
             ("images", f"{each['test_images']:,}"),
             ("top-1 error", f"{each['top1_error']:.2f} %"),
             *([("top-5 error", f"{each['top5_error']:.2f} %")] if each["num_classes"] > 5 else []),
-            ("time", f"{each['seconds']:,.1f} s, {recipe.epochs} epochs, {device}"),
+            ("time", f"{each['seconds']:,.1f} s, {recipe.epochs} epoch{'s' * (recipe.epochs != 1)}, {device}"),
         ]
         print_table(("model", name), rows)
 
