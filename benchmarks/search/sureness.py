@@ -106,7 +106,7 @@ def run(
     space: SearchSpace, genomes: list[Genome], way: Way, seed: int, folder: Path, options: argparse.Namespace
 ) -> tuple[SearchResult, float]:
     """Searches, or resumes a search; returns the result and the seconds of a worker that all of it took."""
-    record = folder / f"wrn40_2-params{options.params}-batch{way.batch_size}-seed{seed}.jsonl"
+    record = folder / f"{options.network}-params{options.params}-batch{way.batch_size}-seed{seed}.jsonl"
     times = Times(record, options.workers, f"{way.name}, seed {seed}")
     data = None
     if options.data is not None:
@@ -143,7 +143,7 @@ def place(genome: Genome, result: SearchResult) -> int:
 
 
 def benchmark(options: argparse.Namespace, folder: Path) -> None:
-    space = SearchSpace("wrn40_2")
+    space = SearchSpace(options.network)
     genomes = space.sample(options.samples, Budget(params=parse_amount(options.params)), options.seed)
     chosen = ways(options)
     if options.smoke:
@@ -152,7 +152,7 @@ def benchmark(options: argparse.Namespace, folder: Path) -> None:
     top = min(options.top, len(genomes))
     print(
         f"{versions()}, {processor()}, {os.cpu_count()} cores, {options.workers} workers\n"
-        f"wrn40_2, params {options.params}, {len(genomes)} genomes of seed {options.seed}, "
+        f"{options.network}, params {options.params}, {len(genomes)} genomes of seed {options.seed}, "
         f"{options.data or '1/f noise'}; searches A and B: seeds {seeds[0]} and {seeds[1]}",
         flush=True,
     )
@@ -185,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="torch/cifar10 or another dataset (1/f noise)")
     parser.add_argument("--data-dir")
+    parser.add_argument("--network", default="wrn40_2", help="what to search (%(default)s)")
     parser.add_argument("--params", default="400k", metavar="AMOUNT")
     parser.add_argument("--samples", type=int, default=1000, help="genomes that both searches score (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the genomes and search A; B has the next (%(default)s)")
@@ -195,7 +196,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="few genomes, tiny minibatches; leaves no records")
     options = parser.parse_args()
     if options.smoke:
-        options.samples, options.top = 6, 4
+        options.samples, options.top, options.workers = 6, 4, 1
+        options.network, options.params = "wrn16_1", "60k"
         options.plan = options.plan or [(1, 1)]
         if options.out is None:
             with tempfile.TemporaryDirectory() as folder:

@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="two networks, one round, tiny images; not compiled")
     options = parser.parse_args()
     if options.smoke:
-        options.networks, options.ways = ["blockswap_wrn16_1", "blockswap_wrn40_1"], ["eager", "folded", "onnxruntime"]
+        options.networks, options.ways = ["blockswap_wrn16_1", "blockswap_wrn16_2"], ["eager", "folded", "onnxruntime"]
         options.threads, options.batch_sizes, options.rounds, options.image_size = [1], [1, 2], 1, 16
     about, start = describe_device(torch.device("cpu")), time.perf_counter()
     versions = f"torch {about['torch']}, torchvision {torchvision.__version__}, timm {about['timm']}"

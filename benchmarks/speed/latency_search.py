@@ -68,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         options.image_size, options.samples, options.refine, options.rounds, options.workers = 32, 3, 0, 1, 1
-        options.batch_size, options.beside = 4, ["resnet34_3m"]
+        options.batch_size, options.network, options.beside = 4, "resnet18", ["resnet18"]
     run(options)
 
 

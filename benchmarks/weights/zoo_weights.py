@@ -34,6 +34,7 @@ import timm
 import torch
 from torchvision.io import write_png
 
+from blockswap_models.cli.main import main as blockswap
 from blockswap_models.zoo.cards import shipped_folder
 from blockswap_models.zoo.genomes import PAPER_ERRORS
 
@@ -142,7 +143,10 @@ class Zoo:
             place = ["--data-dir", self.options.cifar] if training.data == "cifar10" else []
             note = ["--note", NOTE] if training.data == "in284" else []
             tag = card.name.removesuffix(".json").partition(".")[2]
-            call(["pack", str(folder), "--tag", tag, "--out", str(self.weights), *place, *note, *self.options.place])
+            call(
+                ["pack", str(folder), "--tag", tag, "--out", str(self.weights), *place, *note, *self.options.place],
+                min(1, self.options.processes),
+            )
 
     def error(self, training: Training) -> float:
         """The top-1 error of the packed weights, in percent."""
@@ -163,8 +167,12 @@ def convert_teacher(source: Path, target: Path) -> None:
 
 
 def call(arguments: list[str], processes: int = 1) -> None:
-    """Runs `blockswap` in a process of its own, or in several by torchrun."""
+    """Runs `blockswap` in a process of its own, in several by torchrun, or in this one where that is 0."""
     print(f"$ blockswap {shlex.join(arguments)}", flush=True)
+    if not processes:
+        if status := blockswap(arguments):
+            sys.exit(status)
+        return
     start = [sys.executable, "-m"]
     if processes > 1:
         start += ["torch.distributed.run", f"--nproc-per-node={processes}", "-m"]
@@ -253,7 +261,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_noise(Path(folder) / "noise")
         options.cifar_name, options.cifar = "folder", f"{folder}/noise"
-        options.place = ["--workers", "0", "--device", "cpu"]
+        options.place, options.processes = ["--workers", "0", "--device", "cpu"], 0
         options.out, options.weights = f"{folder}/runs", f"{folder}/weights"
         options.only = (TEACHER, "wrn40_2_162k")
         run(options)

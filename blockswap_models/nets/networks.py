@@ -94,6 +94,9 @@ class WideResNet(nn.Module):
 
     @torch.jit.ignore
     def _draw_weights(self) -> None:
+        if self.conv1.weight.is_meta:
+            # There is nothing to draw, and that would take most of the time of building.
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -270,6 +273,8 @@ class ResNet(TimmResNet):
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool | None = None) -> None:
         """Draws all weights again, as timm does; branches start at zero if they did so before, unless it is given."""
+        if self.conv1.weight.is_meta:
+            return
         # timm's constructor calls this too, before it has a genome: there, every layer has just been made.
         if hasattr(self, "genome"):
             _reset_parameters(self)
@@ -343,11 +348,18 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
     return [there[name] for name in ends if name in there]
 
 
-def branch_ends(model: nn.Module) -> list[nn.Module]:
-    """Lists the module of each residual block whose output is added to the shortcut; the block where there is none."""
-    ends: dict[str, str] | None = getattr(model, "branch_ends", None)
-    if ends is None:
-        blocks = (module for module in model.modules() if isinstance(module, ResidualBlock))
-        return [block.get_submodule(block.branch_end) for block in blocks]
+def branch_ends(model: nn.Module) -> list[nn.Module | None]:
+    """Lists the module of each residual block whose output is added to the shortcut.
+
+    It is the block itself where nothing is added, and None for a block without a branch.
+    """
+    names: dict[str, str] = getattr(model, "branch_ends", None) or {}
     there = dict(model.named_modules())
-    return [there[f"{name}.{end}" if end else name] for name, end in ends.items() if name in there]
+    kept = {there[name]: there[f"{name}.{end}" if end else name] for name, end in names.items() if name in there}
+    ends: list[nn.Module | None] = []
+    for block in residual_blocks(model):
+        if isinstance(block, ResidualBlock):
+            ends.append(None if block.branch_end is None else block.get_submodule(block.branch_end))
+        else:
+            ends.append(kept[block])
+    return ends

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,19 @@ __all__ = ["SearchSpace"]
 
 _STANDARD, _KEEP = BlockType("S"), BlockType("K")
 _NANO = 1_000_000_000
+
+
+@lru_cache(maxsize=1024)
+def _costs_of_type(
+    layout: Layout, block: BlockType, num_classes: int, input_size: tuple[int, int, int]
+) -> tuple[Cost, tuple[Cost, ...]]:
+    """Counts stem and head, and each block of a network of one type, or a standard block where it does not divide."""
+    fitting = [block if place.structure(block) else _STANDARD for place in layout.positions]
+    genome = Genome.from_blocks(fitting, layout.depths)
+    model = build(layout, genome, num_classes=num_classes, in_chans=input_size[0], device="meta").eval()
+    x = torch.empty(1, *input_size, device="meta")
+    total, *parts = count_parts(model, [model, *residual_blocks(model)], x)
+    return total - sum(parts, Cost(0, 0)), tuple(parts)
 
 
 class SearchSpace:
@@ -186,13 +199,10 @@ class SearchSpace:
         short = replace(self.layout, depths=tuple(min(depth, 2) for depth in self.layout.depths))
         by_place: dict[tuple[Position, BlockType], Cost] = {}
         for block in dict.fromkeys((_STANDARD, *self.types)):
-            fitting = [block if place.structure(block) else _STANDARD for place in short.positions]
-            model = self.build(Genome.from_blocks(fitting, short.depths), short, device="meta").eval()
-            blocks = residual_blocks(model)
-            total, *parts = count_parts(model, [model, *blocks], torch.empty(1, *self.input_size, device="meta"))
+            rest, parts = _costs_of_type(short, block, self.num_classes, self.input_size)
             if block == _STANDARD:
-                fixed = total - sum(parts, Cost(0, 0))
-            by_place.update(zip(zip(short.positions, fitting, strict=True), parts, strict=True))
+                fixed = rest
+            by_place.update({(place, block): cost for place, cost in zip(short.positions, parts, strict=True)})
         options = [
             [by_place[replace(place, block=min(place.block, 2)), block] for block, _ in blocks]
             for place, blocks in zip(self.layout.positions, self.options, strict=True)

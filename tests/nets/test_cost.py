@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import blockswap_models  # noqa: F401  # registers the zoo
 from blockswap_models import Budget, BudgetError, Cost, Genome, count, count_blocks
 from blockswap_models.budget import parse_amount
-from blockswap_models.nets.networks import residual_blocks
+from blockswap_models.layout import Layout
+from blockswap_models.nets.networks import build, residual_blocks
 
 # Parameters, and MACs in millions, of the paper's networks and of those that it compares with.
 TABLE = [
@@ -55,8 +56,9 @@ def test_costs_are_those_of_the_table(name: str, genome: str | None, params: int
         ("blockswap_wrn16_1", "S,G4/W1,M6/B2,B2W4", 32),
         ("blockswap_wrn16_2", "D,B4/D,B2G8/M6,W16", 32),
         ("blockswap_wrn16_1", "S,D/S,D/S,D", 21),
+        ("blockswap_wrn16_1", "I,M6K5/M3,I/M3K7,I", 21),
         ("blockswap_resnet18", "S,G4/W1,M6/B2,B2W4/D,D", 64),
-        ("blockswap_resnet18", "B2G8,D/M6,M2/W2,S/B8,G16", 75),
+        ("blockswap_resnet18", "I,D/M6K5,M2/W2,S/B8,I", 75),
     ],
 )
 def test_costs_are_those_of_torchs_flop_counter(name: str, genome: str, size: int) -> None:
@@ -326,3 +328,13 @@ def test_a_network_that_does_not_say_its_input_size():
     with pytest.raises(ValueError, match=r"Conv2d does not say its input size; use count\(model, \(3, 224, 224\)\)"):
         count(torch.nn.Conv2d(3, 8, 3))
     assert count(torch.nn.Conv2d(3, 8, 1, bias=False), (3, 4, 4)) == Cost(24, 24 * 16)
+
+
+@pytest.mark.parametrize("name", ["wrn16_1", "resnet18"])
+def test_no_weights_are_drawn_to_be_counted(monkeypatch, name):
+    monkeypatch.setattr(torch.nn.init, "kaiming_normal_", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build(Layout.named(name))
+    model = build(Layout.named(name), device="meta")
+    model.init_weights()
+    assert sum(each.numel() for each in model.parameters()) == {"wrn16_1": 175_066, "resnet18": 11_689_512}[name]

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import chisquare
 
 from blockswap_models import BlockType, Budget, BudgetError, Cost, Genome, GenomeError, SearchSpace, count, count_blocks
-from blockswap_models.layout import Position
+from blockswap_models.layout import Layout, Position
 from blockswap_models.nets.networks import build, residual_blocks
 from blockswap_models.searching.cost_table import CostTable
 
@@ -382,3 +382,16 @@ def test_a_thousand_samples_take_less_than_two_seconds(name: str, amount: int) -
 
     # Thrice at most, since a busy machine slows down even what a process counts as its own time.
     assert any(seconds() < 2 for _ in range(3))
+
+
+def test_what_types_cost_is_counted_once_for_all_spaces(monkeypatch):
+    layout = Layout.custom("counted_once", (1, 2, 1), (16, 32, 64), stem_chs=16)
+    one = SearchSpace(layout, ["G4", "W1"], num_classes=3)
+    costs = one.option_costs
+    monkeypatch.setattr("blockswap_models.searching.space.count_parts", None)
+    other = SearchSpace(layout, ["W1", "G4"], num_classes=3)
+    assert other.option_costs == (costs[0], [each[::-1] for each in costs[1]])
+    # Other classes and images are counted again.
+    for another in ({"num_classes": 4}, {"num_classes": 3, "image_size": 16}):
+        with pytest.raises(TypeError):
+            _ = SearchSpace(layout, ["G4"], **another).option_costs
