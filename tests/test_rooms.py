@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "making": {"core", "nets", "data", "zoo", "searching", "training", "export"},
     "cli": {"core", "nets", "data", "zoo", "searching", "training", "detection", "export", "prediction", "making"},
     "__main__": {"cli"},
+    "run": set(),
 }
 # These need the standard library and click only, so that help, mistakes and records are answered at once.
 LIGHT = (
