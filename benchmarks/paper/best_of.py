@@ -75,6 +75,7 @@ def found(options: argparse.Namespace) -> dict[int, Student]:
             record=record,
             resume=record.exists() and record.stat().st_size > 0,
             progress=lambda rows, total, done, name: tqdm(rows, name, total, initial=done, disable=None),
+            on_interrupt="raise",
         ).best
         chosen[number] = Student(f"best-{short(BUDGET)}-{digest(best.genome)}", best.genome, BUDGET)
     return chosen
