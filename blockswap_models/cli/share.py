@@ -1,4 +1,4 @@
-"""`blockswap pack` and `blockswap push`: weights of a training run with their card, and their way to others."""
+"""`blockswap pack` and `blockswap push`: packs the weights of a training run with a card, and publishes them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
         {key: each.clone(memory_format=torch.contiguous_format) for key, each in model.state_dict().items()},
         {"format": "pt"},
     )
-    # What is tested are the numbers in the file.
+    # The numbers in the file are tested.
     model.float().to(device)
     if not all(each.isfinite().all() for each in model.parameters()):
         raise WeightsError(f"the weights of {quote(str(folder))} are too large for {_DTYPE}, or not finite")
@@ -191,12 +191,12 @@ def _upload(folder: str, repository: str, private: bool) -> None:
         raise WeightsError(f"the Hub did not take {repository}: {str(error).splitlines()[0]}") from error
 
 
-# Options whose values are places on the machine of the run: what a card has in their place.
+# Options whose values are paths on the machine of the run, and what a card has instead.
 _PLACES = {"--data-dir": "DATA", "--out": None, "--teacher-checkpoint": None, "--init": None}
 
 
 def training_command(summary: dict[str, Any]) -> str:
-    """Writes the command of a run as it was given, with places on that machine by their last names only.
+    """Writes the command of a run as it was given, but of paths the last part only.
 
     DATA stands for the folder of the dataset. That the run was resumed is left out.
     """
