@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 
+from ..genome import Genome
+from ..layout import Layout
 from ..searching.candidates import Candidate, median_shares
 from ..searching.record import FrontRecord, budget_text, build_text, read_front, read_ranking
-from .parameters import record_argument, subcommand, top_option
+from .parameters import GENOME, record_argument, subcommand, top_option
 from .tables import front_report, print_front, print_json, print_ranking, print_table
 
 __all__ = ["plot", "show", "train_text"]
@@ -65,19 +67,40 @@ def train_text(header: dict[str, Any], record: str | Path) -> str:
     return f"train it: {shlex.join(words)}"
 
 
-@subcommand("plot", "a picture of a search, from its record")
-@record_argument
-@click.option("--out", metavar="FILE", help="a .png or .svg file [default: the record's name with .png]")
-def plot(record: Path, out: str | None, as_json: bool) -> None:
-    """Draws the record of a search, and prints the name of the picture."""
-    from ..searching.plot import plot_record
+@subcommand("plot", "a picture of a search, from its record, or of a network beside its original")
+@click.argument("what", metavar="RECORD|NETWORK", help="the record of a search, or a network such as wrn40_2_404k")
+@click.argument("genome", type=GENOME, required=False, help="the block types of the network [default: its own]")
+@click.option(
+    "--out", metavar="FILE", help="a .png or .svg file [default: the record's name with .png, the network's with .svg]"
+)
+def plot(what: str, genome: Genome | None, out: str | None, as_json: bool) -> None:
+    """Draws the record of a search, or a network, and prints the name of the picture."""
+    from ..searching.plot import plot_genome, plot_record
 
-    picture = record.with_name(f"{record.stem}.png") if record.name and out is None else Path(out or "")
-    plot_record(record, picture)
+    record = Path(what)
+    if genome is not None or (not record.exists() and _is_network(what)):
+        picture = Path(f"{what}.svg" if out is None else out)
+        plot_genome(what, genome, picture)
+    else:
+        picture = record.with_name(f"{record.stem}.png") if record.name and out is None else Path(out or "")
+        plot_record(record, picture)
     if as_json:
         print_json({"picture": str(picture)})
     else:
         print(f"picture: {picture}")
+
+
+def _is_network(name: str) -> bool:
+    """Whether a name is that of a network; raises ValueError for a genome, which does not say its network."""
+    try:
+        Layout.named(name)
+    except ValueError:
+        try:
+            Genome(name)
+        except ValueError:
+            return False
+        raise ValueError(f"a genome fits several networks; use 'blockswap plot wrn40_2 {name}'") from None
+    return True
 
 
 def _show_front(front: FrontRecord, record: str, top: int, as_json: bool) -> None:

@@ -64,6 +64,8 @@ _recipe_options = together(
     click.option("--mode", type=click.Choice(("code", "paper")), help="loss of the authors' code, or equation 1"),
     click.option("--soft-labels", type=float, metavar="WEIGHT", help="weight of the teacher's soft labels, 0 to 1"),
     click.option("--temperature", type=float, help="temperature of soft labels"),
+    click.option("--layer-decay", type=float, help="factor of the learning rate from each block to the one before"),
+    click.option("--freeze", metavar="STAGES", help="stages to keep, with the stem: a number, or conv1,stages.0"),
 )
 
 

@@ -8,7 +8,6 @@ import json
 import math
 import random
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -20,17 +19,19 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from timm.optim import param_groups_layer_decay
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.data.distributed import DistributedSampler
-from tqdm import tqdm
 
 from ..files import write_atomic
+from ..progress import new_bar
 from .distributed import barrier, rank_and_size
 from .evaluate import Minibatches, SizedMinibatches, evaluate, step_marker
+from .freezing import freeze, keep_frozen_norms
 from .recipes import Recipe, learning_rate
 from .run_folder import RunFolder, TrainingError
 from .shared_teacher import SharedTeacherTask
@@ -39,10 +40,26 @@ __all__ = ["make_optimizer", "set_epoch", "train", "train_epoch"]
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """Makes the optimizer of a recipe: SGD, with weight decay on biases and BN too unless `decay_norm` is off."""
-    parameters = list(module.parameters())
+    """Makes the optimizer of a recipe: SGD, with weight decay on biases and BN too unless `decay_norm` is off.
+
+    Parameters that are frozen are left out. With `layer_decay` each layer has a group with its `lr_scale`.
+    """
+    parameters = [each for each in module.parameters() if each.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
-    if not recipe.decay_norm:
+    if recipe.layer_decay is not None:
+        # Several students that learn together are a list of modules.
+        networks = module if isinstance(module, nn.ModuleList) else [module]
+        groups = [
+            group
+            for each in networks
+            for group in param_groups_layer_decay(
+                unwrap_model(each),
+                weight_decay=recipe.weight_decay,
+                layer_decay=recipe.layer_decay,
+                weight_decay_exclude_1d=not recipe.decay_norm,
+            )
+        ]
+    elif not recipe.decay_norm:
         # A bias or a parameter of BN is a vector; weights of convolutions and linear layers have two axes or more.
         groups = [
             {"params": [each for each in parameters if each.ndim > 1]},
@@ -132,9 +149,12 @@ def train(
         raise TrainingError("weights are averaged over the last epochs or exponentially; use one (average_epochs, ema)")
     module = task.get_trainable_module()
     assert module is not None
-    optimizer = make_optimizer(module, recipe)
     together = isinstance(task, SharedTeacherTask)
     students: Mapping[str, TrainingTask] = task.students if isinstance(task, SharedTeacherTask) else {"": task}
+    if recipe.freeze is not None:
+        for each in students.values():
+            freeze(unwrap_model(each.get_eval_model(ema=False)), recipe.freeze)
+    optimizer = make_optimizer(module, recipe)
     average = next(iter(students.values())).get_trainable_module(ema=True)
     common: dict[str, Any] = {"seed": seed, "ema": None if average is None else average.decay, "processes": world_size}
     if together:
@@ -160,14 +180,12 @@ def train(
         run.begin(header, done)
 
     size = recipe.batch_size * len(loader)
-    with tqdm(
-        total=recipe.epochs * size,
-        initial=done * size + progressed.step * recipe.batch_size,
+    with new_bar(
+        recipe.epochs * size,
+        done * size + progressed.step * recipe.batch_size,
         unit=" images",
         unit_scale=True,
         disable=rank != 0 or not progress,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
     ) as bar:
         for epoch in range(done, recipe.epochs):
             start = time.perf_counter()
@@ -261,7 +279,7 @@ def train_epoch(
     loader: SizedMinibatches,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
-    bar: tqdm,
+    bar: Any,
     *,
     seed: int = 0,
     epoch: int = 0,
@@ -276,6 +294,7 @@ def train_epoch(
     """
     progressed, (rank, _) = progressed or Progress(), rank_and_size()
     task.train()
+    keep_frozen_norms(task)
     # Added up on the device, and read only now and then: reading waits for the device.
     sums = torch.zeros((), device=task.device) if progressed.sums is None else progressed.sums.to(task.device)
     names, counted = list(progressed.names), progressed.step if progressed.sums is not None else 0
@@ -292,7 +311,7 @@ def train_epoch(
             continue
         images, labels = minibatch
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, epoch + (step - 0.5) / steps)
+            group["lr"] = learning_rate(recipe, epoch + (step - 0.5) / steps) * group.get("lr_scale", 1.0)
         # None of the last step's gradients and outputs are kept: a CUDA graph may overwrite them in this step.
         optimizer.zero_grad()
         begin_step()

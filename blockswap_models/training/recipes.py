@@ -45,6 +45,10 @@ class Recipe:
         mode: Form of the attention loss; see `attention_transfer_loss`.
         soft_labels: Weight, 0 to 1, of the teacher's soft labels; hard labels have the rest.
         temperature: Temperature of soft labels (arXiv:1503.02531).
+        layer_decay: Factor of the learning rate from each block to the one before it, 0 to 1, as timm's; None has one
+            rate for all.
+        freeze: Parts that keep the weights they start from, as `freezing.freeze` takes them: a number of stages, with
+            the stem, or names of modules; None trains all.
 
     Raises:
         ValueError: A value is out of its range.
@@ -73,6 +77,8 @@ class Recipe:
     mode: Literal["code", "paper"] = "code"
     soft_labels: float = 0.0
     temperature: float = 4.0
+    layer_decay: float | None = None
+    freeze: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "step_epochs"):
@@ -94,6 +100,10 @@ class Recipe:
             raise ValueError(f"crop_scale is above 0 and at most 1, not {self.crop_scale}")
         if self.average_epochs > self.epochs:
             raise ValueError(f"average_epochs is at most the {self.epochs} epochs, not {self.average_epochs}")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is above 0 and at most 1, not {self.layer_decay}")
+        if self.freeze is not None and self.average_epochs:
+            raise ValueError("average_epochs is measured with new BN statistics, which freeze keeps; use one of them")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         for name, known in _CHOICES.items():
@@ -117,6 +127,8 @@ class Recipe:
             "step_epochs": self.schedule != "step",
             "step_factor": self.schedule != "step",
             "warmup": self.schedule != "one-cycle",
+            "layer_decay": self.layer_decay is None,
+            "freeze": self.freeze is None,
             "small_size": not self.small_size,
             "small_share": not self.small_size,
             "average_epochs": not self.average_epochs,
@@ -154,6 +166,19 @@ _SHORT = Recipe(
 RECIPES = {
     "cifar10": Recipe(),
     "cifar10-30": _SHORT,
+    # For weights that are good already: a short cycle, in which early blocks change least.
+    "finetune": Recipe(
+        epochs=20,
+        batch_size=64,
+        lr=0.02,
+        nesterov=True,
+        weight_decay=1e-4,
+        decay_norm=False,
+        schedule="one-cycle",
+        cutout=0,
+        crop_scale=0.35,
+        layer_decay=0.9,
+    ),
     "imagenet": Recipe(
         epochs=100, batch_size=256, weight_decay=1e-4, schedule="step", step_epochs=30, step_factor=0.1, beta=750.0
     ),

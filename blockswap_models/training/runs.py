@@ -23,6 +23,7 @@ from ..zoo.find import find_model, which_was_taken
 from .attention_transfer import AttentionTransferTask
 from .distributed import rank_and_size
 from .evaluate import evaluation_loader, load_weights
+from .freezing import freeze
 from .initial_weights import copy_from_teacher, load_initial
 from .loaders import require_splits, training_loader
 from .loop import train
@@ -115,6 +116,8 @@ def train_run(
         ValueError: Something does not fit; the message says what.
     """
     rank, world_size = rank_and_size()
+    if recipe.freeze is not None and not settings.pretrained and settings.init is None:
+        raise ValueError("to freeze random weights trains less of the network; use pretrained=True or init=FILE")
     holdout = holdout_of(settings.data, settings.data_dir, settings.val_share, settings.val_seed)
     name, root = find_dataset(settings.data, settings.data_dir)
     if name == "folder":
@@ -273,6 +276,10 @@ def _task(
         same |= {"criterion": criterion, "device": device, "verbose": False}
         tasks = {name: AttentionTransferTask(student, teacher, **same) for name, student in students.items()}
         task = SharedTeacherTask(tasks) if len(tasks) > 1 else tasks[settings.names[0]]
+    if recipe.freeze is not None:
+        # Before DDP, which waits for the gradients of all that is trained.
+        for student in students.values():
+            freeze(student, recipe.freeze)
     if settings.channels_last:
         task = task.to(memory_format=torch.channels_last)
     # In timm's order: copies are made of plain modules, and DDP wraps what was compiled.

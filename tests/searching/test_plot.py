@@ -7,11 +7,13 @@ import sys
 
 import pytest
 
-from blockswap_models import Cost, Genome
+from blockswap_models import Cost, Genome, Layout, count_blocks
 from blockswap_models.cli.main import main
+from blockswap_models.nets.networks import build
 from blockswap_models.searching.candidates import ScoredDraw
-from blockswap_models.searching.plot import plot_record
+from blockswap_models.searching.plot import plot_genome, plot_record
 from blockswap_models.searching.record import Record, read_ranking
+from blockswap_models.strips import FAMILIES
 
 matplotlib = pytest.importorskip("matplotlib", reason='needs pip install "blockswap_models[plot]"')
 
@@ -45,9 +47,9 @@ def record(tmp_path):
 
 
 def panels(figure):
-    """Finds the four panels and the scale of the colours."""
-    strips, shares, histogram, costs, scale = figure.axes
-    return strips, shares, histogram, costs, scale
+    """Finds the four panels."""
+    strips, shares, histogram, costs = figure.axes
+    return strips, shares, histogram, costs
 
 
 def texts(axes):
@@ -90,13 +92,14 @@ def test_the_strips_are_the_best_genomes(record, tmp_path):
 def test_the_shares_stand_below_their_blocks(record, tmp_path):
     _, ranking = read_ranking(record)
     strips, shares, *_ = panels(plot_record(record, tmp_path / "a.png"))
-    assert [bar.get_height() for bar in shares.patches] == pytest.approx(ranking[0].shares)
-    assert sum(bar.get_height() for bar in shares.patches) == pytest.approx(1)
-    assert shares.collections[0].get_offsets()[:, 1].tolist() == pytest.approx(
-        [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125]
-    )
+    _, dots, dashes = shares.collections
+    assert dots.get_offsets()[:, 1].tolist() == pytest.approx(ranking[0].shares)
+    assert dashes.get_offsets()[:, 1].tolist() == pytest.approx([0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125])
+    # Shares that differ by factors can all be seen.
+    assert shares.get_yscale() == "log"
+    assert shares.get_ylim()[0] < min(ranking[0].shares)
     centres = [patch.get_x() + patch.get_width() / 2 for patch in strips.patches[:6]]
-    assert [bar.get_x() + bar.get_width() / 2 for bar in shares.patches] == pytest.approx(centres)
+    assert dots.get_offsets()[:, 0].tolist() == pytest.approx(centres)
     assert strips.get_xlim() == shares.get_xlim()
     assert shares.get_xticklabels()[0].get_text() == "1\n50%\n50%"
 
@@ -120,10 +123,81 @@ def test_costs_stand_against_scores(record, tmp_path):
     assert (costs.get_xlabel(), costs.get_yscale()) == ("parameters", "log")
 
 
-def test_the_cost_is_that_of_the_budget(tmp_path):
-    path = write(tmp_path / "a.jsonl", [1.0, 2.0], search={**SEARCH, "budget": {"macs": [0, 10_000_000]}})
-    *_, costs, scale = panels(plot_record(path, tmp_path / "a.png"))
-    assert (costs.get_xlabel(), scale.get_ylabel()) == ("MACs", "parameters")
+@pytest.mark.parametrize(
+    ("windows", "title"), [({"macs": [0, 10_000_000]}, "MACs"), ({"latency": [0, 0.01]}, "latency")]
+)
+def test_the_cost_is_that_of_the_budget(tmp_path, windows, title):
+    path = tmp_path / "a.jsonl"
+    with Record(path, {**SEARCH, "budget": windows}) as record:
+        for place in range(2):
+            record.add(ScoredDraw(Genome("2xS/2xS/2xS"), Cost(1, 2, 0.0041), place, 1.0 + place))
+    *_, costs = panels(plot_record(path, tmp_path / "a.png"))
+    assert costs.get_xlabel() == title
+
+
+def refined(tmp_path):
+    """Writes a record whose best is not its highest score: that has one draw, and the best has four."""
+    path = tmp_path / "refined.jsonl"
+    with Record(path, {**SEARCH, "asked": {"params": [40_000, 180_000]}}) as record:
+        for place, scores in enumerate([(1.0,), (8.0,), (3.0, 2.0, 4.0, 3.0), (2.0, 2.5, 1.5, 2.0)]):
+            for draw, score in enumerate(scores):
+                genome = Genome(f"S,{TYPES[place]}/2xS/2xS")
+                record.add(ScoredDraw(genome, Cost(50_000 + place, 9), draw, score, (score / 6,) * 6))
+    return path
+
+
+def test_the_best_is_the_highest_of_those_with_most_draws(tmp_path):
+    path = refined(tmp_path)
+    _, ranking = read_ranking(path)
+    strips, _, histogram, costs = panels(plot_record(path, tmp_path / "a.png"))
+    best = ranking[0]
+    assert best.cost.params == 50_002
+    columns = texts(strips)[24:]
+    for text in ("±", "draws", f"{best.standard_error_factor - 1:.0%}", "4", "1"):
+        assert text in columns
+    # Scores of one draw each are compared with one another.
+    assert sum(bar.get_height() for bar in histogram.patches if hasattr(bar, "get_height")) >= 4
+    assert texts(histogram)[0] == f"best {best.score:.3g} ± {best.standard_error_factor - 1:.0%}, 4 draws"
+    assert histogram.get_xlabel() == "score (1 draw each)"
+    legend = [text.get_text() for text in costs.get_legend().get_texts()]
+    assert legend == ["1 draw", "4 draws"]
+    groups = [each.get_offsets().tolist() for each in costs.collections if hasattr(each, "get_sizes")]
+    assert groups == [[[50_001, 8.0], [50_000, 1.0]], [[50_002, best.score], [50_003, ranking[1].score]], groups[2]]
+    assert groups[2] == [[50_002, best.score]]
+
+
+def test_no_colour_but_those_of_families(tmp_path):
+    from matplotlib.colors import to_rgb
+
+    figure = plot_record(refined(tmp_path), tmp_path / "a.png")
+    strips, *others = panels(figure)
+    assert {to_rgb(box.get_facecolor()) for box in strips.patches} <= {to_rgb(each) for each, _ in FAMILIES.values()}
+    for axes in others:
+        colours = [to_rgb(each) for part in axes.collections for each in part.get_facecolor()]
+        colours += [to_rgb(bar.get_facecolor()) for bar in axes.patches]
+        # Greys: three equal parts.
+        assert all(max(each) - min(each) < 1e-6 for each in colours)
+
+
+def test_a_network_beside_its_original(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    figure = plot_genome("wrn16_1", "S,G4/2xB2/2xW4")
+    title, strips, params, macs = figure.axes
+    costs = count_blocks(build(Layout.named("wrn16_1"), "S,G4/2xB2/2xW4", device="meta"))
+    assert [bar.get_height() for bar in params.patches[6:]] == [each.params for each in costs]
+    assert [bar.get_height() for bar in macs.patches[6:]] == [each.macs for each in costs]
+    originals = count_blocks(build(Layout.named("wrn16_1"), "2xS/2xS/2xS", device="meta"))
+    assert [bar.get_height() for bar in params.patches[:6]] == [each.params for each in originals]
+    assert [label.get_text() for label in strips.get_yticklabels()] == ["this network", "original"]
+    assert texts(title) == ["wrn16_1", "40.15 k parameters (4.4 times fewer), 10.4 M MACs (2.6 times fewer)"]
+    assert main(["plot", "wrn16_1", "S,G4/2xB2/2xW4"]) == 0
+    assert main(["plot", "wrn40_2_162k", "--out", "zoo.png"]) == 0
+    assert capsys.readouterr().out == "picture: wrn16_1.svg\npicture: zoo.png\n"
+    assert (tmp_path / "wrn16_1.svg").read_text().startswith("<?xml")
+    assert main(["plot", "2xS/2xS/2xS"]) == 2
+    assert capsys.readouterr().err == (
+        "blockswap plot: a genome fits several networks; use 'blockswap plot wrn40_2 2xS/2xS/2xS'\n"
+    )
 
 
 @pytest.mark.parametrize("scores", [[3.5], [2.0] * 3, [0.0] * 3, [-1.0, 0.0, 2.0], [1.0, 1.0000001], [1e-30, 1e30]])
@@ -143,7 +217,7 @@ def test_a_deep_network_is_drawn(tmp_path):
         record.add(ScoredDraw(Genome("26xB2G16/26xS/26xD"), Cost(1, 1), 0, 1.0, (1.0,) * 78))
     strips, shares, *_ = panels(plot_record(path, tmp_path / "a.png"))
     assert {text.get_rotation() for text in strips.texts[:78]} == {90}
-    assert len(shares.patches) == 78
+    assert len(shares.collections[1].get_offsets()) == 78
 
 
 @pytest.mark.parametrize(
