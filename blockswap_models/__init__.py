@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from .data.errors import DataError
     from .detection import mask_rcnn
     from .export import ExportError, export_model, fold_batchnorm
+    from .making import Made, MakeError, make
     from .nets.cost import count, count_blocks
+    from .nets.library import BlockLibrary, LibraryError
     from .nets.swap import SplitError, swap
     from .prediction import Prediction, predict
     from .searching.candidates import Candidate
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .searching.workers import WorkerError
     from .training.attention_transfer import AttentionTransferTask
     from .training.evaluate import evaluate
+    from .training.library import train_library
     from .training.loop import train
     from .training.run_folder import TrainingError
     from .training.shared_teacher import SharedTeacherTask
@@ -44,11 +47,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "BlockLibrary": "nets.library",
+    "LibraryError": "nets.library",
+    "train_library": "training.library",
     "AttentionTransferTask": "training.attention_transfer",
     "Candidate": "searching.candidates",
     "DataError": "data.errors",
     "ExportError": "export",
     "Front": "searching.front",
+    "Made": "making",
+    "MakeError": "making",
     "MissingWeightsError": "zoo.cards",
     "Prediction": "prediction",
     "RecordError": "searching.record",
@@ -68,6 +76,7 @@ _LAZY = {
     "fisher_potential": "searching.fisher",
     "fold_batchnorm": "export",
     "mask_rcnn": "detection",
+    "make": "making",
     "predict": "prediction",
     "profile": "searching.profile",
     "register": "zoo.register",
@@ -81,6 +90,7 @@ _LAZY = {
 __all__ = [
     "SEARCH_TYPES",
     "AttentionTransferTask",
+    "BlockLibrary",
     "BlockSwapError",
     "BlockType",
     "Budget",
@@ -95,6 +105,9 @@ __all__ = [
     "LatencyError",
     "LatencyTable",
     "Layout",
+    "LibraryError",
+    "Made",
+    "MakeError",
     "MissingWeightsError",
     "Prediction",
     "RecordError",
@@ -113,6 +126,7 @@ __all__ = [
     "export_model",
     "fisher_potential",
     "fold_batchnorm",
+    "make",
     "mask_rcnn",
     "predict",
     "profile",
@@ -122,6 +136,7 @@ __all__ = [
     "search_front",
     "swap",
     "train",
+    "train_library",
 ]
 
 

@@ -3,7 +3,7 @@
     genome = stage *("/" stage)
     stage  = run *("," run)
     run    = [count "x"] type
-    type   = "S" | "G" g | "W" w | "B" b | "B" b "G" g | "B" b "W" w | "M" e | "D" | "K"
+    type   = "S" | "G" g | "W" w | "B" b | "B" b "G" g | "B" b "W" w | "M" e | "M" e "K" k | "D" | "I" | "K"
 
 This module needs the standard library only.
 """
@@ -21,7 +21,7 @@ from .messages import listed, quote
 
 __all__ = ["SEARCH_TYPES", "BlockType", "Conv", "Genome", "GenomeError"]
 
-_TYPE = re.compile(r"S|D|K|[GWM][0-9]+|B[0-9]+(?:[GW][0-9]+)?")
+_TYPE = re.compile(r"S|D|I|K|[GW][0-9]+|M[0-9]+(?:K[0-9]+)?|B[0-9]+(?:[GW][0-9]+)?")
 _RUN = re.compile(r"(?:([0-9]+)\s*x\s*)?(.*)", re.DOTALL)
 # Runs as they are written elsewhere: 3XS, 3*S, Sx3.
 _OTHER_RUN = re.compile(r"([0-9]+)\s*[X*×](.*)|(.*)[xX*×]\s*([0-9]+)", re.DOTALL)
@@ -51,10 +51,12 @@ class BlockType:
 
     Args:
         family: S (standard), G (grouped and pointwise), B (bottleneck), M (inverted bottleneck), D (DARTS separable
-            convolution) or K (keep: the block that a given network has, weights and all).
+            convolution), I (identity: no branch at all) or K (keep: the block that a given network has, weights and
+            all).
         factor: Contraction of a bottleneck, or expansion of an inverted one.
         groups: Groups of a grouped 3x3 convolution.
         width: Channels in each group, in place of `groups`.
+        kernel: Height and width of the depthwise convolution of an inverted bottleneck.
 
     Raises:
         GenomeError: There is no such type.
@@ -69,11 +71,14 @@ class BlockType:
     factor: int = 1
     groups: int | None = None
     width: int | None = None
+    kernel: int = 3
 
     def __post_init__(self) -> None:
         # A type is what its text says: BlockType("W", width=4), say, would be spelled W4 and built as something else.
-        if _sizes(str(self)) != (self.family, self.factor, self.groups, self.width):
-            given = f"BlockType({self.family!r}, {self.factor}, {self.groups}, {self.width})"
+        sizes = self.family, self.factor, self.groups, self.width, self.kernel
+        if _sizes(str(self)) != sizes:
+            # The kernel is seldom given.
+            given = f"BlockType({', '.join(map(repr, sizes if self.kernel != 3 else sizes[:-1]))})"
             raise GenomeError(f"there is no {given}; read one from text, such as BlockType.parse('B2G4')")
 
     @classmethod
@@ -94,9 +99,9 @@ class BlockType:
         return cls(*_sizes(text))
 
     def __str__(self) -> str:
-        head = f"{self.family}{self.factor}" if self.family in "BM" else self.family if self.family in "SDK" else ""
+        head = f"{self.family}{self.factor}" if self.family in "BM" else self.family if self.family in "SDIK" else ""
         tail = f"G{self.groups}" if self.groups else f"W{self.width}" if self.width else ""
-        return head + tail
+        return head + tail + (f"K{self.kernel}" if self.kernel != 3 else "")
 
     def __repr__(self) -> str:
         return f"BlockType.parse({str(self)!r})"
@@ -112,11 +117,18 @@ class BlockType:
             stride: Stride of the block.
 
         Returns:
-            The convolutions.
+            The convolutions; an identity has none.
 
         Raises:
-            GenomeError: A number of channels does not divide.
+            GenomeError: A number of channels does not divide, or an identity would have to change its input.
         """
+        if self.family == "I":
+            if in_chs != out_chs or stride != 1:
+                raise GenomeError(
+                    "an identity changes neither channels nor resolution, "
+                    f"and this block goes from {in_chs} to {out_chs} channels with stride {stride}"
+                )
+            return ()
         if self.family == "K":
             raise GenomeError("K keeps the block of a given network; use swap(model, …), or 'S' for a standard block")
         if self.family == "S":
@@ -136,7 +148,7 @@ class BlockType:
             return Conv(in_chs, mid, 1), grouped, Conv(mid, out_chs, 1)
         if self.family == "M":
             mid = in_chs * self.factor
-            return Conv(in_chs, mid, 1), Conv(mid, mid, 3, stride, mid), Conv(mid, out_chs, 1)
+            return Conv(in_chs, mid, 1), Conv(mid, mid, self.kernel, stride, mid), Conv(mid, out_chs, 1)
         # D works on the projected input where the widths differ, so that it never changes width or stride itself.
         depthwise, pointwise = Conv(out_chs, out_chs, 3, 1, out_chs), Conv(out_chs, out_chs, 1)
         return depthwise, pointwise, depthwise, pointwise
@@ -272,25 +284,27 @@ class Genome(str):
         return tuple(len(stage) for stage in self.stages)
 
 
-def _sizes(text: str) -> tuple[str, int, int | None, int | None]:
-    """Reads family, factor, groups and width of a block type."""
+def _sizes(text: str) -> tuple[str, int, int | None, int | None, int]:
+    """Reads family, factor, groups, width and kernel of a block type."""
     if not _TYPE.fullmatch(text):
         raise GenomeError(f"unknown block type {quote(text)}{_advice(text)}")
     letters = re.findall(r"[A-Z]", text)
     numbers = [_number(digits, text) for digits in re.findall(r"[0-9]+", text)]
     sizes = dict(zip(letters, numbers, strict=False))
     for letter, size in sizes.items():
-        if size < (1 if letter == "W" else 2):
-            raise GenomeError(f"block type {quote(text)}: {_TOO_SMALL[letter]}")
+        if size < _SMALLEST[letter] or (letter == "K" and size % 2 == 0):
+            raise GenomeError(f"block type {quote(text)}: {_NO_SUCH_SIZE[letter]}")
     family = "G" if letters[0] == "W" else letters[0]
-    return family, sizes[family] if family in "BM" else 1, sizes.get("G"), sizes.get("W")
+    return family, sizes[family] if family in "BM" else 1, sizes.get("G"), sizes.get("W"), sizes.get("K", 3)
 
 
-_TOO_SMALL = {
+_SMALLEST = {"G": 2, "B": 2, "W": 1, "M": 2, "K": 5}
+_NO_SUCH_SIZE = {
     "G": "a grouped 3x3 has at least 2 groups; without groups use 'S', or 'B2' for a bottleneck",
     "B": "a bottleneck contracts by at least 2; without one use 'S', 'G4' or 'W4'",
     "W": "a group has at least 1 channel; use 'W1' or more",
     "M": "an inverted bottleneck expands by at least 2; use 'M6'",
+    "K": "a kernel is an odd number from 5 up; for one of 3 use the 'M' alone, such as 'M6'",
 }
 
 
@@ -386,9 +400,11 @@ def _advice(text: str) -> str:
         return "; did you mean 'W1'?"
     if _TYPE.fullmatch(bare) and _reads(BlockType.parse, bare):
         return f"; did you mean '{bare}'?"
-    known = [str(block) for block in SEARCH_TYPES] + ["M6", "D", "K"]
+    known = [str(block) for block in SEARCH_TYPES] + ["M6", "M6K5", "D", "I", "K"]
     close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else "; use S, G4, W4, B2, B2G4, B2W4, M6 or D, with any numbers"
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return "; use S, G4, W4, B2, B2G4, B2W4, M6, M6K5, D or I, with any numbers"
 
 
 # The 23 block types from which the paper's networks were chosen (section 4).

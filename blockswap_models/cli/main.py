@@ -18,6 +18,7 @@ __all__ = ["blockswap", "main"]
 
 # The module and the function of each subcommand, which is loaded when it is used.
 _SUBCOMMANDS = {
+    "make": "make:make_",
     "list": "networks:list_",
     "count": "networks:count_",
     "space": "search:space_",
@@ -25,6 +26,7 @@ _SUBCOMMANDS = {
     "show": "records:show",
     "plot": "records:plot",
     "profile": "latency:profile_",
+    "library": "library:library_",
     "train": "train:train_",
     "evaluate": "evaluate:evaluate_",
     "predict": "predict:predict_",

@@ -27,6 +27,7 @@ __all__ = [
     "Decorator",
     "Given",
     "NewFile",
+    "Read",
     "dataset_options",
     "device_option",
     "exclusive",
@@ -54,7 +55,7 @@ class Given(NamedTuple):
     value: Any
 
 
-class _Read(click.ParamType):
+class Read(click.ParamType):
     """A value that a function parses from text; its ValueError says what is wrong."""
 
     def __init__(self, name: str, read: Callable[[str], Any]) -> None:
@@ -62,6 +63,7 @@ class _Read(click.ParamType):
         self._read = read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Reads text; fails with the message of the ValueError where it cannot be read."""
         if not isinstance(value, str) or isinstance(value, Genome):
             return value
         try:
@@ -70,12 +72,12 @@ class _Read(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-AMOUNT = _Read("amount", lambda text: Given(text, parse_amount(text)))
-LATENCY = _Read("time", lambda text: Given(text, parse_latency(text)))
-AMOUNTS = _Read("amount[,…]", lambda text: Given(text, parse_several(text, parse_amount)))
-SIZE = _Read("size", lambda text: Given(text, parse_size(text)))
-SIZES = _Read("size[,…]", lambda text: Given(text, parse_several(text, parse_size)))
-LATENCIES = _Read("time[,…]", lambda text: Given(text, parse_several(text, parse_latency)))
+AMOUNT = Read("amount", lambda text: Given(text, parse_amount(text)))
+LATENCY = Read("time", lambda text: Given(text, parse_latency(text)))
+AMOUNTS = Read("amount[,…]", lambda text: Given(text, parse_several(text, parse_amount)))
+SIZE = Read("size", lambda text: Given(text, parse_size(text)))
+SIZES = Read("size[,…]", lambda text: Given(text, parse_several(text, parse_size)))
+LATENCIES = Read("time[,…]", lambda text: Given(text, parse_several(text, parse_latency)))
 
 
 def _network(text: str) -> Given:
@@ -90,9 +92,9 @@ def _network(text: str) -> Given:
         raise
 
 
-NETWORK = _Read("network", _network)
-GENOME = _Read("genome", Genome)
-TYPES = _Read("types", lambda text: [BlockType.parse(each) for each in text.split(",")])
+NETWORK = Read("network", _network)
+GENOME = Read("genome", Genome)
+TYPES = Read("types", lambda text: [BlockType.parse(each) for each in text.split(",")])
 
 
 class NewFile(click.ParamType):

@@ -10,6 +10,7 @@ import click
 
 from ..budget import Budget, BudgetError, amount_text
 from ..machine import default_workers, find_device
+from ..messages import did_you_mean, listed, quote
 from ..searching.latency import LatencyTable
 from ..searching.record import build_text, read_record, require_new
 from .errors import advise_when_interrupted
@@ -21,6 +22,7 @@ from .parameters import (
     SIZE,
     SIZES,
     Decorator,
+    Read,
     holdout_options,
     network_options,
     subcommand,
@@ -40,7 +42,40 @@ __all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "search_", "space_", "space_of", "ti
 
 # The keys of `rankings.SCORES`, which needs torch.
 SCORE_NAMES = (
-    *("fisher", "fisher-printed", "gradient-norm", "l2-norm", "accuracy", "params", "macs", "naswot", "synflow"),
+    *(
+        "fisher",
+        "fisher-balanced",
+        "fisher-printed",
+        "gradient-norm",
+        "l2-norm",
+        "accuracy",
+        "params",
+        "macs",
+        "naswot",
+        "synflow",
+        "zico",
+    ),
+)
+
+
+def _check_score(text: str) -> str:
+    """Checks the name of a score, or of several with + between them; raises ValueError."""
+    names = text.split("+")
+    for name in names:
+        if name not in SCORE_NAMES:
+            advice = did_you_mean(name, SCORE_NAMES, f"use {listed(SCORE_NAMES)}")
+            raise ValueError(f"unknown score {quote(name)}; {advice}")
+        if names.count(name) > 1:
+            raise ValueError(f"{quote(text)} has {quote(name)} {names.count(name)} times; use it once")
+    return text
+
+
+score_option = click.option(
+    "--score",
+    type=Read("score", _check_score),
+    metavar="NAME[+NAME…]",
+    default=SCORE_NAMES[0],
+    help=f"what to rank by: {listed(SCORE_NAMES)}; or a sum of ranks, such as fisher-balanced+naswot",
 )
 # The keys of `strategies.STRATEGIES`, which needs torch.
 STRATEGY_NAMES = ("random", "surrogate")
@@ -121,7 +156,7 @@ def space_(as_json: bool, **arguments: Any) -> None:
 @click.option("--split", default="train", help="the split of the dataset")
 @holdout_options
 @click.option("--batch-size", type=int, default=32, help="images in a minibatch")
-@click.option("--score", type=click.Choice(SCORE_NAMES), default=SCORE_NAMES[0], help="what to rank by")
+@score_option
 @click.option("--minibatches", type=int, default=1, help="score the last of so many, after training on the rest")
 @click.option(
     "--strategy",

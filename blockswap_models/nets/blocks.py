@@ -1,7 +1,8 @@
 """Residual blocks: one block type becomes one module, pre-activation (WideResNet) or post-activation (ResNet).
 
 Each block takes its own skeleton from its own type: two convolutions for S, G, W and D, a bottleneck of three for B and
-M. In G, W and D the place of a convolution is taken by two of them, a grouped or depthwise 3x3 and a pointwise one.
+M, none for I. In G, W and D the place of a convolution is taken by two of them, a grouped or depthwise 3x3 and a
+pointwise one.
 """
 
 from __future__ import annotations
@@ -14,24 +15,45 @@ from torch import nn
 
 from ..genome import BlockType, Conv
 
-__all__ = ["PostActBasic", "PostActBottleneck", "PreActBasic", "PreActBottleneck", "ResidualBlock", "build_block"]
+__all__ = [
+    "IdentityBlock",
+    "PostActBasic",
+    "PostActBottleneck",
+    "PreActBasic",
+    "PreActBottleneck",
+    "ResidualBlock",
+    "build_block",
+]
 
 
 class ResidualBlock(nn.Module):
     """A residual block: a branch that is added to a shortcut.
 
-    `branch_end` names the module whose output is added to the shortcut, where the Fisher potential is measured.
+    `branch_end` names the module whose output is added to the shortcut, where the Fisher potential is measured; None
+    where there is no branch.
     `norm_acts` names each norm of which an activation is the one user, with that activation.
     """
 
-    branch_end: str
+    branch_end: str | None
     norm_acts: tuple[tuple[str, str], ...] = ()
 
     def zero_init_last(self) -> None:
         """Starts the branch at zero, where its last layer is a norm."""
+        if self.branch_end is None:
+            return
         weight = getattr(self.get_submodule(self.branch_end), "weight", None)
         if weight is not None and weight.ndim == 1:
             nn.init.zeros_(weight)
+
+
+class IdentityBlock(ResidualBlock):
+    """A block without a branch: its output is its input, in a pre-activation and in a post-activation network."""
+
+    branch_end = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns (N, in, H, W) as it is."""
+        return x
 
 
 class PreActBasic(ResidualBlock):
@@ -239,6 +261,8 @@ def build_block(
     """
     dd: dict[str, Any] = {"device": device, "dtype": dtype}
     convs = block.convs(in_chs, out_chs, stride)
+    if not convs:
+        return IdentityBlock()
     if preact and downsample is None and (in_chs != out_chs or stride != 1):
         downsample = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False, **dd)
     parts = _Parts(

@@ -348,11 +348,18 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
     return [there[name] for name in ends if name in there]
 
 
-def branch_ends(model: nn.Module) -> list[nn.Module]:
-    """Lists the module of each residual block whose output is added to the shortcut; the block where there is none."""
-    ends: dict[str, str] | None = getattr(model, "branch_ends", None)
-    if ends is None:
-        blocks = (module for module in model.modules() if isinstance(module, ResidualBlock))
-        return [block.get_submodule(block.branch_end) for block in blocks]
+def branch_ends(model: nn.Module) -> list[nn.Module | None]:
+    """Lists the module of each residual block whose output is added to the shortcut.
+
+    It is the block itself where nothing is added, and None for a block without a branch.
+    """
+    names: dict[str, str] = getattr(model, "branch_ends", None) or {}
     there = dict(model.named_modules())
-    return [there[f"{name}.{end}" if end else name] for name, end in ends.items() if name in there]
+    kept = {there[name]: there[f"{name}.{end}" if end else name] for name, end in names.items() if name in there}
+    ends: list[nn.Module | None] = []
+    for block in residual_blocks(model):
+        if isinstance(block, ResidualBlock):
+            ends.append(None if block.branch_end is None else block.get_submodule(block.branch_end))
+        else:
+            ends.append(kept[block])
+    return ends

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..budget import Budget, BudgetError, Cost
@@ -24,6 +25,7 @@ __all__ = [
     "pareto",
     "rank",
     "rank_within",
+    "sum_ranks",
 ]
 
 # Each round of refinement keeps the best of this many, and gives each of them this many times the draws.
@@ -32,13 +34,18 @@ ETA = 4
 
 @dataclass(frozen=True)
 class ScoredDraw:
-    """The score of a genome with one draw of its weights, and the part of each block in it where it has parts."""
+    """The score of a genome with one draw of its weights, and the part of each block in it where it has parts.
+
+    For a sum of ranks the score is NaN, since it depends on the other candidates (`sum_ranks`), and `parts` has the
+    score of each part by name.
+    """
 
     genome: Genome
     cost: Cost
     draw: int
     score: float
     blocks: tuple[float, ...] | None = None
+    parts: Mapping[str, float] | None = None
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ScoredDraw:
@@ -58,6 +65,7 @@ class ScoredDraw:
             int(row["draw"]),
             math.nan if score is None else float(score),
             None if blocks is None else tuple(map(float, blocks)),
+            _read_parts(row.get("parts")),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +83,8 @@ class ScoredDraw:
             row["size"] = self.cost.size
         if self.blocks is not None:
             row["blocks"] = self.blocks if all(map(math.isfinite, self.blocks)) else None
+        if self.parts is not None:
+            row["parts"] = {name: value if math.isfinite(value) else None for name, value in self.parts.items()}
         return row
 
     @property
@@ -86,6 +96,15 @@ class ScoredDraw:
         return tuple(part / total for part in self.blocks)
 
 
+def _read_parts(parts: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """Reads the parts of a row; raises TypeError or ValueError for anything else."""
+    if parts is None:
+        return None
+    if not isinstance(parts, Mapping):
+        raise TypeError(f"parts are an object, not {type(parts).__name__}")
+    return {name: math.nan if value is None else float(value) for name, value in parts.items()}
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A scored genome.
@@ -95,19 +114,22 @@ class Candidate:
         cost: Its cost.
         scores: The score of each draw of its weights.
         shares: The share of each block in the score, where the score has parts.
+        parts: For a sum of ranks, the scores that are ranked, by name, for each draw.
     """
 
     genome: Genome
     cost: Cost
     scores: tuple[float, ...]
     shares: tuple[float, ...] | None = None
+    parts: tuple[Mapping[str, float], ...] | None = None
 
     @classmethod
     def of_draws(cls, draws: Sequence[ScoredDraw]) -> Candidate:
         """Makes a candidate of the scores of one genome."""
         parts = [shares for each in draws if (shares := each.shares) is not None]
         shares = tuple(sum(each) / len(parts) for each in zip(*parts, strict=True)) if parts else None
-        return cls(draws[0].genome, draws[0].cost, tuple(each.score for each in draws), shares)
+        ranked = tuple(each.parts for each in draws if each.parts is not None) or None
+        return cls(draws[0].genome, draws[0].cost, tuple(each.score for each in draws), shares, ranked)
 
     @property
     def score(self) -> float:
@@ -142,9 +164,9 @@ class Candidate:
 def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Sorts candidates from best to worst: those with most refinement first, those without a score last.
 
-    Ties keep their order.
+    Ties keep their order. Sums of ranks are those among these candidates.
     """
-    candidates = list(candidates)
+    candidates = sum_ranks(candidates)
     fewest = min((len(each.scores) for each in candidates), default=1)
 
     def place(each: Candidate) -> tuple[bool, int, float]:
@@ -162,6 +184,37 @@ def candidates_of(draws: Iterable[ScoredDraw]) -> list[Candidate]:
     for each in draws:
         by_genome.setdefault(each.genome, {})[each.draw] = each
     return [Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values()]
+
+
+def sum_ranks(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Scores candidates by the mean of the ranks of their parts among them; those without parts stay as they are.
+
+    A rank is a share: 1 is that of the best of the candidates and 1/n that of the worst; ties have the mean. All draws
+    are ranked among the first draws of all candidates, so that those which were refined keep their scale: a later draw
+    that is better than all of them has a little more than 1. A draw of which a part is not finite has no score.
+    """
+    candidates = list(candidates)
+    firsts: dict[str, list[float]] = {}
+    for each in candidates:
+        for name, value in each.parts[0].items() if each.parts else ():
+            firsts.setdefault(name, []).append(value)
+    for name, values in firsts.items():
+        firsts[name] = sorted(filter(math.isfinite, values))
+
+    def share(name: str, value: float) -> float:
+        among = firsts[name]
+        if not math.isfinite(value) or not among:
+            return math.nan
+        return (bisect_left(among, value) + bisect_right(among, value) + 1) / (2 * len(among))
+
+    return [
+        each
+        if each.parts is None
+        else replace(
+            each, scores=tuple(statistics.fmean(share(*part) for part in parts.items()) for parts in each.parts)
+        )
+        for each in candidates
+    ]
 
 
 def median_shares(candidates: Iterable[Candidate]) -> tuple[float, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -12,15 +13,25 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..nets.blocks import ResidualBlock
-from ..nets.networks import branch_ends, residual_blocks
 from .kernels import cast_like_images, override_attribute
+from .probes import Blocks, find_probes
 
-__all__ = ["Score", "at_least_float", "fisher_by_block", "fisher_potential", "measure_blocks", "set_scoring_modes"]
+__all__ = [
+    "Score",
+    "at_least_float",
+    "fisher_balanced",
+    "fisher_by_block",
+    "fisher_potential",
+    "measure_blocks",
+    "set_scoring_modes",
+]
 
 Score = Callable[[nn.Module, torch.Tensor, torch.Tensor], float]
 
 
-def fisher_potential(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+def fisher_potential(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, blocks: Blocks | None = None
+) -> float:
     """Sums the Fisher potential of all blocks on one minibatch (paper, section 4), without changing the model.
 
     The loss is cross-entropy averaged over the minibatch, with BN in training mode; dropout and stochastic depth are
@@ -28,16 +39,20 @@ def fisher_potential(model: nn.Module, images: torch.Tensor, labels: torch.Tenso
     Images in channels_last use faster kernels, whose sums are less accurate in float32: scores differ by up to 1e-2.
 
     Args:
-        model: A network of the zoo.
+        model: Any network that maps images to logits.
         images: Normalised images (N, C, H, W).
         labels: Their classes (N,).
+        blocks: The modules whose outputs (N, C, …) are probed: their names, a pattern such as `layers.*.conv2`, or a
+            function of the network that returns names or modules. By default the ends of the residual branches, just
+            before the addition, which are found in networks of this package and of timm.
 
     Returns:
         The score.
 
     Raises:
-        TypeError: The network has no residual blocks of this package.
-        ValueError: Every branch starts at zero; build the network with `zero_init_last=False`.
+        TypeError: The network does not split into blocks, and `blocks` is not given.
+        ValueError: There is no such module, it was not run, or every branch starts at zero; build timm's ResNets with
+            `zero_init_last=False`.
 
     Example:
         ```python
@@ -45,17 +60,54 @@ def fisher_potential(model: nn.Module, images: torch.Tensor, labels: torch.Tenso
         fisher_potential(model, torch.randn(32, 3, 32, 32), torch.randint(10, (32,)))
         ```
     """
-    return sum(fisher_by_block(model, images, labels))
+    return sum(fisher_by_block(model, images, labels, blocks))
 
 
-def fisher_by_block(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> list[float]:
+def fisher_by_block(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, blocks: Blocks | None = None
+) -> list[float]:
     """Measures the Fisher potential of each block: Σ_c 1/(2N) Σ_n (Σ_ij A_ncij · g_ncij)², from first to last.
 
     A is the output of the block's branch just before it is added to the shortcut, g the gradient of the loss with
     respect to it. The sum over positions is inside the square (Theis et al., 2018); the paper's equation 2 is printed
-    without these brackets.
+    without these brackets. A block without a branch, `I`, has no potential.
+
+    Args:
+        model: Any network that maps images to logits.
+        images: Normalised images (N, C, H, W).
+        labels: Their classes (N,).
+        blocks: The modules to probe, as for `fisher_potential`.
+
+    Returns:
+        The potential of each block.
     """
-    return measure_blocks(model, images, labels, _square_of_sum)
+    return measure_blocks(model, images, labels, _square_of_sum, blocks)
+
+
+def fisher_balanced(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, blocks: Blocks | None = None
+) -> float:
+    """Sums log(1 + F / O) over all blocks, so that no block outweighs the others: a balanced Fisher potential.
+
+    F is the Fisher potential of the block's branch, and O that of its whole output, branch and shortcut together: what
+    is usual at its place in this very network, since both have the same gradient. In the sum of F alone, the first
+    block holds half. A block without a branch adds nothing, so more blocks are more, as in the paper's sum.
+
+    Args:
+        model: Any network that maps images to logits.
+        images: Normalised images (N, C, H, W).
+        labels: Their classes (N,).
+        blocks: The modules to probe, as for `fisher_potential`; each is in a module of its own, the block.
+
+    Returns:
+        The score.
+
+    Raises:
+        TypeError: The network does not split into blocks, and `blocks` is not given.
+        ValueError: There is no such module, it was not run, or every branch starts at zero.
+    """
+    measured = _measure(model, images, labels, _square_of_sum, blocks, whole=True)
+    return sum(math.log1p(branch / output) if branch else 0.0 for branch, output in measured)
 
 
 def measure_blocks(
@@ -63,39 +115,67 @@ def measure_blocks(
     images: torch.Tensor,
     labels: torch.Tensor,
     measure: Callable[[torch.Tensor], torch.Tensor],
+    blocks: Blocks | None = None,
 ) -> list[float]:
-    """Measures 1/(2N) of what `measure` makes of A · g (N, C, H, W), for each block from first to last."""
-    ends = branch_ends(model)
-    own = [isinstance(block, ResidualBlock) for block in residual_blocks(model)]
-    if not ends:
-        raise TypeError(
-            f"{type(model).__name__} has no residual blocks to score; build one with "
-            "timm.create_model('blockswap_…'), or with swap(model, …)"
-        )
-    activations: list[torch.Tensor] = []
+    """Measures 1/(2N) of what `measure` makes of A · g (N, C, …), for each block from first to last."""
+    return [branch for branch, _ in _measure(model, images, labels, measure, blocks, whole=False)]
 
-    def probe(_: nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
-        # Nothing below the first probe needs a gradient: it becomes the leaf of the graph.
-        activations.append(output if activations else output.detach().requires_grad_())
-        return activations[-1]
+
+def _measure(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    measure: Callable[[torch.Tensor], torch.Tensor],
+    blocks: Blocks | None,
+    whole: bool,
+) -> list[tuple[float, float]]:
+    """Measures the branch of each block and, where it is asked for, the whole output of the block."""
+    probes = find_probes(model, tuple(images.shape[1:]), blocks)  # type: ignore[arg-type]  # of three numbers
+    branches: list[tuple[nn.Module, torch.Tensor]] = []
+    outputs: list[tuple[nn.Module, torch.Tensor]] = []
+
+    def probe(end: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
+        # Nothing below the first probe needs a gradient: it becomes the leaf of the graph, and so does any other that
+        # does not depend on it.
+        branches.append((end, output if output.requires_grad else output.detach().requires_grad_()))
+        return branches[-1][1]
 
     def probe_kept(*arguments: Any) -> torch.Tensor:
-        # Blocks of timm add the shortcut in place.
+        # What others define may overwrite it: blocks of timm add the shortcut in place.
         return probe(*arguments).clone()
+
+    def keep(block: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
+        outputs.append((block, output))
+        return output if isinstance(block, ResidualBlock) else output.clone()
 
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
         set_scoring_modes(model, undo)
-        cast_like_images(model, images, undo)
-        for end, ours in zip(ends, own, strict=True):
-            undo.callback(end.register_forward_hook(probe if ours else probe_kept).remove)
+        cast_like_images(model, images, undo, {end for _, end in probes if end is not None})
+        ours = {end for block, end in probes if isinstance(block, ResidualBlock)}
+        for module in dict.fromkeys(end for _, end in probes if end is not None):
+            undo.callback(module.register_forward_hook(probe if module in ours else probe_kept).remove)
+        for block in dict.fromkeys(block for block, end in probes if whole and end is not None):
+            undo.callback(block.register_forward_hook(keep).remove)
         logits = model(images)
         loss = F.cross_entropy(logits.to(at_least_float(logits)), labels)
-        gradients = torch.autograd.grad(loss, activations)
-    scores = []
-    for activation, gradient in zip(activations, gradients, strict=True):
-        scores.append(measure(activation.detach() * gradient) / (2 * len(images)))
-    potentials = torch.stack(scores).tolist()
-    if not any(potentials) and all(_is_zero(end) for end in ends):
+        # A network of identities has nothing to measure.
+        kept = [*branches, *outputs]
+        gradients = torch.autograd.grad(loss, [each for _, each in kept]) if kept else ()
+    scores: list[dict[nn.Module, torch.Tensor]] = [{}, {}]
+    for place, ((module, activation), gradient) in enumerate(zip(kept, gradients, strict=True)):
+        found = scores[place >= len(branches)]
+        # A module that is run several times has the sum.
+        found[module] = found.get(module, 0) + measure(activation.detach() * gradient) / (2 * len(images))
+    names = {module: name for name, module in model.named_modules()}
+    potentials = []
+    for block, end in probes:
+        if end is None:
+            potentials.append((0.0, 0.0))
+        elif end not in scores[0]:
+            raise ValueError(f"module {names[end]!r} of blocks= was not run")
+        else:
+            potentials.append((float(scores[0][end]), float(scores[1][block]) if whole else 0.0))
+    if scores[0] and not any(branch for branch, _ in potentials) and all(map(_is_zero, scores[0])):
         raise ValueError(
             "every branch of this network starts at zero, so that it scores 0; build it with zero_init_last=False"
         )
@@ -103,7 +183,9 @@ def measure_blocks(
 
 
 def _square_of_sum(product: torch.Tensor) -> torch.Tensor:
-    return product.sum(dim=(2, 3), dtype=at_least_float(product)).double().square().sum()
+    if product.ndim > 2:
+        product = product.flatten(2).sum(dim=2, dtype=at_least_float(product))
+    return product.double().square().sum()
 
 
 def at_least_float(tensor: torch.Tensor) -> torch.dtype:

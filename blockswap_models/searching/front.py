@@ -14,7 +14,7 @@ import torch
 
 from ..budget import Budget, BudgetLike
 from ..genome import Genome
-from .candidates import Candidate, common_cost, pareto, rank_within
+from .candidates import Candidate, common_cost, pareto, rank_within, sum_ranks
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
 from .rankings import score_named
@@ -132,7 +132,7 @@ def search_front(
                 proposed[place] += len(chosen[place])
                 # All random genomes are one round, and where a budget has no more genomes, others go on.
                 left = samples - proposed[place] if chosen[place] and strategy != "random" else 0
-                chosen[place] = propose(space, budget, seed, list(candidates.values()), left) if left else []
+                chosen[place] = propose(space, budget, seed, sum_ranks(candidates.values()), left) if left else []
         refined = dict(candidates)
         for budget in wanted:
             within = [each for each in candidates.values() if budget.fits(each.cost)]
@@ -143,7 +143,7 @@ def search_front(
         if not math.isfinite(ranked[0].score):
             raise SearchError(f"none of {len(ranked)} scores within {budget} is finite; look at the data")
     results = tuple(SearchResult(space, each, tuple(own)) for each, own in zip(wanted, rankings, strict=True))
-    return Front(cost, results, pareto(refined.values(), cost))
+    return Front(cost, results, pareto(sum_ranks(refined.values()), cost))
 
 
 def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: float = 0.025) -> list[Budget]:

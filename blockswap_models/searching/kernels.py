@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -29,11 +29,13 @@ _FAST_WIDTH = 8
 _LANES, _LONG_ROW = 16, 64
 
 
-def cast_like_images(model: nn.Module, images: torch.Tensor, undo: ExitStack) -> None:
+def cast_like_images(
+    model: nn.Module, images: torch.Tensor, undo: ExitStack, probed: Container[nn.Module] = ()
+) -> None:
     """Makes a model compute on the device, in the type and in the layout of the images; `undo` reverts it.
 
     No weight has a gradient. On one thread of a CPU that has a C compiler, images in channels_last use BN and ReLU in
-    C (`norm_act`).
+    C (`norm_act`). The outputs of the modules in `probed` stay what they are.
     """
     fast = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     for module in model.modules():
@@ -44,13 +46,14 @@ def cast_like_images(model: nn.Module, images: torch.Tensor, undo: ExitStack) ->
                 undo.callback(module._parameters.__setitem__, name, value)
                 weight = value.detach().to(images.device, dtype)
                 module._parameters[name] = nn.Parameter(weight, requires_grad=False)
-        if fast and isinstance(module, nn.Conv2d):
+        # A convolution of another class may do something else with its weights.
+        if fast and type(module) is nn.Conv2d:
             _fast_conv(module, undo)
     if fast and images.device.type == "cpu" and torch.get_num_threads() == 1 and norm_act_library() is not None:
         acts = dict(_norm_acts(model))
         for module in model.modules():
             if type(module) is nn.BatchNorm2d and module.affine:
-                act = acts.get(module)
+                act = None if module in probed else acts.get(module)
                 relu = type(act) is nn.ReLU
                 override_attribute(module, "forward", functools.partial(_norm_act, module, relu), undo)
                 if act is not None and relu:

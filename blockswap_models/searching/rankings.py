@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 
@@ -19,12 +20,15 @@ from torch.func import functional_call
 
 from ..messages import did_you_mean, listed, quote
 from ..nets.cost import count
-from .fisher import Score, at_least_float, fisher_potential, measure_blocks, set_scoring_modes
+from .fisher import Score, at_least_float, fisher_balanced, fisher_potential, measure_blocks, set_scoring_modes
 
 __all__ = [
     "SCORES",
     "AfterTraining",
+    "RankSum",
     "after",
+    "compare_gradients",
+    "count_agreements",
     "fisher_printed",
     "gradient_norm",
     "l2_norm",
@@ -34,6 +38,7 @@ __all__ = [
     "score_named",
     "synflow",
     "train_accuracy",
+    "zico",
 ]
 
 
@@ -91,6 +96,15 @@ def naswot(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> floa
 
     K_H counts the ReLUs that two images agree in. It is -inf where two images have the same code.
     """
+    with ExitStack() as undo, torch.no_grad():
+        set_scoring_modes(model, undo)
+        kernel = count_agreements(model, images, undo)
+        model(images.contiguous())
+    return float(torch.linalg.slogdet(kernel).logabsdet)
+
+
+def count_agreements(model: nn.Module, images: torch.Tensor, undo: ExitStack) -> torch.Tensor:
+    """Makes the kernel K_H (N, N) of `naswot`, which the next forward pass of the images fills; `undo` ends that."""
     relus = [module for module in model.modules() if isinstance(module, nn.ReLU)]
     if not relus:
         raise TypeError(f"{type(model).__name__} has no ReLU modules, whose codes naswot compares")
@@ -99,15 +113,12 @@ def naswot(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> floa
     def compare(_: nn.Module, __: object, output: torch.Tensor) -> None:
         # The product of two codes of ±1 is the ReLUs that agree less those that differ. In float64 it is exact, also
         # under autocast. A ReLU may overwrite its input, so the code is read from its output.
-        codes = (output > 0).flatten(1).double() * 2 - 1
+        codes = (output.detach() > 0).flatten(1).double() * 2 - 1
         kernel.add_(codes @ codes.T + codes.shape[1], alpha=0.5)
 
-    with ExitStack() as undo, torch.no_grad():
-        set_scoring_modes(model, undo)
-        for relu in relus:
-            undo.callback(relu.register_forward_hook(compare).remove)
-        model(images.contiguous())
-    return float(torch.linalg.slogdet(kernel).logabsdet)
+    for relu in relus:
+        undo.callback(relu.register_forward_hook(compare).remove)
+    return kernel
 
 
 def synflow(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -134,8 +145,43 @@ def synflow(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> flo
     return score
 
 
+def zico(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Sums log Σ_w E|g_w| / σ(g_w) over convolutions and linear layers (Li et al., 2023, equation 16).
+
+    Mean and deviation are those of the gradients g of two minibatches, the two halves of `images`; weights whose
+    gradients do not vary are left out. The deviation is that of g, as in the authors' code, not of |g|.
+    """
+    if len(images) < 4:
+        raise ValueError(f"zico compares the gradients of two minibatches; give at least 4 images, not {len(images)}")
+    half = len(images) // 2
+    with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
+        set_scoring_modes(model, undo)
+        parameters = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
+        # Biases, and the scales and shifts of BN, have one dimension.
+        weights = [parameter for parameter in parameters.values() if parameter.ndim > 1]
+        gradients = []
+        for start in (0, half):
+            some = slice(start, start + half)
+            logits = functional_call(model, parameters, images[some].contiguous())
+            loss = F.cross_entropy(logits.to(at_least_float(logits)), labels[some])
+            gradients.append(torch.autograd.grad(loss, weights, materialize_grads=True))
+    return compare_gradients(*gradients)
+
+
+def compare_gradients(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> float:
+    """Takes `zico` of the gradients of two minibatches by the weights of each layer."""
+    score = 0.0
+    for one, other in zip(first, second, strict=True):
+        deviation = (one - other).abs().double() / 2
+        ratio = (one.abs() + other.abs()).double() / 2 / deviation
+        total = float(ratio[deviation > 0].sum())
+        score += math.log(total) if total > 0 else 0.0
+    return score
+
+
 SCORES: dict[str, Score] = {
     "fisher": fisher_potential,
+    "fisher-balanced": fisher_balanced,
     "fisher-printed": fisher_printed,
     "gradient-norm": gradient_norm,
     "l2-norm": l2_norm,
@@ -144,6 +190,7 @@ SCORES: dict[str, Score] = {
     "macs": macs,
     "naswot": naswot,
     "synflow": synflow,
+    "zico": zico,
 }
 
 
@@ -151,7 +198,8 @@ def score_named(score: Score | str) -> Score:
     """Finds a score by its name.
 
     Args:
-        score: A name of `SCORES`, or a score, which is returned.
+        score: A name of `SCORES`, or several with `+` between them for the sum of their ranks, such as
+            "fisher-balanced+naswot"; or a score, which is returned.
 
     Returns:
         The score.
@@ -160,6 +208,8 @@ def score_named(score: Score | str) -> Score:
         ValueError: There is no score of this name.
         TypeError: It is neither a name nor a function.
     """
+    if isinstance(score, str) and "+" in score:
+        return RankSum.of([(name, score_named(name)) for name in map(str.strip, score.split("+"))])
     if isinstance(score, str):
         if score not in SCORES:
             raise ValueError(f"unknown score {quote(score)}; {did_you_mean(score, [*SCORES], f'use {listed(SCORES)}')}")
@@ -169,11 +219,47 @@ def score_named(score: Score | str) -> Score:
     return score
 
 
+@dataclass(frozen=True)
+class RankSum:
+    """The sum of the ranks that candidates have by several scores, which a search computes from all of them.
+
+    Args:
+        parts: The scores, with a name for each.
+    """
+
+    parts: tuple[tuple[str, Score], ...]
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[str, Score]]) -> RankSum:
+        """Makes a sum of scores by name; raises ValueError for a name that stands twice."""
+        parts = tuple(parts)
+        names = [name for name, _ in parts]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{'+'.join(names)} has {quote(name)} {names.count(name)} times; use it once")
+        return cls(parts)
+
+    @property
+    def __name__(self) -> str:
+        """Names all parts, for the record of a search."""
+        return "+".join(name for name, _ in self.parts)
+
+    def __call__(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """Raises TypeError: one network alone has no rank."""
+        raise TypeError(f"{self.__name__} is a sum of ranks among candidates, and one network alone has none")
+
+
 def after(score: Score, minibatches: int, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4) -> Score:
     """Makes the score "after n minibatches of training" (paper, Table 1); after 1 it is the score itself."""
     if minibatches < 1:
         raise ValueError(f"minibatches is at least 1, not {minibatches}")
-    return score if minibatches == 1 else AfterTraining(score, minibatches, lr, momentum, weight_decay)
+    if minibatches == 1:
+        return score
+    if isinstance(score, RankSum):
+        trained = [(name, after(part, minibatches, lr, momentum, weight_decay)) for name, part in score.parts]
+        # The name says what the record of a search depends on.
+        return RankSum(tuple((f"{name}_after_{minibatches}", part) for name, part in trained))
+    return AfterTraining(score, minibatches, lr, momentum, weight_decay)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from ..genome import Genome
 from .candidates import ScoredDraw
 from .fisher import Score, fisher_by_block, fisher_potential
 from .probe_images import Minibatch
+from .rankings import RankSum
 from .space import SearchSpace
 
 __all__ = ["Scorer", "fast_dtype"]
@@ -54,13 +56,18 @@ class Scorer:
         genome, draw = task
         model = self.network(genome, draw)
         images, labels = self.minibatch(draw)
-        if self.score is fisher_potential:
-            blocks = fisher_by_block(model, images, labels)
-            value = sum(blocks)
-        else:
-            blocks, value = None, float(self.score(model.to(self.device), images, labels))
         cost = self.space.cost(genome)
-        return ScoredDraw(genome, cost, draw, value, None if blocks is None else tuple(blocks))
+        blocks: tuple[float, ...] | None = None
+        values = {}
+        for name, score in self.score.parts if isinstance(self.score, RankSum) else [("", self.score)]:
+            if score is fisher_potential:
+                blocks = tuple(fisher_by_block(model, images, labels))
+                values[name] = sum(blocks)
+            else:
+                values[name] = float(score(model.to(self.device), images, labels))
+        if isinstance(self.score, RankSum):
+            return ScoredDraw(genome, cost, draw, math.nan, blocks, values)
+        return ScoredDraw(genome, cost, draw, values[""], blocks)
 
     def network(self, genome: Genome, draw: int) -> nn.Module:
         """Makes the network that is scored, on the CPU, whose random numbers are the same everywhere."""

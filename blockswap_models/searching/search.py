@@ -15,7 +15,7 @@ from ..budget import Budget, BudgetError, BudgetLike
 from ..data.folders import classes_of
 from ..errors import BlockSwapError
 from ..genome import Genome, GenomeError
-from .candidates import Candidate, candidates_of, rank
+from .candidates import Candidate, candidates_of, rank, sum_ranks
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
 from .rankings import score_named
@@ -66,11 +66,11 @@ def search(
         seed: Seed of genomes, weights and noise.
         genomes: Exactly these genomes are scored, each once. They too must fit the budget.
         data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, a folder with one
-            folder of images for each class, or what `dataset_minibatch` returns. Images of 1/f noise with random labels
-            where none are given. Where the space is a name, its networks have the classes of the folder.
+            folder of images for each class, or what `dataset_minibatch` returns. By default images of 1/f noise
+            with random labels. Where the space is a name, its networks have the classes of the folder.
         batch_size: Images in a minibatch.
-        score: A name, such as "fisher" or "naswot" (`score_named`), or a function of model, images and labels; higher
-            is better.
+        score: A name, such as "fisher" or "naswot" (`score_named`), the sum of several ranks, such as
+            "fisher-balanced+naswot", or a function of model, images and labels; higher is better.
         strategy: "random" draws genomes uniformly. "surrogate" does so for the first hundred; then, fifty at a time,
             it takes the best by a model of the scores so far.
         draws: Draws of the weights for each genome.
@@ -129,7 +129,7 @@ def search(
             while chosen:
                 candidates += scoring.candidates(chosen, draws, draws, "scoring")
                 left = samples - len(candidates)
-                chosen = propose(space, budget, seed, candidates, left) if left else []
+                chosen = propose(space, budget, seed, sum_ranks(candidates), left) if left else []
             ranked = scoring.refined(candidates, draws, refine)
     except KeyboardInterrupt:
         if on_interrupt == "raise" or not scoring.draws:

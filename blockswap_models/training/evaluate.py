@@ -296,6 +296,14 @@ def check_fit(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | P
             name for name in own if name in state and getattr(state[name], "shape", None) != own[name].shape
         ],
     }
+    first = f"{(getattr(model, 'pretrained_cfg', None) or {}).get('first_conv')}.weight"
+    if first in faults["of another shape"] and state[first].ndim == own[first].ndim == 4:
+        theirs, ours = state[first].shape[1], own[first].shape[1]
+        if theirs != ours:
+            raise ValueError(
+                f"the checkpoint {quote(str(path))} is of a network for images of {theirs} channels, this one takes "
+                f"{ours}; use in_chans={theirs}, or other weights"
+            )
     if any(faults.values()):
         told = [f"{len(names)} {fault} ({names[0]}, …)" for fault, names in faults.items() if names]
         raise ValueError(

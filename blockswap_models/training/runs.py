@@ -209,10 +209,11 @@ def make_teacher(settings: RunSettings) -> nn.Module:
     name, checkpoint = find_model(settings.teacher), settings.teacher_checkpoint
     if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
         raise MissingWeightsError(name, "use teacher_checkpoint=FILE for a teacher of your own")
-    arguments: dict[str, Any] = {"num_classes": settings.num_classes, "in_chans": settings.in_chans}
-    teacher: nn.Module = timm.create_model(name, pretrained=checkpoint is None, **arguments)
+    # Its classes need not be the student's: attention transfer learns nothing from its answers. Pretrained weights keep
+    # theirs, since a new head would have random ones.
+    own: dict[str, Any] = {} if checkpoint is None else {"num_classes": settings.num_classes}
+    teacher: nn.Module = timm.create_model(name, pretrained=checkpoint is None, in_chans=settings.in_chans, **own)
     if checkpoint is not None:
-        # Its classes need not be the student's: attention transfer learns nothing from its answers.
         load_weights(teacher, checkpoint, any_classes=True)
     return teacher
 

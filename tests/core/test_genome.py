@@ -15,9 +15,10 @@ from blockswap_models import SEARCH_TYPES, BlockType, Genome, GenomeError, Layou
 from blockswap_models.nets.networks import build
 
 # Types that fit every width from 16 on, and types that do not.
-EASY = ["S", "G2", "G16", "W1", "W4", "B2", "B8", "B2G8", "B2W1", "B4W4", "M2", "M6", "D"]
+EASY = ["S", "G2", "G16", "W1", "W4", "B2", "B8", "B2G8", "B2W1", "B4W4", "M2", "M6", "M3K5", "D"]
 FAMILIES = [*EASY, "G3", "G32", "W5", "B3", "B2G16", "B4G8", "B3W7"]
-NUMBERS = "use S, G4, W4, B2, B2G4, B2W4, M6 or D, with any numbers"
+KERNEL = "a kernel is an odd number from 5 up; for one of 3 use the 'M' alone, such as 'M6'"
+NUMBERS = "use S, G4, W4, B2, B2G4, B2W4, M6, M6K5, D or I, with any numbers"
 
 
 def random_genome(rng: random.Random, depths: tuple[int, ...], types: list[str]) -> str:
@@ -64,10 +65,12 @@ def test_canonical_text_has_no_spaces_and_the_longest_runs(text: str, canonical:
         ("B2G4", ("B", 2, 4, None)),
         ("B4W8", ("B", 4, None, 8)),
         ("M6", ("M", 6, None, None)),
+        ("M3K7", ("M", 3, None, None, 7)),
         ("D", ("D", 1, None, None)),
+        ("I", ("I", 1, None, None)),
     ],
 )
-def test_block_types(text: str, fields: tuple[str, int, int | None, int | None]) -> None:
+def test_block_types(text: str, fields: tuple) -> None:
     block = BlockType.parse(text)
     assert block == BlockType(*fields)
     assert repr(block) == f"BlockType.parse('{text}')"
@@ -183,6 +186,9 @@ EMPTY = "use one block type a block, such as '6xS/6xS/6xS'"
         ),
         ("B1", "block type 'B1': a bottleneck contracts by at least 2; without one use 'S', 'G4' or 'W4'"),
         ("M1", "block type 'M1': an inverted bottleneck expands by at least 2; use 'M6'"),
+        ("M6K4", f"block type 'M6K4': {KERNEL}"),
+        ("M6K3", f"block type 'M6K3': {KERNEL}"),
+        ("K5", "unknown block type 'K5'; did you mean 'M6K5'?"),
         ("B2W0", "block type 'B2W0': a group has at least 1 channel; use 'W1' or more"),
         ("B02", "'B02': numbers have one spelling; use 2 for 02"),
         ("B2G12345", "'B2G12345': a number of 5 digits is too large; use at most 9999"),
@@ -292,6 +298,11 @@ def test_messages_for_a_genome_of_another_depth(name: str, genome: str, message:
             "stage 3, block 2 'B4W32': its 3x3 works on 16 channels, which do not split into groups of 32",
         ),
         ("2xS/2xS/S,B3", "stage 3, block 2 'B3': its 64 channels do not divide by 3"),
+        (
+            "S,I/I,S/2xS",
+            "stage 2, block 1 'I': an identity changes neither channels nor resolution, and this block goes from 16 to "
+            "32 channels with stride 2",
+        ),
     ],
 )
 def test_messages_for_widths_that_do_not_divide(genome: str, message: str) -> None:
@@ -406,7 +417,7 @@ def test_any_text_is_a_genome_or_a_genome_error() -> None:
                 Genome(advice)
         else:
             read += 1
-            assert re.fullmatch("[0-9xSGWBMD,/]+", genome)
+            assert re.fullmatch("[0-9xSGWBMKDI,/]+", genome)
             assert Genome.parse(str(genome)) == genome
             assert Genome.parse(str(genome)).stages == genome.stages
     assert 1000 < read < 9000

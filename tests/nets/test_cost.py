@@ -56,8 +56,9 @@ def test_costs_are_those_of_the_table(name: str, genome: str | None, params: int
         ("blockswap_wrn16_1", "S,G4/W1,M6/B2,B2W4", 32),
         ("blockswap_wrn16_2", "D,B4/D,B2G8/M6,W16", 32),
         ("blockswap_wrn16_1", "S,D/S,D/S,D", 21),
+        ("blockswap_wrn16_1", "I,M6K5/M3,I/M3K7,I", 21),
         ("blockswap_resnet18", "S,G4/W1,M6/B2,B2W4/D,D", 64),
-        ("blockswap_resnet18", "B2G8,D/M6,M2/W2,S/B8,G16", 75),
+        ("blockswap_resnet18", "I,D/M6K5,M2/W2,S/B8,I", 75),
     ],
 )
 def test_costs_are_those_of_torchs_flop_counter(name: str, genome: str, size: int) -> None:

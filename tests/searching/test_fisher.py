@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 
 import pytest
 import timm
@@ -10,10 +11,12 @@ from torch import nn
 
 from blockswap_models import Layout, fisher_potential
 from blockswap_models.nets.networks import build, residual_blocks
-from blockswap_models.searching.fisher import fisher_by_block
+from blockswap_models.searching.fisher import fisher_balanced, fisher_by_block
 
 WRN = Layout.wide_resnet(16, 2)
 RESNET = Layout.resnet(18)
+# Where the branches of timm's test_efficientnet end; the first block is a convolution alone.
+EFFICIENT_ENDS = ["blocks.0.0.aa", "blocks.1.0.bn2", "blocks.2.0.bn2", "blocks.3.0.bn3", "blocks.4.0.bn3"]
 GENOMES = [
     (WRN, "2xS/2xS/2xS"),
     (WRN, "G4,W1/B2,B4W2/B2G4,M6"),
@@ -38,11 +41,13 @@ def minibatch(size=32, number=5, dtype=torch.float32):
     return images, torch.randint(7, (number,), generator=generator)
 
 
-def plain_fisher(model, images, labels):
+def plain_fisher(model, images, labels, names=None):
     """The derivative of the loss by a gate on each image's channel is Σ_ij A·g: no activation or gradient is kept."""
     model = copy.deepcopy(model).train()
-    blocks = residual_blocks(model)
-    ends = [block.get_submodule(block.branch_end) for block in blocks]
+    if names is None:
+        ends = [block.get_submodule(block.branch_end) for block in residual_blocks(model)]
+    else:
+        ends = [model.get_submodule(name) for name in names]
     gates = []
 
     def gate(_, __, output):
@@ -78,6 +83,114 @@ def test_fast_kernels_give_the_same_score(layout, genome):
     double, images = model.double(), images.double()
     expected = fisher_by_block(double, images, labels)
     assert fisher_by_block(double, fast(images), labels) == pytest.approx(expected, rel=1e-9)
+
+
+def test_an_identity_has_no_potential():
+    model = network(WRN, "S,I/S,I/S,M3K5")
+    images, labels = minibatch()
+    blocks = fisher_by_block(model, images, labels)
+    assert blocks[1] == blocks[3] == 0
+    names = [f"stages.{stage}.{block}" for stage, block in [(0, 0), (1, 0), (2, 0), (2, 1)]]
+    ends = [f"{name}.{model.get_submodule(name).branch_end}" for name in names]
+    present = [blocks[place] for place in (0, 2, 4, 5)]
+    assert present == pytest.approx(plain_fisher(model, images, labels, ends), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        # It adds the shortcut to its branch in place.
+        ("resnet18", [f"layer{stage}.{block}.bn2" for stage in range(1, 5) for block in range(2)]),
+        ("test_efficientnet", EFFICIENT_ENDS),
+    ],
+)
+@pytest.mark.parametrize("layout_of", [torch.Tensor.contiguous, fast])
+def test_networks_of_timm(name, ends, layout_of):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7, **({"zero_init_last": False} if name == "resnet18" else {}))
+    before = copy.deepcopy(model.state_dict())
+    images, labels = minibatch(64)
+    tolerance = 1e-5 if layout_of is not fast else 1e-2
+    expected = pytest.approx(plain_fisher(model, images, labels, ends), rel=tolerance)
+    images = layout_of(images)
+    assert fisher_by_block(model, images, labels) == expected
+    assert fisher_by_block(model, images, labels, ends) == expected
+    assert fisher_by_block(model, images, labels, lambda model: map(model.get_submodule, ends)) == expected
+    if name == "resnet18":
+        assert fisher_by_block(model, images, labels, "layer*.bn2") == expected
+        assert fisher_potential(model, images, labels, "layer*.bn2") == pytest.approx(sum(expected.expected), rel=1e-2)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("layout", "genome", "ends", "places"),
+    [
+        (WRN, "S,I/W1,B2/M3K5,D", ["conv2", "conv2", "bn4", "bn4", "conv2"], [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)]),
+        (RESNET, "S,I/G4,I/B2,I/M3,I", ["bn2", "bn2", "bn3", "bn3"], [(0, 0), (1, 0), (2, 0), (3, 0)]),
+    ],
+)
+def test_a_balanced_potential_compares_each_branch_with_the_output_of_its_block(layout, genome, ends, places):
+    model = network(layout, genome).double()
+    images, labels = minibatch(dtype=torch.float64)
+    names = [f"stages.{s}.{b}" if layout is WRN else f"layer{s + 1}.{b}" for s, b in places]
+    named = [f"{name}.{end}" for name, end in zip(names, ends, strict=True)]
+    branches = plain_fisher(model, images, labels, named)
+    outputs = plain_fisher(model, images, labels, names)
+    expected = sum(math.log1p(branch / output) for branch, output in zip(branches, outputs, strict=True))
+    assert fisher_balanced(model, images, labels) == pytest.approx(expected, rel=1e-9)
+    assert fisher_balanced(model, images, labels, named) == pytest.approx(expected, rel=1e-9)
+
+
+class Unusual(nn.Sequential):
+    """A ReLU that overwrites what is probed, a module that is run twice, and one that never is."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1))
+        self.head = nn.Linear(8, 7)
+        self.unused = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        x = self[2](self[1](self[0](x)))
+        return self.head(self[3](self[3](x)).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("layout_of", [torch.Tensor.contiguous, fast])
+def test_any_module_can_be_probed(layout_of):
+    torch.manual_seed(0)
+    model = Unusual()
+    images, labels = minibatch(10, number=16)
+    # The convolution is run twice, so that the plain computation has a gate of its own for each run.
+    norm, one, other = plain_fisher(model, images, labels, ["1", "3"])
+    found = fisher_by_block(model, layout_of(images), labels, ["1", "3"])
+    assert found == pytest.approx([norm, one + other], rel=1e-3)
+    assert fisher_by_block(model, layout_of(images), labels, ["head"]) == pytest.approx(
+        plain_fisher_of_logits(model, images, labels), rel=1e-3
+    )
+
+
+def plain_fisher_of_logits(model, images, labels):
+    logits = copy.deepcopy(model).train()(images).detach().requires_grad_()
+    F.cross_entropy(logits, labels).backward()
+    return [float((logits.detach() * logits.grad).square().sum() / (2 * len(images)))]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "kind", "message"),
+    [
+        (
+            None,
+            TypeError,
+            "Unusual has no feature_info that names its stages; use a CNN of timm; or name the modules at the ends",
+        ),
+        ("layer*", ValueError, "Unusual has no modules 'layer*'; use names of model.named_modules(), such as '0', "),
+        (["1", "heat"], ValueError, "Unusual has no module 'heat'; did you mean 'head'?"),
+        ([], ValueError, "no modules of Unusual to probe; give at least one in blocks="),
+        (["1", "unused"], ValueError, "module 'unused' of blocks= was not run"),
+    ],
+)
+def test_messages_for_blocks(blocks, kind, message):
+    with pytest.raises(kind, match=re.escape(message)):
+        fisher_potential(Unusual(), *minibatch(10), blocks)
 
 
 def test_equals_a_case_worked_out_by_hand():
@@ -155,5 +268,5 @@ def test_names_a_network_that_starts_at_zero():
 
 
 def test_names_a_network_without_blocks():
-    with pytest.raises(TypeError, match="Linear has no residual blocks to score"):
+    with pytest.raises(TypeError, match="Linear has no feature_info that names its stages; use a CNN of timm; or name"):
         fisher_potential(nn.Linear(2, 2), *minibatch())

@@ -5,16 +5,20 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from by_hand import MeanLogits
+from scipy import stats
 from torch import nn
 
-from blockswap_models import Budget, Layout, SearchSpace, count, fisher_potential
+from blockswap_models import Budget, Candidate, Cost, Genome, Layout, SearchSpace, count, fisher_potential, search
 from blockswap_models.cli.main import main
 from blockswap_models.cli.search import SCORE_NAMES
 from blockswap_models.nets.networks import build, residual_blocks
+from blockswap_models.searching.candidates import ScoredDraw, rank, sum_ranks
+from blockswap_models.searching.fisher import fisher_balanced
 from blockswap_models.searching.probe_images import dataset_minibatch
 from blockswap_models.searching.rankings import (
     SCORES,
@@ -29,8 +33,9 @@ from blockswap_models.searching.rankings import (
     score_named,
     synflow,
     train_accuracy,
+    zico,
 )
-from blockswap_models.searching.record import read_record
+from blockswap_models.searching.record import read_ranking, read_record
 
 WRN = Layout.wide_resnet(16, 1)
 RESNET = Layout.resnet(18)
@@ -89,6 +94,36 @@ def test_by_hand():
     assert train_accuracy(MeanLogits(), images, labels) == 0.5
     assert params(MeanLogits(), images, labels) == 1
     assert macs(MeanLogits(), images, labels) == 2
+
+
+def test_zico_by_hand():
+    # The minibatches are [2] and [-1] with labels 0, and [1] and [3] with label 0. As above, the derivative by w is the
+    # mean over a minibatch of -2σ(-2m) · x, with m = 1.5 x.
+    pixels = [2.0, -1.0, 1.0, 3.0]
+    images, labels = torch.tensor(pixels).reshape(4, 1, 1, 1), torch.zeros(4, dtype=torch.int64)
+    one, other = (
+        sum(-2 / (1 + math.exp(3 * pixel)) * pixel for pixel in half) / 2 for half in (pixels[:2], pixels[2:])
+    )
+    expected = math.log((abs(one) + abs(other)) / 2 / (abs(one - other) / 2))
+    assert zico(MeanLogits(), images, labels) == pytest.approx(expected, rel=1e-5)
+    # Gradients that do not vary are left out, and there are no others.
+    assert zico(MeanLogits(), images[[0, 1, 0, 1]], labels) == 0
+    with pytest.raises(ValueError, match="zico compares the gradients of two minibatches; give at least 4 images"):
+        zico(MeanLogits(), images[:3], labels[:3])
+
+
+def test_zico_equals_a_plain_computation():
+    model, (images, labels) = network().double(), minibatch(8, dtype=torch.float64)
+    gradients = []
+    for half in (slice(4), slice(4, None)):
+        plain = copy.deepcopy(model).train()
+        F.cross_entropy(plain(images[half]), labels[half]).backward()
+        layers = [each for each in plain.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
+        gradients.append([layer.weight.grad.numpy() for layer in layers])
+    # numpy's deviation is that of the population, as in the authors' code.
+    pairs = [np.stack(pair) for pair in zip(*gradients, strict=True)]
+    expected = sum(math.log((np.abs(pair).mean(axis=0) / pair.std(axis=0)).sum()) for pair in pairs)
+    assert zico(model, images, labels) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("layout", "genome"), NETWORKS)
@@ -306,7 +341,7 @@ def test_the_command_line_knows_the_scores():
         "assert main('search wrn16_1 --params 60k --score nonsense'.split()) == 2\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "blockswap search: 'nonsense' is not one of 'fisher', " in done.stderr
+    assert "blockswap search: unknown score 'nonsense'; use fisher, " in done.stderr
 
 
 SEARCH = "search wrn16_1 --params 60k --samples 3 --refine 0 --batch-size 4 --workers 1".split()
@@ -358,7 +393,59 @@ def test_all_scores_are_finite_on_cifar10(data_dir):
             assert math.isfinite(score(model, data.images, data.labels)), score.__name__
 
 
+def candidate(genome, *parts):
+    draws = [ScoredDraw(Genome(genome), Cost(1, 1), draw, math.nan, None, each) for draw, each in enumerate(parts)]
+    return Candidate.of_draws(draws)
+
+
+def test_sums_of_ranks_by_hand():
+    candidates = [
+        candidate("S", {"a": 1.0, "b": 50.0}),
+        candidate("G2", {"a": 2.0, "b": 10.0}, {"a": 9.0, "b": 20.0}),
+        candidate("G4", {"a": 3.0, "b": 20.0}),
+        candidate("G8", {"a": 3.0, "b": math.nan}),
+    ]
+    scores = {str(each.genome): each.scores for each in sum_ranks(candidates)}
+    # By a the ranks are 1, 2, 3.5 and 3.5 of 4, by b 3, 1 and 2 of 3.
+    assert scores["S"] == (pytest.approx((1 / 4 + 3 / 3) / 2),)
+    # The second draw is above all four first draws by a, and as the second of three by b.
+    assert scores["G2"] == pytest.approx([(2 / 4 + 1 / 3) / 2, (4.5 / 4 + 2 / 3) / 2])
+    assert scores["G4"] == (pytest.approx((3.5 / 4 + 2 / 3) / 2),)
+    assert math.isnan(scores["G8"][0])
+    assert [str(each.genome) for each in rank(candidates[:1] + candidates[2:])] == ["G4", "S", "G8"]
+    plain = Candidate(Genome("S"), Cost(1, 1), (3.0,))
+    assert sum_ranks([plain]) == [plain]
+
+
+def test_a_search_by_a_sum_of_ranks(tmp_path):
+    space, record = SearchSpace("wrn10_1"), tmp_path / "record.jsonl"
+    options = {"score": "macs+params", "samples": 6, "refine": 1, "batch_size": 2, "record": record}
+    result = search(space, None, **options)
+    ranks = [stats.rankdata([getattr(each.cost, cost) for each in result.candidates]) for cost in ("macs", "params")]
+    assert [each.score for each in result.candidates] == pytest.approx(sum(ranks) / 12)
+    assert result.best.score == max(each.score for each in result.candidates)
+    header, draws = read_record(record)
+    assert header["score"] == "macs+params"
+    assert all(each.parts == {"macs": each.cost.macs, "params": each.cost.params} for each in draws)
+    assert read_ranking(record)[1] == result.candidates
+    # What a stopped search wrote is gone on with, to the same end.
+    lines = record.read_bytes().splitlines(keepends=True)
+    record.write_bytes(b"".join(lines[:4]))
+    assert search(space, None, **options, resume=True).candidates == result.candidates
+    assert record.read_bytes() == b"".join(lines)
+
+
 def test_scores_have_names():
+    both = score_named("fisher-balanced+naswot")
+    assert both.parts == (("fisher-balanced", fisher_balanced), ("naswot", naswot))
+    assert both.__name__ == "fisher-balanced+naswot"
+    assert after(both, 2).__name__ == "fisher-balanced_after_2+naswot_after_2"
+    with pytest.raises(TypeError, match="fisher-balanced\\+naswot is a sum of ranks among candidates"):
+        both(network(), *minibatch())
+    with pytest.raises(ValueError, match="fisher\\+fisher has 'fisher' 2 times; use it once"):
+        score_named("fisher+fisher")
+    with pytest.raises(ValueError, match="unknown score 'nazwot'; did you mean 'naswot'"):
+        score_named("fisher+nazwot")
     assert score_named("naswot") is naswot
     assert score_named(naswot) is naswot
     with pytest.raises(ValueError, match="unknown score 'fischer'; did you mean 'fisher'\\?"):
