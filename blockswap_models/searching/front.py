@@ -136,8 +136,8 @@ def search_front(
         refined = dict(candidates)
         for budget in wanted:
             within = [each for each in candidates.values() if budget.fits(each.cost)]
-            for each in scoring.refined(within, draws, refine, f"{budget}, "):
-                refined[each.genome] = max(each, refined[each.genome], key=lambda one: len(one.scores))
+            for found in scoring.refined(within, draws, refine, f"{budget}, "):
+                refined[found.genome] = max(found, refined[found.genome], key=lambda one: len(one.scores))
     rankings = rank_within(wanted, refined.values())
     for budget, ranked in zip(wanted, rankings, strict=True):
         if not math.isfinite(ranked[0].score):
