@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .nets.library import BlockLibrary, LibraryError
     from .nets.swap import SplitError, swap
     from .prediction import Prediction, predict
+    from .searching.block_choice import search_library
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
     from .searching.front import Front, budgets_along, search_front
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "search_library": "searching.block_choice",
     "BlockLibrary": "nets.library",
     "LibraryError": "nets.library",
     "train_library": "training.library",
@@ -134,6 +136,7 @@ __all__ = [
     "save_pretrained",
     "search",
     "search_front",
+    "search_library",
     "swap",
     "train",
     "train_library",

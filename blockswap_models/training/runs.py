@@ -18,8 +18,11 @@ from ..data.folders import find_dataset
 from ..data.statistics import CIFAR10_NAMES, model_data_config
 from ..nets.cost import count
 from ..nets.devices import describe_machine
+from ..nets.library import BlockLibrary
+from ..nets.swap import swap
 from ..zoo.cards import MissingWeightsError, file_digest
 from ..zoo.find import find_model, which_was_taken
+from ..zoo.original import original_network
 from .attention_transfer import AttentionTransferTask
 from .distributed import rank_and_size
 from .evaluate import evaluation_loader, load_weights
@@ -161,7 +164,7 @@ def train_run(
         "in_chans": settings.in_chans,
         "image_size": settings.image_size,
         "init": "pretrained" if settings.pretrained else settings.init,
-        "init_weights": None if settings.init in (None, "teacher") else file_digest(settings.init),
+        "init_weights": None if settings.init in (None, "teacher") else _init_digest(settings.init),
         "data": settings.data,
         "val_share": None if holdout is None else holdout.share,
         "val_seed": None if holdout is None else holdout.seed,
@@ -218,8 +221,15 @@ def make_teacher(settings: RunSettings) -> nn.Module:
     return teacher
 
 
+def _init_digest(path: str) -> str:
+    """Names the weights to start from by their content; of a library, by its table of errors."""
+    return file_digest(Path(path) / "errors.jsonl" if Path(path).is_dir() else path)
+
+
 def _students(settings: RunSettings, label_names: Sequence[str] | None) -> dict[str, nn.Module]:
     """Makes each student, with the initial weights that it would have if trained alone."""
+    if settings.init not in (None, "teacher") and Path(settings.init).is_dir():
+        return {settings.names[0]: _joined(settings)}
     full = [find_model(name, settings.genome) for name in settings.names]
     for name in full:
         if full.count(name) > 1:
@@ -251,6 +261,23 @@ def _students(settings: RunSettings, label_names: Sequence[str] | None) -> dict[
         if wanted[name] != wanted[settings.names[0]]:
             raise ValueError(f"{name} has other images or classes than {settings.names[0]}; train it by itself")
     return students
+
+
+def _joined(settings: RunSettings) -> nn.Module:
+    """Makes a student of the blocks of a library, which `init` names."""
+    library = BlockLibrary.load(str(settings.init))
+    if len(settings.names) > 1 or settings.genome is None:
+        raise ValueError("a library starts one network of a given genome; use one model and genome=")
+    name = find_model(settings.names[0])
+    if name.partition(".")[0] != library.header["network"]:
+        raise ValueError(f"the library {settings.init} is of {library.header['network']}, not of {name}")
+    torch.manual_seed(settings.seed)
+    student = swap(original_network(library), settings.genome, library=library)
+    for key in ("num_classes", "in_chans"):
+        wanted = getattr(settings, key)
+        if wanted is not None and wanted != getattr(student, key, wanted):
+            raise ValueError(f"the library {settings.init} is of {key}={getattr(student, key)}, not {wanted}")
+    return student
 
 
 def _facts(name: str, student: nn.Module) -> dict[str, Any]:
@@ -307,7 +334,9 @@ def _teacher_weights(settings: RunSettings) -> tuple[str | None, str | None]:
 
 def _say_which(settings: RunSettings, say: Callable[[str], None]) -> None:
     """Lists which networks are used, for names that both timm and the zoo have."""
-    named = [(name, settings.genome) for name in settings.names]
+    # What starts from a library is of its network.
+    joined = settings.init is not None and Path(settings.init).is_dir()
+    named = [(name, None if joined else settings.genome) for name in settings.names]
     if settings.teacher is not None:
         named.append((settings.teacher, None))
     for name, genome in named:

@@ -1,12 +1,12 @@
 import errno
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -26,7 +26,7 @@ from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.training.loaders import training_loader
 from blockswap_models.training.loop import make_optimizer, train
 from blockswap_models.training.recipes import RECIPES, Recipe, learning_rate
-from blockswap_models.training.run_folder import TrainingError
+from blockswap_models.training.run_folder import RunFolder, TrainingError
 from blockswap_models.training.runs import RunSettings, make_teacher
 
 TINY = Recipe(epochs=3, batch_size=8, lr=0.05, cutout=4, padding=1)
@@ -189,31 +189,27 @@ def test_the_first_loss_is_that_of_the_task_and_the_step_that_of_sgd(tmp_path):
         torch.testing.assert_close(trained[name], each.detach() - 0.05 * (each.grad + 5e-4 * each.detach()))
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-import test_train
-from blockswap_models.training.run_folder import RunFolder
-save, saved = RunFolder.save, []
-def save_and_die(self, row, state):
-    save(self, row, state)
-    saved.append(row)
-    if len(saved) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-RunFolder.save = save_and_die
-test_train.run_tiny(Path(sys.argv[2]), True, 0.9)
-"""
+def train_and_die(folder):
+    """Trains until the second checkpoint is written, and then kills this process."""
+    save, saved = RunFolder.save, []
+
+    def save_and_die(self, row, state):
+        save(self, row, state)
+        saved.append(row)
+        if len(saved) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    RunFolder.save = save_and_die
+    run_tiny(folder, True, 0.9)
 
 
 def test_a_killed_run_resumes_to_the_same_result(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     summary = run_tiny(whole, True, 0.9)
-    folder = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", KILLED, folder, str(killed)], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = multiprocessing.get_context("fork").Process(target=train_and_die, args=(killed,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert state_of(killed)["epoch"] == 2
     assert not (killed / "model.safetensors").exists()
     # A line that was cut off, of an epoch whose checkpoint was not written.
