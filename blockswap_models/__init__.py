@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from .data.errors import DataError
     from .detection import mask_rcnn
     from .export import ExportError, export_model, fold_batchnorm
+    from .making import Made, MakeError, make
     from .nets.cost import count, count_blocks
+    from .nets.library import BlockLibrary, LibraryError
     from .nets.swap import SplitError, swap
     from .prediction import Prediction, predict
+    from .searching.block_choice import search_library
     from .searching.candidates import Candidate
     from .searching.fisher import fisher_potential
     from .searching.front import Front, budgets_along, search_front
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from .searching.workers import WorkerError
     from .training.attention_transfer import AttentionTransferTask
     from .training.evaluate import evaluate
+    from .training.library import train_library
     from .training.loop import train
     from .training.run_folder import TrainingError
     from .training.shared_teacher import SharedTeacherTask
@@ -44,11 +48,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "search_library": "searching.block_choice",
+    "BlockLibrary": "nets.library",
+    "LibraryError": "nets.library",
+    "train_library": "training.library",
     "AttentionTransferTask": "training.attention_transfer",
     "Candidate": "searching.candidates",
     "DataError": "data.errors",
     "ExportError": "export",
     "Front": "searching.front",
+    "Made": "making",
+    "MakeError": "making",
     "MissingWeightsError": "zoo.cards",
     "Prediction": "prediction",
     "RecordError": "searching.record",
@@ -68,6 +78,7 @@ _LAZY = {
     "fisher_potential": "searching.fisher",
     "fold_batchnorm": "export",
     "mask_rcnn": "detection",
+    "make": "making",
     "predict": "prediction",
     "profile": "searching.profile",
     "register": "zoo.register",
@@ -81,6 +92,7 @@ _LAZY = {
 __all__ = [
     "SEARCH_TYPES",
     "AttentionTransferTask",
+    "BlockLibrary",
     "BlockSwapError",
     "BlockType",
     "Budget",
@@ -95,6 +107,9 @@ __all__ = [
     "LatencyError",
     "LatencyTable",
     "Layout",
+    "LibraryError",
+    "Made",
+    "MakeError",
     "MissingWeightsError",
     "Prediction",
     "RecordError",
@@ -113,6 +128,7 @@ __all__ = [
     "export_model",
     "fisher_potential",
     "fold_batchnorm",
+    "make",
     "mask_rcnn",
     "predict",
     "profile",
@@ -120,8 +136,10 @@ __all__ = [
     "save_pretrained",
     "search",
     "search_front",
+    "search_library",
     "swap",
     "train",
+    "train_library",
 ]
 
 

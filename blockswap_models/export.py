@@ -29,7 +29,17 @@ from .files import write_atomic
 from .messages import quote
 from .nets.copies import plain_copy
 
-__all__ = ["ABOUT", "FORMATS", "OPSET", "ExportError", "Exported", "export_model", "fold_batchnorm", "format_of"]
+__all__ = [
+    "ABOUT",
+    "FORMATS",
+    "OPSET",
+    "ExportError",
+    "Exported",
+    "export_model",
+    "fold_batchnorm",
+    "format_of",
+    "require_onnx",
+]
 
 # The formats, and the suffixes of their files; the first suffix is the usual one.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -130,7 +140,7 @@ def export_model(
     """
     format = format_of(path, format)
     if format == "onnx":
-        _require_onnx()
+        require_onnx()
     original = _plain_copy(model).to("cpu", torch.float32)
     cfg = getattr(original, "pretrained_cfg", None) or {}
     config = model_data_config(original)
@@ -263,7 +273,8 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _require_onnx() -> None:
+def require_onnx() -> None:
+    """Sees that the packages for ONNX are there; raises ExportError."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 __all__ = ["LogLines", "in_notebook", "is_watched", "new_bar", "progress_bar"]
@@ -62,7 +62,7 @@ def new_bar(
 
 def progress_bar(steps: Iterable[Step], unit: str) -> Iterator[Step]:
     """Wraps steps, so that they are counted as they are taken."""
-    with new_bar(len(steps) if hasattr(steps, "__len__") else None, unit=f" {unit}") as bar:
+    with new_bar(len(steps) if isinstance(steps, Sized) else None, unit=f" {unit}") as bar:
         for step in steps:
             yield step
             bar.update()
@@ -113,9 +113,11 @@ class LogLines:
     def _write(self) -> None:
         from tqdm import tqdm
 
+        # It takes an unknown number too, which its types do not say.
+        total: Any = self.total
         line = tqdm.format_meter(
             self.n,
-            self.total,
+            total,
             time.monotonic() - self._start,
             prefix=self._description and f"{self._description}: ",
             unit=self.unit,

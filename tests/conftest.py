@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from blockswap_models.searching import workers
+
 torch.set_num_threads(1)
 # And so for the programs that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where torch.compile or torch.export came before the first backward pass, autograd would start threads, and refuse to
 # work in the forks of this process: an executor that a test makes may fork.
 torch.zeros((), requires_grad=True).backward()
+# Workers stay for the next test that searches with some, however slow this machine is: each has to load torch.
+workers._IDLE_SECONDS = 3600
 
 
 @pytest.fixture(scope="session")

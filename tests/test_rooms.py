@@ -23,8 +23,10 @@ MAY_IMPORT = {
     "detection": {"core", "nets", "data", "zoo", "searching", "training"},
     "export": {"core", "nets", "data", "zoo", "searching", "training"},
     "prediction": {"core", "nets", "data", "zoo", "searching", "training"},
-    "cli": {"core", "nets", "data", "zoo", "searching", "training", "detection", "export", "prediction"},
+    "making": {"core", "nets", "data", "zoo", "searching", "training", "export"},
+    "cli": {"core", "nets", "data", "zoo", "searching", "training", "detection", "export", "prediction", "making"},
     "__main__": {"cli"},
+    "run": set(),
 }
 # These need the standard library and click only, so that help, mistakes and records are answered at once.
 LIGHT = (
@@ -39,7 +41,7 @@ LIGHT = (
         "training.recipes",
     ),
     *("cli.main", "cli.search", "cli.records", "cli.latency", "cli.train", "cli.evaluate", "cli.share", "cli.export"),
-    "cli.predict",
+    *("cli.predict", "cli.make"),
     "searching.workers",
 )
 # `__init__` says which module has each public name, and loads those that need torch when they are asked for.

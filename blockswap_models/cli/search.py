@@ -11,6 +11,7 @@ import click
 from ..budget import Budget, BudgetError, amount_text
 from ..machine import default_workers, find_device
 from ..messages import did_you_mean, listed, quote
+from ..progress import progress_bar
 from ..searching.latency import LatencyTable
 from ..searching.record import build_text, read_record, require_new
 from .errors import advise_when_interrupted
@@ -160,10 +161,11 @@ def space_(as_json: bool, **arguments: Any) -> None:
 @click.option("--minibatches", type=int, default=1, help="score the last of so many, after training on the rest")
 @click.option(
     "--strategy",
-    type=click.Choice(STRATEGY_NAMES),
-    help="how genomes are chosen: at random, or by what the scores so far predict [default: random; surrogate for "
-    "several budgets]",
+    type=click.Choice((*STRATEGY_NAMES, "library")),
+    help="how genomes are chosen: at random, by what the scores so far predict, or by the errors of a library "
+    "[default: random; surrogate for several budgets]",
 )
+@click.option("--library", metavar="FOLDER", help="the trained blocks of --strategy library")
 @click.option("--draws", type=int, default=1, help="draws of the weights for each genome")
 @click.option("--refine", type=int, default=3, help="rounds that give the best quarter four times the draws")
 @click.option("--workers", type=int, default=default_workers, show_default="one a core", help="processes that score")
@@ -176,12 +178,14 @@ def space_(as_json: bool, **arguments: Any) -> None:
 )
 @click.option("--out", metavar="FILE", help="the record, one JSON line a score [default: named after the search]")
 @click.option(
-    "--resume", is_flag=False, flag_value="", metavar="[RECORD]", help="go on with a record, after an interruption"
+    "--resume", is_flag=False, flag_value="", metavar="[RECORD]", help="continue a record after an interruption"
 )
 @top_option
 def search_(as_json: bool, **arguments: Any) -> None:
     """Searches the best genome for a budget, or a front over several budgets, and prints what it finds."""
     options = SimpleNamespace(**arguments)
+    if (options.strategy == "library") != (options.library is not None):
+        raise ValueError("a library of blocks has a strategy of its own; use --strategy library --library FOLDER")
     if options.front is None and all(getattr(options, name) is None for name in _COSTS):
         raise ValueError("a search needs a budget; use --params 400k, or --macs 60m, or --latency 4ms, or --size 500kB")
     options.holdout = None
@@ -189,6 +193,9 @@ def search_(as_json: bool, **arguments: Any) -> None:
         raise ValueError(f"--front {options.front} chooses its budgets; leave out --{options.front}, or --front")
     if options.data_dir is not None and options.data is None:
         raise ValueError("a data folder needs the dataset's name; use --data torch/cifar10, or --data folder")
+    if options.library is not None:
+        _search_library(options, as_json)
+        return
     record = options.resume or options.out or _record_name(options)
     if options.resume is None:
         require_new(record)
@@ -207,7 +214,7 @@ def search_(as_json: bool, **arguments: Any) -> None:
 
     device = find_device(options.device)
     score = after(score_named(options.score), options.minibatches)
-    advise_when_interrupted(f"go on with the same command and --resume{'' if not options.out else f' {record}'}")
+    advise_when_interrupted(f"continue with the same command and --resume{'' if not options.out else f' {record}'}")
     given: dict[str, Any] = {
         "data": _minibatch(options, space),
         "score": score,
@@ -228,15 +235,59 @@ def search_(as_json: bool, **arguments: Any) -> None:
         _print_front(front, record, options.top, as_json)
 
 
+# Genomes that are joined, and images on which each is measured.
+_JOINED, _JOINED_IMAGES = 50, 1000
+
+
+def _search_library(options: SimpleNamespace, as_json: bool) -> None:
+    """Chooses blocks of a library within a budget, and prints which."""
+    from ..nets.library import BlockLibrary
+    from ..searching.block_choice import best_by_errors, search_library, space_of_library
+    from ..searching.probe_images import dataset_minibatch
+    from ..zoo.original import original_network
+
+    if options.data is None:
+        raise ValueError("joined blocks are measured on labelled images; use --data")
+    library = BlockLibrary.load(options.library)
+    network = options.network.value if isinstance(options.network.value, str) else options.network.value.name
+    if library.header["network"] not in (network, options.network.text):
+        raise ValueError(f"the library {quote(options.library)} is of {library.header['network']}, not of {network}")
+    model = original_network(library)
+    space = space_of_library(model, library)
+    budgets = _budgets(options, space)
+    if len(budgets) > 1:
+        raise ValueError("a library is searched at one budget; use one amount")
+    space, budget = space.resolve(budgets[0])
+    size = options.batch_size
+    images = dataset_minibatch(
+        space, options.data, options.data_dir, size, options.seed, options.split, -(-_JOINED_IMAGES // size)
+    )
+    number = min(_JOINED, options.samples)
+    result = search_library(model, library, budget, images, number, progress=lambda each: progress_bar(each, "genome"))
+    least = best_by_errors(space, budget, library, 1)[0]
+    best = result.best
+    if as_json:
+        top = [each.as_json() for each in result.candidates[: options.top]]
+        print_json({"network": space.layout.name, "best": top[0], "top": top, "error": least.error, "gap": least.gap})
+        return
+    found = len(result.candidates)
+    print(f"best of the {found} genomes of {space.layout.name} within {budget} with the smallest sums of errors,")
+    print(f"by their accuracy in percent when joined, on {len(images.images):,} images:\n\n  {best.genome}\n")
+    print_ranking(result.candidates[: options.top])
+    proved = "the smallest there is" if least.gap == 0 else f"at most {least.gap:.2%} above the smallest there is"
+    print(f"\nsmallest sum of errors: {least.error:.4f}, {proved}")
+    print(f"train it: blockswap train {options.network.text} --genome {best.genome} --init {options.library} …")
+
+
 def _read_images(options: SimpleNamespace) -> None:
-    """Takes classes, channels and size of a folder's images, where they are not given, and says them."""
+    """Takes classes, channels and size from a folder's images if they are not given, and prints them."""
     from ..data.facts import holdout_of, holdout_text, image_facts
 
     options.holdout = holdout_of(options.data, options.data_dir, options.val_share, options.val_seed)
     facts = image_facts(options.data, options.data_dir, options.split, options.holdout)
     if facts is None:
         return
-    channels, height, width = options.network.value.input_size
+    channels, height, width = _input_size(options)
     if options.num_classes is None:
         # A folder of five classes is searched with a head of five, which counts in a budget of parameters.
         options.num_classes = len(facts.classes)
@@ -248,11 +299,22 @@ def _read_images(options: SimpleNamespace) -> None:
         click.echo(holdout_text(options.data, options.data_dir, options.holdout), err=True)
 
 
+def _input_size(options: SimpleNamespace) -> tuple[int, int, int]:
+    """The size of the images that a network takes by itself: of a layout, or of a name of timm."""
+    if not isinstance(options.network.value, str):
+        size: tuple[int, int, int] = options.network.value.input_size
+        return size
+    import timm
+
+    cfg = timm.get_pretrained_cfg(options.network.value)
+    return (3, 224, 224) if cfg is None else cfg.input_size
+
+
 def _go_on_as(options: SimpleNamespace, header: dict[str, Any]) -> None:
-    """Takes classes, channels, size and held out images of a record, where they are not given, to go on with it."""
+    """Takes classes, channels, size and held out images from a record if they are not given, to continue it."""
     from ..data.holdout import HoldOut
 
-    channels, height, width = header.get("input_size") or options.network.value.input_size
+    channels, height, width = header.get("input_size") or _input_size(options)
     told = {"num_classes": header.get("num_classes"), "in_chans": channels}
     told |= {"image_size": height} if height == width else {}
     for name, value in told.items():
@@ -369,6 +431,6 @@ def _print_result(result: SearchResult, record: str, number: int, as_json: bool)
 
 
 def tied_text(number: int, draws: int) -> str:
-    """Says how many others are as good as the best, as far as its draws can tell."""
+    """Says how many other genomes are statistically tied with the best."""
     others = "1 other genome is" if number == 1 else f"{number:,} other genomes are" if number else "no other genome is"
     return f"{others} statistically tied with the best ({draws} draws)"

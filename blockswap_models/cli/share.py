@@ -1,10 +1,9 @@
-"""`blockswap pack` and `blockswap push`: weights of a training run with their card, and their way to others."""
+"""`blockswap pack` and `blockswap push`: packs the weights of a training run with a card, and publishes them."""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..messages import quote
-from ..zoo.cards import WeightsError, check_weights, make_card, read_card, shipped
+from ..zoo.cards import WeightsError, check_weights, make_card, read_card, shipped, training_command
 from .evaluate import measure
 from .parameters import device_option, exclusive, reader_option, subcommand
 from .tables import print_json, print_table
@@ -20,7 +19,7 @@ from .tables import print_json, print_table
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["pack", "push", "training_command"]
+__all__ = ["pack", "push"]
 
 _DTYPE = "float16"
 
@@ -77,7 +76,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
         {key: each.clone(memory_format=torch.contiguous_format) for key, each in model.state_dict().items()},
         {"format": "pt"},
     )
-    # What is tested are the numbers in the file.
+    # The numbers in the file are tested.
     model.float().to(device)
     if not all(each.isfinite().all() for each in model.parameters()):
         raise WeightsError(f"the weights of {quote(str(folder))} are too large for {_DTYPE}, or not finite")
@@ -137,6 +136,7 @@ def push(as_json: bool, **arguments: Any) -> None:
         save_pretrained(model, options.out, card=card)
         print(f"{options.out}: timm.create_model('local-dir:{options.out}', pretrained=True)")
         return
+
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -189,34 +189,3 @@ def _upload(folder: str, repository: str, private: bool) -> None:
     except Exception as error:
         # Of the network, of HTTP, of a missing or wrong token: the Hub has its own for each.
         raise WeightsError(f"the Hub did not take {repository}: {str(error).splitlines()[0]}") from error
-
-
-# Options whose values are places on the machine of the run: what a card has in their place.
-_PLACES = {"--data-dir": "DATA", "--out": None, "--teacher-checkpoint": None, "--init": None}
-
-
-def training_command(summary: dict[str, Any]) -> str:
-    """Writes the command of a run as it was given, with places on that machine by their last names only.
-
-    DATA stands for the folder of the dataset. That the run was resumed is left out.
-    """
-    words: list[str] = []
-    option = None
-    for word in summary["command"]:
-        name, sign, value = word.partition("=")
-        if option is not None:
-            words.append(_place(option, word))
-            option = None
-        elif name in _PLACES and sign:
-            words.append(f"{name}={_place(name, value)}")
-        elif word != "--resume":
-            words.append(word)
-            option = word if word in _PLACES or word == "--data" else None
-    return shlex.join(words)
-
-
-def _place(option: str, value: str) -> str:
-    if option == "--data":
-        # A folder, or the name of a dataset.
-        return "DATA" if Path(value).is_absolute() else value
-    return _PLACES[option] or Path(value).name

@@ -85,7 +85,7 @@ _recipe_options = together(
 @click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset")
 @holdout_options
 @click.option("--out", required=True, metavar="FOLDER", help="where checkpoint, log and weights go")
-@click.option("--resume", is_flag=True, help="go on with the run in that folder")
+@click.option("--resume", is_flag=True, help="resume the run in that folder")
 @click.option("--genome", type=GENOME, help="block types, for a model of the zoo [default: its own]")
 @click.option("--num-classes", type=int, help="classes [default: the model's own]")
 @click.option("--in-chans", type=int, help="channels of the images [default: the model's own]")
@@ -94,7 +94,8 @@ _recipe_options = together(
 @click.option(
     "--init",
     metavar="FILE",
-    help="start from these weights; 'teacher': stem, head and blocks of the same type are the teacher's",
+    help="start from these weights, or from the blocks of a library; 'teacher': stem, head and blocks of the same type "
+    "are the teacher's",
 )
 @click.option("--teacher", metavar="MODEL", help="learn from this model [default: no teacher]")
 @click.option("--teacher-checkpoint", metavar="FILE", help="the teacher's weights [default: its pretrained ones]")
@@ -140,8 +141,8 @@ def train_(as_json: bool, **arguments: Any) -> None:
             raise ValueError("there is no teacher to start from; use --teacher MODEL (--init)")
     if options.ema is not None and not 0 < options.ema < 1:
         raise ValueError(f"the decay of an average is between 0 and 1, not {options.ema} (--ema)")
-    if options.init not in (None, "teacher") and not Path(options.init).is_file():
-        raise ValueError(f"no weights {quote(options.init)}; use a file, or 'teacher' (--init)")
+    if options.init not in (None, "teacher") and not Path(options.init).exists():
+        raise ValueError(f"no weights {quote(options.init)}; use a file, a library, or 'teacher' (--init)")
     if options.teacher_checkpoint is not None and not Path(options.teacher_checkpoint).is_file():
         raise ValueError(f"no checkpoint {quote(options.teacher_checkpoint)} (--teacher-checkpoint)")
 
@@ -169,7 +170,7 @@ def train_(as_json: bool, **arguments: Any) -> None:
             ("images", f"{each['test_images']:,}"),
             ("top-1 error", f"{each['top1_error']:.2f} %"),
             *([("top-5 error", f"{each['top5_error']:.2f} %")] if each["num_classes"] > 5 else []),
-            ("time", f"{each['seconds']:,.1f} s, {recipe.epochs} epochs, {device}"),
+            ("time", f"{each['seconds']:,.1f} s, {recipe.epochs} epoch{'s' * (recipe.epochs != 1)}, {device}"),
         ]
         print_table(("model", name), rows)
 
@@ -216,7 +217,7 @@ def _train(
     if world_size > 1:
         start = ["torchrun", f"--nproc-per-node={world_size}", "-m", "blockswap_models"]
     settings = RunSettings(**{each.name: getattr(options, each.name) for each in fields(RunSettings)})
-    advise_when_interrupted("go on with the same command and --resume")
+    advise_when_interrupted("continue with the same command and --resume")
     writer = _writer(options) if rank == 0 else None
     try:
         return train_run(

@@ -6,13 +6,13 @@ to another. Its channels, its stride and its style are found by running the netw
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import timm
@@ -29,6 +29,7 @@ from ..messages import quote
 from .blocks import ResidualBlock, build_block
 from .copies import plain_copy
 from .cost import count_parts
+from .library import BlockLibrary, weights_digest
 
 __all__ = ["BlockNetwork", "FoundBlock", "SplitError", "find_blocks", "swap"]
 
@@ -67,22 +68,31 @@ class FoundBlock:
     shortcut: str | None
 
 
-def swap(model: nn.Module, genome: Genome | str, *, input_size: tuple[int, int, int] | None = None) -> nn.Module:
+def swap(
+    model: nn.Module,
+    genome: Genome | str,
+    *,
+    library: BlockLibrary | str | Path | None = None,
+    input_size: tuple[int, int, int] | None = None,
+) -> nn.Module:
     """Makes a network with other blocks: each block of a network of timm is kept (K) or replaced by its block type.
 
-    A new block has random weights, and the channels, stride, norm, activation and order of the one it replaces; where
-    that one has a module in its shortcut, the new block starts with a copy of it. All else keeps its weights.
+    A new block has random weights, or those of a library, and the channels, stride, norm, activation and order of the
+    one it replaces; where that one has a module in its shortcut, the new block starts with a copy of it. All else keeps
+    its weights.
 
     Args:
         model: The network, which stays as it is: any of timm whose stages are sequences of blocks, or one of the zoo.
         genome: One block type for each block.
-        input_size: Channels, height and width of the images, the network's own where none is given.
+        library: Trained blocks, or their folder.
+        input_size: Channels, height and width of the images; the network's own by default.
 
     Returns:
         The new network, with its `genome`; where the network that was given had one, kept blocks have their own types.
 
     Raises:
         GenomeError: The genome does not fit the network.
+        LibraryError: The library is of other weights, or lacks a block.
         SplitError: The network does not split into blocks.
 
     Example:
@@ -92,13 +102,22 @@ def swap(model: nn.Module, genome: Genome | str, *, input_size: tuple[int, int, 
     """
     found = find_blocks(model, input_size)
     genome = layout_of(model, found, input_size).fit(genome)
+    if isinstance(library, (str, Path)):
+        library = BlockLibrary.load(library)
+    blocks = genome.blocks
+    if library is not None:
+        library.require(model)
+        # A type that the network has itself at a position is its own block there.
+        blocks = tuple(_KEEP if library.is_kept(index, block) else block for index, block in enumerate(blocks))
     # A copy takes what stands here for the copy of a block: what is replaced is not copied.
     memo: dict[int, Any] = {}
-    new = {id(old): block for old, block in _new_blocks(model, genome, found)}
-    memo.update(new)
-    # copy.deepcopy keeps alive, in the memo, what it copies.
-    swapped = plain_copy(model, memo)
-    return _described(swapped, genome, found)
+    for index, (each, block) in enumerate(zip(found, blocks, strict=True)):
+        if block != _KEEP:
+            old = model.get_submodule(each.name)
+            memo[id(old)] = new = new_block(block, old, each)
+            if library is not None:
+                new.load_state_dict(library.state(index, block))
+    return _described(plain_copy(model, memo), genome, found)
 
 
 def find_blocks(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> tuple[FoundBlock, ...]:
@@ -253,7 +272,7 @@ class _Run:
     def watch(self, block: nn.Module) -> None:
         """Hooks a block and its parts."""
         if isinstance(block, ResidualBlock):
-            self.end = block.branch_end
+            self.end = block.branch_end or ""
         for name, child in block.named_children():
             child.register_forward_hook(self._see_child(name))
         for part in block.modules():
@@ -490,11 +509,7 @@ class BlockNetwork:
         """Names the weights: random ones, or a hash of those of a given network."""
         if self.name is not None:
             return RANDOM_WEIGHTS
-        digest = hashlib.sha256()
-        for name, value in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return f"sha256 {digest.hexdigest()[:16]}"
+        return weights_digest(self.model)
 
     def __getstate__(self) -> dict[str, Any]:
         # Of a name the network is made anew, since its random weights are not kept.

@@ -1,4 +1,4 @@
-"""A training run by names: networks, teacher, weights and data as `blockswap train` is given them."""
+"""Training runs by name: networks, teacher, weights and data as arguments of `blockswap train`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from ..data.folders import find_dataset
 from ..data.statistics import CIFAR10_NAMES, model_data_config
 from ..nets.cost import count
 from ..nets.devices import describe_machine
+from ..nets.library import BlockLibrary
+from ..nets.swap import swap
 from ..zoo.cards import MissingWeightsError, file_digest
 from ..zoo.find import find_model, which_was_taken
+from ..zoo.original import original_network
 from .attention_transfer import AttentionTransferTask
 from .distributed import rank_and_size
 from .evaluate import evaluation_loader, load_weights
@@ -101,8 +104,8 @@ def train_run(
         folder: The folder of the run.
         device: Where to train.
         workers: Processes that read images.
-        resume: Whether to go on from the checkpoint.
-        log_every: Steps between looks at the loss.
+        resume: Whether to continue from the checkpoint.
+        log_every: Steps between checks of the loss.
         test_every: Epochs between evaluations.
         checkpoint_minutes: Minutes between checkpoints within an epoch.
         command: The words of the command that asked for this run, for the summary.
@@ -161,7 +164,7 @@ def train_run(
         "in_chans": settings.in_chans,
         "image_size": settings.image_size,
         "init": "pretrained" if settings.pretrained else settings.init,
-        "init_weights": None if settings.init in (None, "teacher") else file_digest(settings.init),
+        "init_weights": None if settings.init in (None, "teacher") else _init_digest(settings.init),
         "data": settings.data,
         "val_share": None if holdout is None else holdout.share,
         "val_seed": None if holdout is None else holdout.seed,
@@ -204,21 +207,29 @@ def train_run(
 
 
 def make_teacher(settings: RunSettings) -> nn.Module:
-    """Makes the teacher of a run, with its weights."""
+    """Makes the teacher of a run with its weights."""
     assert settings.teacher is not None
     name, checkpoint = find_model(settings.teacher), settings.teacher_checkpoint
     if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
         raise MissingWeightsError(name, "use teacher_checkpoint=FILE for a teacher of your own")
-    arguments: dict[str, Any] = {"num_classes": settings.num_classes, "in_chans": settings.in_chans}
-    teacher: nn.Module = timm.create_model(name, pretrained=checkpoint is None, **arguments)
+    # Its classes need not be the student's: attention transfer learns nothing from its answers. Pretrained weights keep
+    # theirs, since a new head would have random ones.
+    own: dict[str, Any] = {} if checkpoint is None else {"num_classes": settings.num_classes}
+    teacher: nn.Module = timm.create_model(name, pretrained=checkpoint is None, in_chans=settings.in_chans, **own)
     if checkpoint is not None:
-        # Its classes need not be the student's: attention transfer learns nothing from its answers.
         load_weights(teacher, checkpoint, any_classes=True)
     return teacher
 
 
+def _init_digest(path: str) -> str:
+    """Names the weights to start from by their content; of a library, by its table of errors."""
+    return file_digest(Path(path) / "errors.jsonl" if Path(path).is_dir() else path)
+
+
 def _students(settings: RunSettings, label_names: Sequence[str] | None) -> dict[str, nn.Module]:
-    """Makes each student with the weights of the seed, which it has in a run of its own too."""
+    """Makes each student, with the initial weights that it would have if trained alone."""
+    if settings.init not in (None, "teacher") and Path(settings.init).is_dir():
+        return {settings.names[0]: _joined(settings)}
     full = [find_model(name, settings.genome) for name in settings.names]
     for name in full:
         if full.count(name) > 1:
@@ -250,6 +261,23 @@ def _students(settings: RunSettings, label_names: Sequence[str] | None) -> dict[
         if wanted[name] != wanted[settings.names[0]]:
             raise ValueError(f"{name} has other images or classes than {settings.names[0]}; train it by itself")
     return students
+
+
+def _joined(settings: RunSettings) -> nn.Module:
+    """Makes a student of the blocks of a library, which `init` names."""
+    library = BlockLibrary.load(str(settings.init))
+    if len(settings.names) > 1 or settings.genome is None:
+        raise ValueError("a library starts one network of a given genome; use one model and genome=")
+    name = find_model(settings.names[0])
+    if name.partition(".")[0] != library.header["network"]:
+        raise ValueError(f"the library {settings.init} is of {library.header['network']}, not of {name}")
+    torch.manual_seed(settings.seed)
+    student = swap(original_network(library), settings.genome, library=library)
+    for key in ("num_classes", "in_chans"):
+        wanted = getattr(settings, key)
+        if wanted is not None and wanted != getattr(student, key, wanted):
+            raise ValueError(f"the library {settings.init} is of {key}={getattr(student, key)}, not {wanted}")
+    return student
 
 
 def _facts(name: str, student: nn.Module) -> dict[str, Any]:
@@ -295,7 +323,7 @@ def _task(
 
 
 def _teacher_weights(settings: RunSettings) -> tuple[str | None, str | None]:
-    """Says which weights the teacher has: its name, with their tag where they are pretrained, and their file."""
+    """Describes the teacher's weights: its name, with a tag if they are pretrained, and their file."""
     if settings.teacher is None or settings.teacher_checkpoint is not None or ":" in settings.teacher:
         return settings.teacher, settings.teacher_checkpoint
     name = find_model(settings.teacher)
@@ -305,8 +333,10 @@ def _teacher_weights(settings: RunSettings) -> tuple[str | None, str | None]:
 
 
 def _say_which(settings: RunSettings, say: Callable[[str], None]) -> None:
-    """Says which networks were taken, where timm and the zoo both have one of that name."""
-    named = [(name, settings.genome) for name in settings.names]
+    """Lists which networks are used, for names that both timm and the zoo have."""
+    # What starts from a library is of its network.
+    joined = settings.init is not None and Path(settings.init).is_dir()
+    named = [(name, None if joined else settings.genome) for name in settings.names]
     if settings.teacher is not None:
         named.append((settings.teacher, None))
     for name, genome in named:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "read_card",
     "shipped",
     "shipped_folder",
+    "training_command",
 ]
 
 # The card's name in a folder of one network, as on the Hugging Face Hub.
@@ -240,3 +242,39 @@ import blockswap_models, timm
 Trained by `{card["command"]}`, where DATA is the folder of the dataset. The test images chose nothing: these are the
 weights of the last epoch.
 """
+
+
+# Options whose values are places on the machine of the run: what a card has in their place.
+_PLACES = {"--data-dir": "DATA", "--out": None, "--teacher-checkpoint": None, "--init": None}
+# And those that may be places, or names.
+_NAMES = ("--data", "--teacher")
+
+
+def training_command(summary: dict[str, Any]) -> str:
+    """Writes the command of a run as it was given, with places on that machine by their last names only.
+
+    DATA stands for the folder of the dataset. That the run was resumed is left out.
+    """
+    words: list[str] = []
+    option = None
+    for word in summary["command"]:
+        name, sign, value = word.partition("=")
+        if option is not None:
+            words.append(_place(option, word))
+            option = None
+        elif name in _PLACES and sign:
+            words.append(f"{name}={_place(name, value)}")
+        elif word != "--resume":
+            # Such as the record of a search.
+            words.append(Path(word).name if Path(word).is_absolute() else word)
+            option = word if word in _PLACES or word in _NAMES else None
+    return shlex.join(words)
+
+
+def _place(option: str, value: str) -> str:
+    if option == "--data":
+        # A folder, or the name of a dataset.
+        return "DATA" if Path(value).is_absolute() else value
+    if option in _NAMES:
+        return Path(value).name if Path(value).is_absolute() else value
+    return _PLACES[option] or Path(value).name

@@ -5,10 +5,19 @@ import pytest
 
 from blockswap_models import Budget, SearchSpace, search
 
+dask = pytest.importorskip("dask", reason="needs the extra dask")
 distributed = pytest.importorskip("distributed", reason="needs the extra dask")
 
 
-def test_a_cluster_gives_the_same_answer_though_a_worker_is_killed():
+@pytest.fixture
+def forks():
+    """Has workers fork from one process that has loaded what they need: that takes most of the time."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        distributed.utils.get_mp_context().set_forkserver_preload(["distributed", "blockswap_models.searching.scorer"])
+        yield
+
+
+def test_a_cluster_gives_the_same_answer_though_a_worker_is_killed(forks):
     space, budget = SearchSpace("wrn16_1"), Budget(params=70_000)
     small = {"samples": 10, "batch_size": 2, "refine": 1}
     expected = search(space, budget, **small)

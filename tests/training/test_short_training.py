@@ -452,8 +452,9 @@ def test_a_short_run_starts_from_a_file_and_from_the_teacher(capsys, tmp_path, m
     few_images(monkeypatch)
     data = ["--data", "torch/cifar10", "--data-dir", tmp_path, "--device", "cpu", "--recipe", "cifar10-30"]
     short = [*data, "--epochs", 1, "--batch-size", 16, "--lr", 1e-9, "--no-nesterov", "--label-smoothing", 0.1]
-    status, _, err = run(capsys, "train", "wrn16_1", *short, "--out", tmp_path / "first")
+    status, out, err = run(capsys, "train", "wrn16_1", *short, "--out", tmp_path / "first")
     assert status == 0, err
+    assert " 1 epoch, cpu" in out
     weights = tmp_path / "first" / "model.safetensors"
     trained = safetensors.torch.load_file(weights)
     start = ["train", "wrn16_1", *short, "--seed", 5]

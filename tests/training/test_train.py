@@ -1,12 +1,12 @@
 import errno
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -26,7 +26,7 @@ from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.training.loaders import training_loader
 from blockswap_models.training.loop import make_optimizer, train
 from blockswap_models.training.recipes import RECIPES, Recipe, learning_rate
-from blockswap_models.training.run_folder import TrainingError
+from blockswap_models.training.run_folder import RunFolder, TrainingError
 from blockswap_models.training.runs import RunSettings, make_teacher
 
 TINY = Recipe(epochs=3, batch_size=8, lr=0.05, cutout=4, padding=1)
@@ -189,31 +189,27 @@ def test_the_first_loss_is_that_of_the_task_and_the_step_that_of_sgd(tmp_path):
         torch.testing.assert_close(trained[name], each.detach() - 0.05 * (each.grad + 5e-4 * each.detach()))
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-import test_train
-from blockswap_models.training.run_folder import RunFolder
-save, saved = RunFolder.save, []
-def save_and_die(self, row, state):
-    save(self, row, state)
-    saved.append(row)
-    if len(saved) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-RunFolder.save = save_and_die
-test_train.run_tiny(Path(sys.argv[2]), True, 0.9)
-"""
+def train_and_die(folder):
+    """Trains until the second checkpoint is written, and then kills this process."""
+    save, saved = RunFolder.save, []
+
+    def save_and_die(self, row, state):
+        save(self, row, state)
+        saved.append(row)
+        if len(saved) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    RunFolder.save = save_and_die
+    run_tiny(folder, True, 0.9)
 
 
 def test_a_killed_run_resumes_to_the_same_result(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     summary = run_tiny(whole, True, 0.9)
-    folder = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", KILLED, folder, str(killed)], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = multiprocessing.get_context("fork").Process(target=train_and_die, args=(killed,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert state_of(killed)["epoch"] == 2
     assert not (killed / "model.safetensors").exists()
     # A line that was cut off, of an epoch whose checkpoint was not written.
@@ -250,7 +246,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, monkeyp
 
 def test_a_folder_with_a_run_is_left_alone(tmp_path):
     one = replace(TINY, epochs=1)
-    with pytest.raises(TrainingError, match=r"^there is no run to go on with in '.*'; leave out resume=True$"):
+    with pytest.raises(TrainingError, match=r"^there is no run to resume in '.*'; leave out resume=True$"):
         run_tiny(tmp_path / "run", resume=True)
     run_tiny(tmp_path / "run", recipe=one)
     before = state_of(tmp_path / "run")
@@ -510,7 +506,7 @@ def test_an_interruption_says_how_to_go_on(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(blockswap_models.training.loop, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     status, _, err = run(capsys, *command)
     assert status == 130
-    assert err.splitlines()[-1] == "blockswap train: interrupted; go on with the same command and --resume"
+    assert err.splitlines()[-1] == "blockswap train: interrupted; continue with the same command and --resume"
 
 
 def test_tensorboard_where_it_is_there(capsys, tmp_path, monkeypatch):
@@ -540,8 +536,8 @@ def test_tensorboard_where_it_is_there(capsys, tmp_path, monkeypatch):
         (["--teacher", "wrn40_1"], "no pretrained weights for blockswap_wrn40_1; there are some for "),
         (["--teacher", "wrn16_1", "--teacher-checkpoint", "none.safetensors"], "no checkpoint 'none.safetensors'"),
         (["--genome", "S/S/S"], "blockswap_wrn16_1 has stages of"),
-        (["--log-every", 0], "the loss is looked at every step or less often, not every 0"),
-        (["--resume"], "there is no run to go on with in"),
+        (["--log-every", 0], "--log-every is at least 1, not 0"),
+        (["--resume"], "there is no run to resume in"),
         (["--batch-size", 64], "32 images make no minibatch of 64"),
     ],
 )

@@ -14,10 +14,17 @@ import torch
 
 from blockswap_models import Budget, SearchSpace, count, save_pretrained
 from blockswap_models.cli.main import main
-from blockswap_models.cli.share import training_command
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.zoo import blockswap
-from blockswap_models.zoo.cards import WeightsError, check_weights, make_card, model_card, read_card, shipped
+from blockswap_models.zoo.cards import (
+    WeightsError,
+    check_weights,
+    make_card,
+    model_card,
+    read_card,
+    shipped,
+    training_command,
+)
 from blockswap_models.zoo.genomes import GENOMES
 
 GENOME = "2xW1/2xB2W1/2xW1"

@@ -1,0 +1,31 @@
+"""The network that a library of blocks imitates, with its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from torch import nn
+
+from ..nets.library import BlockLibrary
+
+__all__ = ["original_network"]
+
+
+def original_network(library: BlockLibrary, **kwargs: Any) -> nn.Module:
+    """Makes the network that a library was trained from, with its weights.
+
+    Args:
+        library: The library.
+        **kwargs: Arguments of timm's `create_model`.
+
+    Returns:
+        The network, in evaluation mode.
+    """
+    header = library.header
+    genome = {} if header["genome"] is None else {"genome": header["genome"]}
+    layout = library.layout
+    arguments = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0], **genome, **kwargs}
+    model: nn.Module = timm.create_model(header["network"], pretrained=False, **arguments)
+    model.load_state_dict(library.original_state())
+    return model.eval()

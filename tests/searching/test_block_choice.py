@@ -1,0 +1,84 @@
+"""The choice of a library's blocks."""
+
+import itertools
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from blockswap_models import BlockLibrary, BlockType, Budget, BudgetError, Genome, swap, train_library
+from blockswap_models.data.cifar import CifarLoader
+from blockswap_models.searching.block_choice import best_by_errors, joined_accuracy, search_library, space_of_library
+from blockswap_models.searching.probe_images import tensor_minibatch
+
+TYPES = ("G4", "B2")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return timm.create_model("test_resnet", num_classes=5, zero_init_last=False).eval()
+
+
+@pytest.fixture(scope="module")
+def library(model, tmp_path_factory):
+    images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
+    loader = CifarLoader(images, torch.zeros(16, dtype=torch.long), 8, training=True, cutout=0)
+    folder = tmp_path_factory.mktemp("library") / "lib"
+    with pytest.warns(UserWarning, match="random weights"):
+        return train_library(model, loader, folder, data="noise", types=TYPES, steps=1, measure=1)
+
+
+@pytest.fixture(scope="module")
+def space(model, library):
+    return space_of_library(model, library)
+
+
+def every(space, library, budget):
+    """All genomes within a budget with their sums of errors, by listing them."""
+    found = []
+    for types in itertools.product(("K", *TYPES), repeat=4):
+        genome = Genome("/".join(types))
+        if budget.fits(space.cost(genome)):
+            error = sum(library.error(at, block) for at, block in enumerate(genome.blocks))
+            found.append((error, genome))
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(params=(100_000, 300_000)), Budget(params=(100_000, 300_000), macs=(None, 90_000_000))]
+)
+def test_the_genomes_with_the_smallest_sums_are_found_in_order(space, library, budget):
+    wanted = every(space, library, budget)
+    assert len(wanted) > 8
+    found = best_by_errors(space, budget, library, 6)
+    assert [each.error for each in found] == pytest.approx([error for error, _ in wanted[:6]])
+    assert [each.genome for each in found] == [genome for _, genome in wanted[:6]]
+    assert all(each.cost == space.cost(each.genome) and each.gap < 1e-6 for each in found)
+    assert len(best_by_errors(space, budget, library, 1000)) == len(wanted)
+
+
+def test_a_budget_that_nothing_meets(space, library):
+    with pytest.raises(BudgetError, match="no genome of the library meets params up to 1,000"):
+        best_by_errors(space, Budget(params=(None, 1_000)), library)
+
+
+def test_what_is_best_when_joined_is_chosen(model, library, space):
+    random = np.random.default_rng(0)
+    pictures = random.integers(256, size=(32, *space.input_size), dtype=np.uint8)
+    images = tensor_minibatch(space, pictures, random.integers(5, size=32))
+    budget = Budget(params=(100_000, 300_000))
+    result = search_library(model, library, budget, images, number=3)
+    assert {each.genome for each in result.candidates} == {
+        each.genome for each in best_by_errors(space, budget, library, 3)
+    }
+    scores = [each.score for each in result.candidates]
+    assert scores == sorted(scores, reverse=True)
+    joined = swap(model, result.best.genome, library=BlockLibrary.load(library.folder))
+    assert joined_accuracy(joined, images) == result.best.score
+    # By hand: the network with the statistics of these images.
+    with torch.no_grad():
+        right = (joined.train()(images.images).argmax(1) == images.labels).double().mean()
+    assert float(right) * 100 == pytest.approx(result.best.score, abs=10)
+    assert library.error(0, BlockType("K")) == 0

@@ -1,0 +1,163 @@
+"""Libraries of trained blocks."""
+
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+from command_line import run
+
+from blockswap_models import BlockLibrary, BlockType, LibraryError, swap, train_library
+from blockswap_models.data.cifar import CifarLoader
+from blockswap_models.nets.cost import count
+
+TYPES = ("G4", "B2")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A network whose BN knows the images."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=5, zero_init_last=False)
+    with torch.no_grad():
+        for images, _ in loader():
+            model.train()(images)
+    return model.eval()
+
+
+def loader(size=16):
+    images = torch.randint(256, (128, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return CifarLoader(images, torch.zeros(128, dtype=torch.long), size, training=True, cutout=0)
+
+
+SETTINGS = {"data": "noise", "types": TYPES, "steps": 20, "measure": 2}
+
+
+@pytest.fixture(scope="module")
+def library(model, tmp_path_factory):
+    return train_library(model, loader(), tmp_path_factory.mktemp("library") / "lib", **SETTINGS)
+
+
+def test_blocks_learn_what_the_original_does(model, library, tmp_path):
+    untrained = train_library(model, loader(), tmp_path / "lib", **{**SETTINGS, "steps": 1})
+    assert library.errors.keys() == untrained.errors.keys() == {(at, block) for at in range(4) for block in TYPES}
+    for item, error in library.errors.items():
+        assert error < untrained.errors[item], item
+    assert sum(library.errors.values()) < 0.7 * sum(untrained.errors.values())
+    # By hand: what the block of one position gives for the original's input.
+    seen = {}
+    hook = model.layer2[0].register_forward_hook(lambda _, given, made: seen.update(given=given[0], made=made))
+    branch = model.layer2[0].bn2.register_forward_hook(lambda _, __, made: seen.update(added=made.clone()))
+    student = swap(model, "K/G4/K/K", library=library).eval()
+    many = loader()
+    many.set_epoch(1_000_000)
+    differences, variances = [], []
+    with torch.no_grad():
+        for images, _ in [each for each, _ in zip(many, range(2), strict=False)]:
+            model(images)
+            differences.append((student.layer2[0](seen["given"]) - seen["made"]).square().mean())
+            variances.append(seen["added"].var(dim=(0, 2, 3)).mean())
+    hook.remove()
+    branch.remove()
+    assert float(sum(differences) / sum(variances)) == pytest.approx(library.errors[1, "G4"], rel=1e-3)
+
+
+def test_a_student_has_the_blocks_of_the_library(model, library):
+    student = swap(model, "G4/K/B2/B2", library=library.folder)
+    wanted = library.state(0, BlockType("G", groups=4))
+    assert all(torch.equal(value, wanted[name]) for name, value in student.layer1[0].state_dict().items())
+    assert torch.equal(student.layer2[0].conv1.weight, model.layer2[0].conv1.weight)
+    with pytest.raises(LibraryError, match=r"stage 1, block 1 'W1': not in the library .*, whose types are G4, B2"):
+        swap(model, "W1/K/K/K", library=library)
+    with pytest.raises(LibraryError, match="is of a test_resnet with other weights"):
+        swap(timm.create_model("test_resnet", num_classes=5), "B2/K/K/K", library=library)
+
+
+def test_parts_of_little_memory_learn_the_same(model, library, tmp_path):
+    parts = train_library(model, loader(), tmp_path / "lib", **SETTINGS, memory=2_000_000)
+    rows = [json.loads(line) for line in (tmp_path / "lib" / "errors.jsonl").read_text().splitlines()]
+    assert len(rows) == rows[0]["parts"] > 2
+    for item, error in library.errors.items():
+        assert parts.errors[item] == pytest.approx(error, rel=1e-3)
+
+
+class Killed(Exception):
+    """What ends a run in its middle."""
+
+
+def test_a_killed_run_goes_on_to_the_same_library(model, library, tmp_path):
+    folder = tmp_path / "lib"
+
+    def killed(steps):
+        for step in steps:
+            if step == 12:
+                raise Killed
+            yield step
+
+    with pytest.raises(Killed):
+        train_library(model, loader(), folder, **SETTINGS, checkpoint_minutes=0, progress=killed)
+    # And the end came while it wrote the table.
+    (folder / "errors.jsonl").write_bytes(b'{"part": 1, "bl')
+    taken = []
+    again = train_library(
+        model, loader(), folder, **SETTINGS, resume=True, progress=lambda steps: taken.extend(steps) or taken
+    )
+    assert taken == [*range(12, 20)]
+    for item, error in library.errors.items():
+        assert again.errors[item] == pytest.approx(error, rel=1e-4)
+    assert not (folder / "checkpoint.pth").exists()
+    with pytest.raises(LibraryError, match="there is a library in"):
+        train_library(model, loader(), folder, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"data": "other"}, "has data 'noise', not 'other'"),
+        ({"types": ("B2",)}, r"has types \['G4', 'B2'\], not \['B2'\]"),
+    ],
+)
+def test_a_library_of_other_data_or_types_is_refused(model, library, changed, said):
+    with pytest.raises(LibraryError, match=said):
+        train_library(model, loader(), library.folder, **{**SETTINGS, **changed}, resume=True)
+
+
+def test_mistakes(model, library, tmp_path):
+    with pytest.raises(LibraryError, match="no library in"):
+        BlockLibrary.load(tmp_path)
+    (tmp_path / "library.json").write_text("[]")
+    with pytest.raises(LibraryError, match="holds no library of blocks"):
+        BlockLibrary.load(tmp_path)
+    with pytest.raises(LibraryError, match="no library to go on with"):
+        train_library(model, loader(), tmp_path / "none", **SETTINGS, resume=True)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(library.folder, damaged)
+    (damaged / "part-001.safetensors").write_bytes(b"")
+    with pytest.raises(LibraryError, match="is missing or damaged"):
+        swap(model, "B2/K/K/K", library=damaged)
+    fresh = timm.create_model("test_resnet", num_classes=5)
+    with pytest.warns(UserWarning, match="has random weights"):
+        train_library(fresh, loader(), tmp_path / "fresh", **{**SETTINGS, "steps": 1, "types": ("W1",), "measure": 1})
+
+
+def test_blocks_that_the_network_has_itself_are_kept(data_dir, tmp_path):
+    code, out, _ = run(
+        *("library", "wrn40_2", "--data", "torch/cifar10", "--data-dir", data_dir, "--out", tmp_path / "lib"),
+        *("--types", "S,B4W8", "--steps", "1", "--batch-size", "4", "--workers", "0"),
+    )
+    assert code == 0
+    assert out.startswith("blockswap_wrn40_2: relative error of each block type by stage.block")
+    library = BlockLibrary.load(tmp_path / "lib")
+    assert {block for _, block in library.errors} == {"B4W8"}
+    model = timm.create_model("blockswap_wrn40_2", pretrained=True)
+    student = swap(model, "5xS,B4W8/6xS/6xS", library=library)
+    assert student.genome == "5xS,B4W8/6xS/6xS"
+    assert torch.equal(student.stages[0][0].conv1.weight, model.stages[0][0].conv1.weight)
+    assert count(student) == count(timm.create_model("blockswap_wrn40_2", genome=student.genome))
+    code, _, said = run(
+        *("library", "resnet34", "--data", "torch/cifar10", "--data-dir", data_dir, "--out", tmp_path / "other"),
+        *("--teacher-checkpoint", tmp_path / "none.safetensors"),
+    )
+    assert code == 2
+    assert said.startswith("blockswap library: no checkpoint")
