@@ -142,7 +142,7 @@ def ctrl_c():
 def test_ctrl_c_keeps_what_was_scored(tmp_path, ctrl_c):
     record = tmp_path / "record.jsonl"
     whole = search(SPACE, "70k", score=interrupting(0), **SMALL)
-    with pytest.warns(UserWarning, match="interrupted: this is the result of 3 scores; to go on, search with resume="):
+    with pytest.warns(UserWarning, match="interrupted: this is the result of 3 scores; to continue, "):
         part = search(SPACE, "70k", score=interrupting(4), record=record, **SMALL)
     assert part.interrupted
     assert "3 genomes, interrupted" in repr(part)
