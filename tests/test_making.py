@@ -259,3 +259,17 @@ def test_mistakes_are_one_line(photos, tmp_path, monkeypatch, arguments, message
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"blockswap make: {message}")
     assert not (tmp_path / "net").exists()
+
+
+def test_a_budget_of_latency_is_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(making, "profile", partial(making.profile, rounds=1, passes=1, threads=1))
+    said = []
+    here = making._Place(tmp_path, torch.device("cpu"), 1, [], said.append, False)
+    settings = making.RunSettings(("blockswap_wrn16_1",), "x", num_classes=3, in_chans=1, image_size=16)
+    space = making._space({"network": "blockswap_wrn16_1"}, settings, True, here)
+    assert said == ["   measuring the latency of each block type on cpu; let nothing else run meanwhile"]
+    assert space.input_size == (1, 16, 16)
+    low, high = space.range("latency")
+    assert 0 < low < high
+    again = making._space({"network": "blockswap_wrn16_1"}, settings, True, here)
+    assert (len(said), again.range("latency")) == (1, (low, high))

@@ -168,7 +168,7 @@ def _parts(
 ) -> list[list[tuple[int, BlockType]]]:
     """Splits what is to be trained into parts that fit into memory; one block alone always is a part."""
     parts: list[list[tuple[int, BlockType]]] = []
-    used, places = 0, set()
+    used, places = 0, set[int]()
     for index, block in items:
         found = network.blocks[index]
         height, width = found.size
@@ -178,7 +178,7 @@ def _parts(
         more = params + (0 if index in places else maps)
         if not parts or used + more > memory:
             parts.append([])
-            used, places = 0, set()
+            used, places = 0, set[int]()
             more = params + maps
         parts[-1].append((index, block))
         used += more
@@ -368,8 +368,8 @@ class _Trainer:
         self, watch: _Watch, blocks: dict[tuple[int, BlockType], ResidualBlock], added: dict[int, float]
     ) -> dict[tuple[int, BlockType], float]:
         sums, count = dict.fromkeys(blocks, 0.0), 0
-        for block in blocks.values():
-            block.eval()
+        for each in blocks.values():
+            each.eval()
         with torch.no_grad():
             for images in self._measuring():
                 watch.run(images)

@@ -245,9 +245,19 @@ def test_the_first_images_of_a_loader_are_taken():
         user_minibatch(WRN, Stream(), 13)
 
 
-@pytest.mark.parametrize("data", ["photos", 3, {"images": IMAGES}])
-def test_data_of_other_kinds(data):
-    with pytest.raises(DataError, match=r"^data are a pair of images and labels, a dataset or a loader, not .*; for"):
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("photos", "no folder 'photos'; use a folder of images"),
+        (3, "data are a pair of images and labels, a dataset, a loader or a folder of images, not int$"),
+        (
+            {"images": IMAGES},
+            "data are a pair of images and labels, a dataset, a loader or a folder of images, not dict$",
+        ),
+    ],
+)
+def test_data_of_other_kinds(data, message):
+    with pytest.raises(DataError, match=f"^{message}"):
         user_minibatch(WRN, data)
 
 
