@@ -503,7 +503,7 @@ def _space(plan: dict[str, Any], settings: RunSettings, latency: bool, here: _Pl
 def _require_networks(plan: dict[str, Any], settings: RunSettings, budget: Budget) -> None:
     """Sees that there are networks within a budget, before anything is trained; raises BudgetError."""
     # Latencies are not measured yet.
-    known = {name: window for name, window in budget.windows.items() if name != "latency"}
+    known: dict[str, Any] = {name: window for name, window in budget.windows.items() if name != "latency"}
     if known:
         sizes = {"num_classes": settings.num_classes, "in_chans": settings.in_chans, "image_size": settings.image_size}
         SearchSpace(plan["network"], **sizes).sample(  # type: ignore[arg-type]  # each by its name

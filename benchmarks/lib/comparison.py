@@ -93,7 +93,7 @@ def main(description: str, networks: Sequence[Network], reduced: Sequence[str], 
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "interrupted; the same command goes on\n")
+        parser.exit(130, "interrupted; the same command resumes\n")
 
 
 def _chosen(networks: Sequence[Network], rows: Sequence[str] | None) -> list[Network]:

@@ -136,7 +136,7 @@ def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespac
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "interrupted; the same command goes on\n")
+        parser.exit(130, "interrupted; the same command resumes\n")
 
 
 def train_all(trainer: Trainer, students: Sequence[Student], options: argparse.Namespace) -> None:

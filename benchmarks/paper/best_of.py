@@ -5,7 +5,7 @@
 
 Scores 1,000 genomes of WRN-40-2 within 2.5 % of 400 K parameters as the paper does, on one minibatch of 128 images, and
 counts the best of the first 10, 100 and 1,000 of them; with --refine the best get more draws, as in `blockswap search`.
-With --train it trains these and the single-type network. The same command goes on where it stopped.
+With --train it trains these and the single-type network. The same command resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def found(options: argparse.Namespace) -> dict[int, Student]:
             record=record,
             resume=record.exists() and record.stat().st_size > 0,
             progress=lambda rows, total, done, name: tqdm(rows, name, total, initial=done, disable=None),
+            on_interrupt="raise",
         ).best
         chosen[number] = Student(f"best-{short(BUDGET)}-{digest(best.genome)}", best.genome, BUDGET)
     return chosen

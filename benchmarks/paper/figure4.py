@@ -3,7 +3,7 @@
     python -m benchmarks.paper.figure4
     python -m benchmarks.paper.figure4 --train --data-dir path/to/cifar10 --together 6 --plot figure4.png
 
-Counts the 18 networks. With --train it trains them, shortly without a GPU. The same command goes on where it stopped.
+Counts the 18 networks. With --train it trains them, shortly without a GPU. The same command resumes where it stopped.
 """
 
 from __future__ import annotations

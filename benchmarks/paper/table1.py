@@ -5,7 +5,7 @@
 
 Trains random networks of WRN-40-2 at three budgets, ranks them by each score after 1, 10 and 100 minibatches of
 training, and prints Spearman's rank correlation of the scores with the errors beside the paper's. Errors are kept in
-`records.jsonl` and scores in `scores.jsonl`: the same command goes on where it stopped, more --networks join, and
+`records.jsonl` and scores in `scores.jsonl`: the same command resumes where it stopped, more --networks join, and
 --score computes what is missing for the networks that are trained, such as a new ranking or more draws.
 """
 

@@ -4,7 +4,7 @@
     python -m benchmarks.paper.table2 --train --data-dir path/to/cifar10 --rows wrn16_2 snip blockswap-404k
 
 Counts every network of the table and prints the paper's figures beside. With --train it trains them, each seed with a
-teacher of its own, as the paper does; without a GPU a few of them, shortly. The same command goes on where it stopped.
+teacher of its own, as the paper does; without a GPU a few of them, shortly. The same command resumes where it stopped.
 """
 
 from __future__ import annotations

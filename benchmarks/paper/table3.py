@@ -6,7 +6,7 @@
 Counts every network of the table and prints the paper's figures beside. With --train it trains one of them by attention
 transfer and the paper's recipe for ImageNet, on any folder with `train` and `val` of one folder of images a class.
 Options that are not its own are those of `blockswap train`, such as --num-classes, --amp or --teacher-checkpoint. The
-same command goes on where it stopped.
+same command resumes where it stopped.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Counts the networks and prints the paper's figures beside. With --train it trains one of them from scratch by the
 settings of torchvision's reference for Mask R-CNN, as the paper does, on any folder with `annotations`, `train2017` and
-`val2017`, and measures its average precision by pycocotools. The same command goes on where it stopped.
+`val2017`, and measures its average precision by pycocotools. The same command resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main() -> None:
     except (ValueError, RuntimeError) as error:
         parser.exit(2, f"{parser.prog}: {str(error).splitlines()[0]}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "interrupted; the same command goes on\n")
+        parser.exit(130, "interrupted; the same command resumes\n")
 
 
 def _run(options: argparse.Namespace) -> None:

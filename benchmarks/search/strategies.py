@@ -109,7 +109,7 @@ def found(space: SearchSpace, budget: Budget, seed: int, options: argparse.Names
 
         start = time.perf_counter()
         arguments = {"batch_size": options.batch_size, "score": score, "strategy": name, "progress": in_order}
-        ranked = search(space, budget, options.samples, seed, refine=0, **arguments).candidates
+        ranked = search(space, budget, options.samples, seed, refine=0, on_interrupt="raise", **arguments).candidates
         leaders = [each.genome for each in ranked[:LEADERS]]
         refined = max(leaders, key=lambda each: again(space, each, options.refining, options.batch_size, 500 + seed))
         judged = {each: again(space, each, options.judging, options.batch_size, 900) for each in {leaders[0], refined}}

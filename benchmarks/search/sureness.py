@@ -125,6 +125,7 @@ def run(
         record=record,
         resume=record.exists() and record.stat().st_size > 0,
         progress=times,
+        on_interrupt="raise",
     )
     return result, times.spent(result)
 

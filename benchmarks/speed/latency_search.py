@@ -102,6 +102,7 @@ def run(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
             refine=options.refine,
             workers=options.workers,
+            on_interrupt="raise",
         )
         spent = time.perf_counter() - start
         low, high = (each * 1000 for each in budget.windows["latency"])

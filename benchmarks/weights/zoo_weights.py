@@ -1,4 +1,4 @@
-"""The weights of the zoo: trained, packed and measured by one command, which goes on where it was stopped.
+"""The weights of the zoo: trained, packed and measured by one command, which resumes where it was stopped.
 
     python -m benchmarks.weights.zoo_weights --cifar path/to/cifar10 --imagenet path/to/imagenet_284 \\
         --imagenet-teacher path/to/efficientnet-lite0.pth --out runs -- --channels-last

@@ -55,13 +55,13 @@ def advise_when_interrupted(advice: str) -> None:
 
 
 def interruption_advice(ctx: click.Context) -> str:
-    """The advice that was set, after a separator; empty where there is none."""
+    """The advice that was set, after a separator; empty by default."""
     advice = ctx.meta.get(_ADVICE)
     return f"; {advice}" if advice else ""
 
 
 def remember_words(ctx: click.Context, words: list[str]) -> None:
-    """Keeps the words of a command as they were given."""
+    """Keeps the arguments of a command as they were given."""
     ctx.meta[_WORDS] = list(words)
 
 

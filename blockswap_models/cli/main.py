@@ -80,7 +80,7 @@ class _Blockswap(click.Group):
             message, code = (str(error).splitlines() or [type(error).__name__])[0], 2
         except KeyboardInterrupt:
             message, code = f"interrupted{interruption_advice(ctx)}", 130
-        # With the exception go the frames that it held, and only then do the progress bars in them end their line.
+        # The frames of the exception are gone here, so that the progress bars in them have ended their lines.
         command = ctx.invoked_subcommand
         assert command is not None
         _print_error(f"{ctx.command_path} {command}", as_options(message, self.get_command(ctx, command)))
@@ -88,7 +88,7 @@ class _Blockswap(click.Group):
 
 
 def _print_usage_error(error: click.UsageError) -> None:
-    """Prints what is wrong with the words of a command, after its usage unless it is one value."""
+    """Prints what is wrong with the arguments of a command, after its usage unless a single value is wrong."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Args:
-        arguments: Its words, by default those of the process.
+        arguments: Its arguments; by default those of the process.
 
     Returns:
         0, 2 for a mistake in the input, or 130 when interrupted.

@@ -57,7 +57,7 @@ def count_(
     image_size: int | None,
     as_json: bool,
 ) -> None:
-    """Prints what a genome costs, block by block: the network's own where none is given."""
+    """Prints what a genome costs, block by block: the network's own by default."""
     if isinstance(network.value, str):
         from ..nets.swap import BlockNetwork
 

@@ -49,14 +49,14 @@ Decorated = TypeVar("Decorated")
 
 
 class Given(NamedTuple):
-    """What was typed, and what it means."""
+    """A typed value and its meaning."""
 
     text: str
     value: Any
 
 
 class Read(click.ParamType):
-    """A value that a function reads from text; what is wrong with it, the function's ValueError says."""
+    """A value that a function parses from text; its ValueError says what is wrong."""
 
     def __init__(self, name: str, read: Callable[[str], Any]) -> None:
         self.name = name
@@ -111,7 +111,7 @@ class NewFile(click.ParamType):
         try:
             self._check(path, str(value), param, ctx)
         except OSError as error:
-            # Such as a name that is too long to ask whether it is there.
+            # Such as a name that is too long for the file system.
             self.fail(f"cannot write {quote(str(value))}: {error.strerror}; use another name", param, ctx)
         return path
 

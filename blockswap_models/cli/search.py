@@ -178,7 +178,7 @@ def space_(as_json: bool, **arguments: Any) -> None:
 )
 @click.option("--out", metavar="FILE", help="the record, one JSON line a score [default: named after the search]")
 @click.option(
-    "--resume", is_flag=False, flag_value="", metavar="[RECORD]", help="go on with a record, after an interruption"
+    "--resume", is_flag=False, flag_value="", metavar="[RECORD]", help="continue a record after an interruption"
 )
 @top_option
 def search_(as_json: bool, **arguments: Any) -> None:
@@ -214,7 +214,7 @@ def search_(as_json: bool, **arguments: Any) -> None:
 
     device = find_device(options.device)
     score = after(score_named(options.score), options.minibatches)
-    advise_when_interrupted(f"go on with the same command and --resume{'' if not options.out else f' {record}'}")
+    advise_when_interrupted(f"continue with the same command and --resume{'' if not options.out else f' {record}'}")
     given: dict[str, Any] = {
         "data": _minibatch(options, space),
         "score": score,
@@ -280,7 +280,7 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
 
 
 def _read_images(options: SimpleNamespace) -> None:
-    """Takes classes, channels and size of a folder's images, where they are not given, and says them."""
+    """Takes classes, channels and size from a folder's images if they are not given, and prints them."""
     from ..data.facts import holdout_of, holdout_text, image_facts
 
     options.holdout = holdout_of(options.data, options.data_dir, options.val_share, options.val_seed)
@@ -311,7 +311,7 @@ def _input_size(options: SimpleNamespace) -> tuple[int, int, int]:
 
 
 def _go_on_as(options: SimpleNamespace, header: dict[str, Any]) -> None:
-    """Takes classes, channels, size and held out images of a record, where they are not given, to go on with it."""
+    """Takes classes, channels, size and held out images from a record if they are not given, to continue it."""
     from ..data.holdout import HoldOut
 
     channels, height, width = header.get("input_size") or _input_size(options)
@@ -431,6 +431,6 @@ def _print_result(result: SearchResult, record: str, number: int, as_json: bool)
 
 
 def tied_text(number: int, draws: int) -> str:
-    """Says how many others are as good as the best, as far as its draws can tell."""
+    """Says how many other genomes are statistically tied with the best."""
     others = "1 other genome is" if number == 1 else f"{number:,} other genomes are" if number else "no other genome is"
     return f"{others} statistically tied with the best ({draws} draws)"

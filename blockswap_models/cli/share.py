@@ -1,4 +1,4 @@
-"""`blockswap pack` and `blockswap push`: weights of a training run with their card, and their way to others."""
+"""`blockswap pack` and `blockswap push`: packs the weights of a training run with a card, and publishes them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
         {key: each.clone(memory_format=torch.contiguous_format) for key, each in model.state_dict().items()},
         {"format": "pt"},
     )
-    # What is tested are the numbers in the file.
+    # The numbers in the file are tested.
     model.float().to(device)
     if not all(each.isfinite().all() for each in model.parameters()):
         raise WeightsError(f"the weights of {quote(str(folder))} are too large for {_DTYPE}, or not finite")

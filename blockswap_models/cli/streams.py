@@ -19,10 +19,10 @@ _NAME = "blockswap_models.plain"
 
 
 def make_writable(*streams: TextIO) -> None:
-    """Has streams write letters that their encoding lacks in plain ones, where they would raise an error.
+    """Makes streams replace letters that their encoding lacks by plain ones, instead of raising an error.
 
     Args:
-        streams: Standard output and standard error where none are given; those of other kinds stay as they are.
+        streams: Standard output and standard error by default; other kinds of streams are not changed.
     """
     codecs.register_error(_NAME, _plain)
     for stream in streams or (sys.stdout, sys.stderr):
@@ -31,7 +31,7 @@ def make_writable(*streams: TextIO) -> None:
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Answers an encoder that met letters which its encoding lacks."""
+    """Replaces letters that an encoding lacks, for its encoder."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(_letters, error.object[error.start : error.end])), error.end

@@ -85,7 +85,7 @@ _recipe_options = together(
 @click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset")
 @holdout_options
 @click.option("--out", required=True, metavar="FOLDER", help="where checkpoint, log and weights go")
-@click.option("--resume", is_flag=True, help="go on with the run in that folder")
+@click.option("--resume", is_flag=True, help="resume the run in that folder")
 @click.option("--genome", type=GENOME, help="block types, for a model of the zoo [default: its own]")
 @click.option("--num-classes", type=int, help="classes [default: the model's own]")
 @click.option("--in-chans", type=int, help="channels of the images [default: the model's own]")
@@ -217,7 +217,7 @@ def _train(
     if world_size > 1:
         start = ["torchrun", f"--nproc-per-node={world_size}", "-m", "blockswap_models"]
     settings = RunSettings(**{each.name: getattr(options, each.name) for each in fields(RunSettings)})
-    advise_when_interrupted("go on with the same command and --resume")
+    advise_when_interrupted("continue with the same command and --resume")
     writer = _writer(options) if rank == 0 else None
     try:
         return train_run(

@@ -107,7 +107,9 @@ class BlockLibrary:
     @property
     def layout(self) -> NetworkLayout:
         """The layout of the network that was imitated."""
-        fields = {key: tuple(each) if isinstance(each, list) else each for key, each in self.header["layout"].items()}
+        fields: dict[str, Any] = {
+            key: tuple(each) if isinstance(each, list) else each for key, each in self.header["layout"].items()
+        }
         fields["places"] = tuple(Position(**each) for each in fields["places"])
         return NetworkLayout(**fields)
 

@@ -272,7 +272,7 @@ class _Run:
     def watch(self, block: nn.Module) -> None:
         """Hooks a block and its parts."""
         if isinstance(block, ResidualBlock):
-            self.end = block.branch_end
+            self.end = block.branch_end or ""
         for name, child in block.named_children():
             child.register_forward_hook(self._see_child(name))
         for part in block.modules():

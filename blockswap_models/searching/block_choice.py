@@ -161,7 +161,7 @@ def _by_programme(space: SearchSpace, budget: Budget, errors: Sequence[np.ndarra
     while True:
         solved = milp(
             np.where(usable, values, 0.0),
-            integrality=np.ones(len(values)),
+            integrality=np.ones(len(values), dtype=np.int64),
             bounds=Bounds(0, usable.astype(float)),
             constraints=constraints,
             options={"time_limit": _SECONDS, "mip_rel_gap": 0.0},

@@ -32,11 +32,11 @@ Score = Callable[[nn.Module, torch.Tensor, torch.Tensor], float]
 def fisher_potential(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, blocks: Blocks | None = None
 ) -> float:
-    """Sums the Fisher potential of all blocks on one minibatch (paper, section 4), and leaves the model as it was.
+    """Sums the Fisher potential of all blocks on one minibatch (paper, section 4), without changing the model.
 
     The loss is cross-entropy averaged over the minibatch, with BN in training mode; dropout and stochastic depth are
-    off. It is computed where the images are, and in their type: in bfloat16 scores differ by up to a tenth or so.
-    Images in channels_last take faster kernels, whose sums are less accurate in float32: scores differ by up to 1e-2.
+    off. It is computed on the device and in the type of the images: in bfloat16 scores differ by up to about a tenth.
+    Images in channels_last use faster kernels, whose sums are less accurate in float32: scores differ by up to 1e-2.
 
     Args:
         model: Any network that maps images to logits.
@@ -68,9 +68,9 @@ def fisher_by_block(
 ) -> list[float]:
     """Measures the Fisher potential of each block: Σ_c 1/(2N) Σ_n (Σ_ij A_ncij · g_ncij)², from first to last.
 
-    A is the output of the block's branch just before it is added to the shortcut, g the gradient of the loss by it. The
-    sum over positions stands inside the square (Theis et al., 2018); the paper's equation 2 lost its brackets. A block
-    without a branch, `I`, has none.
+    A is the output of the block's branch just before it is added to the shortcut, g the gradient of the loss with
+    respect to it. The sum over positions is inside the square (Theis et al., 2018); the paper's equation 2 is printed
+    without these brackets. A block without a branch, `I`, has no potential.
 
     Args:
         model: Any network that maps images to logits.
@@ -189,7 +189,7 @@ def _square_of_sum(product: torch.Tensor) -> torch.Tensor:
 
 
 def at_least_float(tensor: torch.Tensor) -> torch.dtype:
-    """Names the type to add up in: the tensor's own, or float32 where that is coarser."""
+    """The type to add up in: the tensor's own, or float32 if that is finer."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
@@ -199,9 +199,9 @@ def _is_zero(module: nn.Module) -> bool:
 
 
 def set_scoring_modes(model: nn.Module, undo: ExitStack, train_norms: bool = True) -> None:
-    """Puts BN into training mode without touching its statistics, all else into evaluation mode; `undo` goes back.
+    """Puts BN into training mode without touching its statistics, all else into evaluation mode; `undo` reverts it.
 
-    BN too is in evaluation mode where `train_norms` is false.
+    Without `train_norms` BN is in evaluation mode too.
     """
     if getattr(model, "grad_checkpointing", False):
         override_attribute(model, "grad_checkpointing", False, undo)

@@ -83,9 +83,9 @@ def search_front(
         workers: Processes on this machine, of one thread each.
         executor: Any executor, which takes the place of `workers`.
         device: Where to score.
-        dtype: Precision of scores, the fastest for this score where none is given.
+        dtype: Precision of scores; the fastest for this score by default.
         record: A file, to which each score is written as it comes.
-        resume: Whether to go on with that file.
+        resume: Whether to continue that file.
         progress: As for `search`.
 
     Returns:
@@ -114,7 +114,7 @@ def search_front(
         space, budget = space.resolve(each)
         wanted.append(budget)
     cost = common_cost(wanted)
-    # First of all what needs no score: a budget that cannot be met is refused before there is a record.
+    # Before any score: a budget that cannot be met is refused before there is a record.
     chosen = [propose(space, budget, seed, [], samples) for budget in wanted]
     scorer = make_scorer(space, data, batch_size, score, seed, device, dtype, executor)
     described = describe(scorer, strategy, {"budgets": [budget_windows(budget) for budget in wanted]})
@@ -136,8 +136,8 @@ def search_front(
         refined = dict(candidates)
         for budget in wanted:
             within = [each for each in candidates.values() if budget.fits(each.cost)]
-            for each in scoring.refined(within, draws, refine, f"{budget}, "):
-                refined[each.genome] = max(each, refined[each.genome], key=lambda one: len(one.scores))
+            for found in scoring.refined(within, draws, refine, f"{budget}, "):
+                refined[found.genome] = max(found, refined[found.genome], key=lambda one: len(one.scores))
     rankings = rank_within(wanted, refined.values())
     for budget, ranked in zip(wanted, rankings, strict=True):
         if not math.isfinite(ranked[0].score):
@@ -152,7 +152,7 @@ def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: flo
     Args:
         space: The search space.
         cost: `params`, `macs`, `latency` or `size`.
-        number: How many.
+        number: Number of budgets.
         tolerance: The width of each window, as of a `Budget`.
 
     Returns:

@@ -30,6 +30,8 @@ __all__ = ["plot_genome", "plot_ranking", "plot_record"]
 # Greys for everything else: a colour means a family of blocks, and nothing else.
 _INK, _FAINT, _POINTS, _LINE, _PALE = "#222222", "#8c8c8c", "#b4b4b4", "#d9d9d9", "#e3e3e3"
 _HEADING = {"color": _FAINT, "ha": "center", "va": "bottom"}
+# Behind text that stands on lines or points.
+_WHITE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0}
 _STRIPS = 5
 _COST_NAMES = {"params": "parameters", "macs": "MACs", "latency": "latency (ms)", "size": "bytes of the weights file"}
 _STAGE_GAP = 0.35
@@ -320,7 +322,8 @@ def _draw_histogram(axes: Axes, ranking: Sequence[Candidate], left_out: int) -> 
     axes.axvline(middle, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
     text = f"best {best.score:.3g}" + (f" ± {_error(best)}, {len(best.scores)} draws" if len(best.scores) > 1 else "")
     for place, shown, weight, down in ((best.score, text, "bold", 2), (middle, f"median {middle:.3g}", "normal", 16)):
-        _note(axes, shown, (place, 1), (-5, -down), ("data", "axes fraction"), ha="right", va="top", weight=weight)
+        style = {"ha": "right", "va": "top", "weight": weight, "bbox": _WHITE}
+        _note(axes, shown, (place, 1), (-5, -down), ("data", "axes fraction"), **style)
     axes.set_title("Scores" + (f" ({left_out:,} not finite, left out)" if left_out else ""))
     axes.set_xlabel("score" if len(best.scores) == draws else f"score ({_drawn_times(draws)} each)")
     axes.set_ylabel("genomes")
@@ -365,8 +368,7 @@ def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
     # Above the point, towards the middle.
     across = (at[0] - min(costs)) / ((max(costs) - min(costs)) or 1)
     style = {"ha": "left" if across < 0.25 else "right" if across > 0.75 else "center", "va": "bottom"}
-    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0}
-    _note(axes, f"best: {_cost_text(best, cost)}, {best.score:.3g}", at, (0, 11), weight="bold", bbox=box, **style)
+    _note(axes, f"best: {_cost_text(best, cost)}, {best.score:.3g}", at, (0, 11), weight="bold", bbox=_WHITE, **style)
     axes.margins(y=0.12)
     axes.set_title("Cost and score")
     axes.set_xlabel({"params": "parameters", "macs": "MACs", "latency": "latency"}[cost])

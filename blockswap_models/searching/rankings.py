@@ -1,7 +1,7 @@
-"""Scores to compare the Fisher potential with: those of the paper's Table 1, and those that the field holds strong.
+"""Scores to compare the Fisher potential with: those of the paper's Table 1, and strong ones from the literature.
 
-Each leaves the model as it was; higher is better, as its source ranks. Dropout and stochastic depth are off, and BN is
-in training mode where nothing else is said.
+None of them changes the model; higher is better, as in its source. Dropout and stochastic depth are off, and BN is in
+training mode unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def _sum_of_squares(product: torch.Tensor) -> torch.Tensor:
 
 
 def gradient_norm(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Sums the absolute gradients of the cross-entropy by all parameters (paper, section 4.2; Golub et al., 2019)."""
+    """Sums the absolute gradients of the cross-entropy over all parameters (paper, section 4.2; Golub et al., 2019)."""
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
         set_scoring_modes(model, undo)
-        # The gradients are those of other tensors in the place of the parameters, which so keep their own.
+        # Gradients are taken of copies of the parameters, so that those of the parameters are kept.
         parameters = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
         logits = functional_call(model, parameters, images.contiguous())
         loss = F.cross_entropy(logits.to(at_least_float(logits)), labels)
@@ -126,7 +126,7 @@ def synflow(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> flo
 
     R is the sum of the logits for one image of ones, with the absolute values of all parameters, in float64. BN is in
     evaluation mode, as in the authors' code; on a fresh network that is BN left out (to its epsilon), the variant of
-    zero-cost NAS (Abdelfattah et al., 2021). Warns where it overflows all the same.
+    zero-cost NAS (Abdelfattah et al., 2021). Warns if it overflows nevertheless.
     """
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
         set_scoring_modes(model, undo, train_norms=False)
@@ -199,7 +199,7 @@ def score_named(score: Score | str) -> Score:
 
     Args:
         score: A name of `SCORES`, or several with `+` between them for the sum of their ranks, such as
-            "fisher-balanced+naswot"; a score itself stands for itself.
+            "fisher-balanced+naswot"; or a score, which is returned.
 
     Returns:
         The score.
@@ -284,7 +284,7 @@ class AfterTraining:
         return f"{score}_after_{self.minibatches}{settings}"
 
     def __call__(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """Trains a copy of the model, all of it in training mode, and scores it; the model stays as it was."""
+        """Trains a copy of the model, all of it in training mode, and scores it; the model is not changed."""
         if len(images) % self.minibatches:
             raise ValueError(
                 f"{len(images)} images do not split into {self.minibatches} minibatches of one size; "

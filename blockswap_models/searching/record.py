@@ -42,7 +42,7 @@ _KIND = "blockswap search"
 _ABOUT = "about"
 # Nor on the budget as it was asked for, whose windows are beside it.
 _ASKED = "asked"
-# What is meant by records that do not say it, since they are older.
+# Defaults for records of older versions.
 _UNSAID = {"strategy": "random", "dtype": "float32"}
 
 
@@ -51,7 +51,7 @@ class RecordError(BlockSwapError):
 
 
 class Record:
-    """The file of one search; opens a new one, or goes on with one of the same search.
+    """The file of one search; opens a new one, or continues one of the same search.
 
     `search` says all that the scores depend on. A line that was cut off when a search was killed is dropped. It is a
     context manager.
@@ -72,7 +72,7 @@ class Record:
                     _check_same(self.path, found, header)
                 self.draws = {(each.genome, each.draw): each for each in draws}
             elif resume:
-                raise RecordError(f"no record {self.path} to go on with; leave out resume=True to start one")
+                raise RecordError(f"no record {self.path} to resume; leave out resume=True to start one")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = open(self.path, "r+b" if whole else "wb")  # noqa: SIM115  # closed by close()
         except OSError as error:
@@ -87,7 +87,7 @@ class Record:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
-        # What failed before its first score leaves nothing behind that would be in the way of the next try.
+        # A search that failed before its first score leaves no file that would block the next try.
         if self._new and not self.draws and kind is not None and issubclass(kind, Exception):
             self.path.unlink()
 
@@ -107,9 +107,9 @@ def record_header(search: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_new(path: str | Path) -> None:
-    """Raises RecordError if there is such a file with something in it."""
+    """Raises RecordError if the file exists and is not empty."""
     if Path(path).exists() and Path(path).stat().st_size:
-        raise RecordError(f"{path} exists; go on with it with resume=True, or use another record=")
+        raise RecordError(f"{path} exists; continue it with resume=True, or use another record=")
 
 
 def read_record(path: str | Path) -> tuple[dict[str, Any], list[ScoredDraw]]:
@@ -126,7 +126,7 @@ def read_record(path: str | Path) -> tuple[dict[str, Any], list[ScoredDraw]]:
 def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...]]:
     """Reads a record: what was searched for, and its genomes from best to worst, as the search ranks them.
 
-    Those that were refined most stand first, those without a finite score last. The record may still be written to.
+    Those with most refinement are first, those without a finite score last. The record may still be written to.
 
     Args:
         path: The record.
@@ -165,7 +165,7 @@ class FrontRecord:
         budgets: The budgets, as windows.
         rankings: The genomes within each budget, from best to worst; none yet, perhaps, while the search runs.
         front: The Pareto front, from the cheapest to the dearest.
-        number: How many genomes there are.
+        number: Number of genomes.
     """
 
     header: dict[str, Any]
@@ -283,7 +283,7 @@ def budget_of(header: Mapping[str, Any]) -> Budget:
 
 
 def budget_text(header: Mapping[str, Any]) -> str:
-    """Writes the budget of a record as a person does."""
+    """Formats the budget of a record."""
     try:
         return str(budget_of(header))
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -297,7 +297,7 @@ def _budget(windows: Any) -> Budget:
 
 
 def build_text(header: dict[str, Any], genome: str) -> str:
-    """Writes the line of Python that makes a network which was found, for a record's search."""
+    """Returns the line of Python that makes a network found by the search of a record."""
     name, first, more = header.get("space"), "", ""
     with suppress(ValueError, LookupError, TypeError):
         if "network" in header:

@@ -35,7 +35,7 @@ class SearchResult:
     """What a search found, from best to worst: `len`, iteration, and `result[0]` or `result[:5]` as for a list.
 
     A notebook shows the best genomes as strips of blocks. `save` writes a record, which `blockswap show` and
-    `blockswap plot` read, and `search(…, record=path, resume=True)` goes on with.
+    `blockswap plot` read, and `search(…, record=path, resume=True)` continues.
 
     Attributes:
         space: The search space.

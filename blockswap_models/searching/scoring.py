@@ -1,4 +1,4 @@
-"""The scores of one search: read from its record or computed by workers, and written down as they come."""
+"""The scores of one search: read from its record or computed by workers, and recorded as they come."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def make_scorer(
         data = noise_minibatch(space, batch_size, seed, affordable_batches(space, batch_size))
     else:
         data = user_minibatch(space, data, batch_size, seed)
-    # Where another process scores, its devices are its own.
+    # Another process may have other devices.
     device = find_device(device) if executor is None else torch.device(device)
     if dtype is None:
         dtype = fast_dtype(device) if score is fisher_potential else torch.float32
@@ -80,7 +80,7 @@ class Scoring:
         workers: Processes on this machine.
         executor: Any executor, which takes the place of `workers`.
         record: The file of scores.
-        resume: Whether to go on with that file.
+        resume: Whether to continue that file.
         described: The header of the record.
         progress: See `search`.
     """
@@ -101,11 +101,11 @@ class Scoring:
         self._progress = ScoreBar() if show else progress if callable(progress) else None
         self._local = executor is None and workers > 1 and torch.device(scorer.device).type == "cpu"
         if self._local or executor is not None:
-            # Before there is a record: what cannot travel to workers is refused here.
+            # Before there is a record: what cannot be sent to workers is refused here.
             assert self._shared.content
         self._record = None if record is None else Record(record, described, resume)
         self._scored: dict[tuple[Genome, int], ScoredDraw] = self._record.draws if self._record else {}
-        # How many scores the search has in all, as far as it is known, and how many are done.
+        # The number of scores of the search, as far as it is known, and the number that is done.
         self.total = self._finished = 0
         self._stack = ExitStack()
 
@@ -125,7 +125,7 @@ class Scoring:
         return tuple(self._scored.values())
 
     def candidates(self, genomes: Sequence[Genome], number: int, new: int, round_name: str) -> list[Candidate]:
-        """Scores genomes by so many draws, of which so many are new in this round."""
+        """Scores genomes up to a number of draws, of which some are new in this round."""
         tasks = [(genome, draw) for draw in range(number) for genome in genomes if (genome, draw) not in self._scored]
         if tasks and self._local and self._executor is None:
             # A search that was done before it was resumed needs none.
@@ -143,7 +143,7 @@ class Scoring:
             if self._scored:
                 raise
             raise WorkerError(
-                "a worker died before the first score, perhaps for want of memory; use fewer workers="
+                "a worker died before the first score, perhaps out of memory; use fewer workers="
             ) from None
         return [Candidate.of_draws([self._scored[genome, draw] for draw in range(number)]) for genome in genomes]
 

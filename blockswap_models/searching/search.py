@@ -28,7 +28,7 @@ __all__ = ["Candidate", "SearchError", "SearchResult", "search"]
 
 
 class SearchError(BlockSwapError, RuntimeError):
-    """A search that cannot give an answer; its record keeps what was scored."""
+    """A search without a result; its record keeps what was scored."""
 
 
 def search(
@@ -66,21 +66,21 @@ def search(
         seed: Seed of genomes, weights and noise.
         genomes: Exactly these genomes are scored, each once. They too must fit the budget.
         data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, a folder with one
-            folder of images for each class, or what `dataset_minibatch` returns. Images of 1/f noise with random labels
-            where none are given. Where the space is a name, its networks have the classes of the folder.
+            folder of images for each class, or what `dataset_minibatch` returns. By default images of 1/f noise
+            with random labels. Where the space is a name, its networks have the classes of the folder.
         batch_size: Images in a minibatch.
         score: A name, such as "fisher" or "naswot" (`score_named`), the sum of several ranks, such as
             "fisher-balanced+naswot", or a function of model, images and labels; higher is better.
-        strategy: "random" draws genomes uniformly. "surrogate" draws a hundred so and then, fifty at a time, takes the
-            best by a model of the scores so far.
+        strategy: "random" draws genomes uniformly. "surrogate" does so for the first hundred; then, fifty at a time,
+            it takes the best by a model of the scores so far.
         draws: Draws of the weights for each genome.
         refine: Rounds, each of which gives the best quarter four times the draws.
         workers: Processes on this machine, of one thread each.
         executor: Any executor, which takes the place of `workers`.
         device: Where to score.
-        dtype: Precision of scores, the fastest for this score where none is given.
+        dtype: Precision of scores; the fastest for this score by default.
         record: A file, to which each score is written as it comes.
-        resume: Whether to go on with that file.
+        resume: Whether to continue that file.
         progress: Whether to show a progress bar: by default in a notebook and on a terminal. True writes a line now and
             then to a log, too. Or what is called for each round with the iterable of its scores, the number of scores
             of the whole search, the number that is done, and the name of the round, and returns the iterable.
@@ -137,7 +137,7 @@ def search(
         interrupted, ranked = True, rank(candidates_of(scoring.draws))
         go_on = "search with resume=True" if record is not None else "save it and search with record=, resume=True"
         warnings.warn(
-            f"the search was interrupted: this is the result of {len(scoring.draws):,} scores; to go on, {go_on}",
+            f"the search was interrupted: this is the result of {len(scoring.draws):,} scores; to continue, {go_on}",
             stacklevel=2,
         )
     if not math.isfinite(ranked[0].score):

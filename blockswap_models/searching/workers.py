@@ -122,7 +122,7 @@ def map_in_order(
         # The pool itself is about to fail all the others: to cancel one now would be an error there.
         running.clear()
         raise WorkerError(
-            "a worker died, perhaps for want of memory; go on with resume=True and fewer workers="
+            "a worker died, perhaps out of memory; continue with resume=True and fewer workers="
         ) from None
     finally:
         for each in running if cancel else ():

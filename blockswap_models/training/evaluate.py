@@ -79,12 +79,12 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[Minibatches], Minibatches] | None = None,
 ) -> Evaluation:
-    """Measures the errors of a model on minibatches of images and labels, on its device, and leaves it as it was.
+    """Measures the errors of a model on minibatches of images and labels, on its device, without changing it.
 
     Args:
         model: Any classifier.
         loader: Minibatches of images and labels, such as `evaluation_loader` opens.
-        dtype: With another type than float32 it runs under autocast.
+        dtype: The type of autocast; float32 is without it.
         progress: Wraps the loader, as tqdm does.
 
     Returns:
@@ -102,7 +102,7 @@ def evaluate(
     device = _device(model)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    # Added up on the device, which thus need not be waited for at each minibatch.
+    # Added up on the device, so that no minibatch waits for it.
     images, classes = 0, 0
     counts = torch.zeros(4, dtype=torch.int64, device=device)
     begin_step = step_marker(model)
@@ -141,12 +141,11 @@ def evaluate(
 
 
 def step_marker(module: nn.Module) -> Callable[[], None]:
-    """Gives what is to be called before each step of a loop: it tells CUDA graphs, where torch.compile made them.
+    """Returns a function to call before each step of a loop; it marks the step for CUDA graphs of torch.compile.
 
-    They put the outputs of a step where those of the last were; without it they would take a step for the last one's
-    continuation, or for a new one in its middle.
+    CUDA graphs reuse the memory of the last step's outputs; without the mark they can misjudge where a step begins.
     """
-    # As timm finds it; the call itself would load the compiler.
+    # As timm detects it; calling the function would load the compiler.
     compiled = any(hasattr(each, "_orig_mod") for each in module.modules())
     return torch.compiler.cudagraph_mark_step_begin if compiled else lambda: None
 
@@ -162,9 +161,9 @@ def evaluation_loader(
     workers: int = 4,
     holdout: HoldOut | None = None,
 ) -> Minibatches:
-    """Opens a dataset as a model wants to see it: size, crop and normalisation are those of its timm configuration.
+    """Opens a dataset for a model: size, crop and normalisation are those of its timm configuration.
 
-    CIFAR at its own size is kept whole on the model's device. Images that cannot be read are left out, with a warning
+    CIFAR at its own size is kept on the model's device. Images that cannot be read are left out, with a warning
     that names them.
 
     Args:
@@ -173,7 +172,7 @@ def evaluation_loader(
         root: The folder of a dataset with a name.
         split: The split, in any case; None is the validation split, or the test split of a folder without one.
         batch_size: Images in a minibatch.
-        images: So many, evenly spaced, instead of all.
+        images: Number of images, evenly spaced; all by default.
         class_map: timm's: a file with the names of the classes in order, for a folder that has only some of them. A
             folder that has training images too is numbered by these, and needs none.
         workers: Processes that read images.
@@ -246,7 +245,7 @@ def evaluation_loader(
         device=_device(model),
         collate_fn=partial(collate_shared, collate=collate),
     )
-    # timm hands the transform to the subset, which has no use for it.
+    # timm sets the transform on the subset, which does not use it.
     dataset.transform = chosen.transform
     return ImageLoader(loader, dataset, workers)
 
@@ -254,12 +253,12 @@ def evaluation_loader(
 def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) -> None:
     """Loads the weights of a checkpoint: a .safetensors file, or one of torch with tensors only.
 
-    Of a checkpoint of timm's training it takes the averaged weights (EMA) where there are any.
+    From a checkpoint of timm's training it takes the averaged weights (EMA), if there are any.
 
     Args:
         model: The model.
         path: The checkpoint.
-        any_classes: Whether a timm model takes on the checkpoint's number of classes.
+        any_classes: Whether a timm model adopts the checkpoint's number of classes.
 
     Raises:
         ValueError: The checkpoint cannot be read, or is of another network.
@@ -287,10 +286,10 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def check_fit(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Sees that tensors, of a checkpoint, are those of a network; raises ValueError."""
+    """Checks that the tensors of a checkpoint are those of a network; raises ValueError."""
     own = model.state_dict()
     faults = {
-        # Absent from some checkpoints, and without effect on what a network answers.
+        # Absent from some checkpoints, and without effect on outputs.
         "missing": [name for name in own if name not in state and not name.endswith("num_batches_tracked")],
         "unknown": [name for name in state if name not in own],
         "of another shape": [
@@ -320,14 +319,14 @@ def _device(model: nn.Module) -> torch.device:
 def check_classes(
     model: nn.Module, data: str, classes: int, mapped: bool = False, advice: str = ", with weights for as many"
 ) -> None:
-    """Sees that a model has as many classes as a dataset.
+    """Checks that a model has as many classes as a dataset.
 
     Args:
         model: The model; one without `num_classes` may have any number.
         data: The name of the dataset.
         classes: How many classes the dataset has.
-        mapped: Whether the model may have more, as where a class map says which.
-        advice: What the message adds to the number that it advises.
+        mapped: Whether the model may have more, because a class map says which.
+        advice: What the message adds to the recommended number.
 
     Raises:
         DataError: The numbers differ.

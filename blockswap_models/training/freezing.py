@@ -56,9 +56,10 @@ def freeze(model: nn.Module, parts: str | int) -> tuple[str, ...]:
 
 def _stages(model: nn.Module) -> dict[str, int]:
     """The stage of each parameter: 0 for the stem, then 1 and up, the head last; raises ValueError."""
-    if not hasattr(model, "group_matcher"):
+    group_matcher = getattr(model, "group_matcher", None)
+    if group_matcher is None:
         raise ValueError(f"{type(model).__name__} does not say its stages; freeze parts by name")
-    groups: dict[str, int] = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    groups: dict[str, int] = group_parameters(model, group_matcher(coarse=True), reverse=True)
     return groups
 
 

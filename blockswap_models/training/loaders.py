@@ -43,7 +43,7 @@ def training_loader(
 ) -> SizedMinibatches:
     """Opens the training images of a dataset.
 
-    CIFAR at its own size lies whole on the device, cropped, flipped and with Cutout; all else goes through timm's
+    CIFAR at its own size is kept on the device, cropped, flipped and with Cutout; all else goes through timm's
     loader: a crop of random size, flipped at random.
 
     Args:
@@ -115,24 +115,24 @@ def training_loader(
 
 
 class GrowingLoader:
-    """Minibatches of one loader, of small images, for the first epochs, and of another for those that follow."""
+    """Minibatches of a loader of small images for the first epochs, and of another loader for the rest."""
 
     def __init__(self, small: SizedMinibatches, whole: SizedMinibatches, small_epochs: int) -> None:
         self.small, self.whole, self.small_epochs = small, whole, small_epochs
         self.loader = small
 
     def set_epoch(self, epoch: int) -> None:
-        """Says which epoch, counted from 0, the next iteration gives."""
+        """Sets the epoch, from 0, of the next iteration."""
         self.loader = self.small if epoch < self.small_epochs else self.whole
 
     @property
     def sampler(self) -> Any:
-        """The sampler of the epoch's loader, where it has one: processes that train together seed it."""
+        """The sampler of the epoch's loader, if any: processes that train together seed it."""
         return getattr(self.loader, "sampler", None)
 
     @property
     def dataset(self) -> Any:
-        """The dataset of the epoch's loader, where it has one: a stream has the order of its epochs."""
+        """The dataset of the epoch's loader, if any: a stream defines the order of its epochs."""
         return getattr(self.loader, "dataset", None)
 
     def __len__(self) -> int:
@@ -189,7 +189,7 @@ def _timm_loader(
         distributed=world_size > 1,
         pin_memory=device.type == "cuda",
         device=device,
-        # Workers that outlive an epoch would carry their random numbers into the next, and a resumed run has new ones.
+        # Persistent workers would carry their random numbers into the next epoch; a resumed run has new workers.
         persistent_workers=False,
     )
     if not len(loader):
@@ -214,7 +214,7 @@ def require_splits(root: str | Path, holdout: HoldOut | None = None) -> None:
     there = {known_split(folder.name) for folder in splits_in(root)}
     if not there and holdout is not None:
         return
-    # A folder without splits would be those of training and of testing.
+    # A folder without splits would be used for both training and testing.
     for name, kinds in {"train": {"train"}, "val or test": {"val", "test"}}.items():
         if not there & kinds:
             raise DataError(
@@ -223,7 +223,7 @@ def require_splits(root: str | Path, holdout: HoldOut | None = None) -> None:
 
 
 def _check_stream(dataset: Any, data: str, world_size: int, workers: int) -> None:
-    """Sees that a stream has an order of its own for each epoch, and a shard for each process that reads it."""
+    """Checks that a stream has an order for each epoch, and a shard for each process that reads it."""
     reader = dataset.reader
     if not hasattr(reader, "set_epoch"):
         raise DataError(f"{data} is a stream, whose images have no order to resume; use a dataset that is not")

@@ -142,9 +142,9 @@ def train(
     """
     rank, world_size = rank_and_size()
     if log_every < 1:
-        raise TrainingError(f"the loss is looked at every step or less often, not every {log_every}")
+        raise TrainingError(f"log_every is at least 1, not {log_every}")
     if test_every < 1:
-        raise TrainingError(f"the test images are looked at every epoch or less often, not every {test_every}")
+        raise TrainingError(f"test_every is at least 1, not {test_every}")
     if recipe.average_epochs and task.has_ema():
         raise TrainingError("weights are averaged over the last epochs or exponentially; use one (average_epochs, ema)")
     module = task.get_trainable_module()

@@ -1,4 +1,4 @@
-"""Recipes of training: every hyperparameter of the paper's CIFAR-10 and ImageNet experiments, by name.
+"""Training recipes: every hyperparameter of the paper's CIFAR-10 and ImageNet experiments, by name.
 
 This module needs the standard library only.
 """
@@ -39,10 +39,10 @@ class Recipe:
         crop_scale: Smallest share of an image's area that a random resized crop keeps, for all other data.
         small_size: Side in pixels of the images of the first epochs; 0 has all epochs at full size.
         small_share: Share of the epochs, rounded, that have images of `small_size`.
-        average_epochs: The result is the average of the weights after each of so many last epochs, with BN statistics
-            measured anew; 0 takes the weights of the last step.
+        average_epochs: Number of last epochs whose final weights are averaged, with BN statistics measured
+            again; 0 takes the weights of the last step.
         beta: Weight of attention transfer, where there is a teacher.
-        mode: Form of the attention loss, as of `attention_transfer_loss`.
+        mode: Form of the attention loss; see `attention_transfer_loss`.
         soft_labels: Weight, 0 to 1, of the teacher's soft labels; hard labels have the rest.
         temperature: Temperature of soft labels (arXiv:1503.02531).
         layer_decay: Factor of the learning rate from each block to the one before it, 0 to 1, as timm's; None has one
@@ -51,7 +51,7 @@ class Recipe:
             the stem, or names of modules; None trains all.
 
     Raises:
-        ValueError: A figure is out of its range.
+        ValueError: A value is out of its range.
     """
 
     epochs: int = 200
@@ -113,11 +113,11 @@ class Recipe:
 
     @property
     def small_epochs(self) -> int:
-        """How many epochs, the first ones, have images of `small_size`."""
+        """The number of first epochs with images of `small_size`."""
         return round(self.epochs * self.small_share) if self.small_size else 0
 
     def used(self, teacher: bool, cifar: bool) -> dict[str, Any]:
-        """Lists the hyperparameters that a run uses, by name: what its card says.
+        """Lists the hyperparameters that a run uses, by name, as on its card.
 
         Args:
             teacher: Whether the run has a teacher.
@@ -186,7 +186,7 @@ RECIPES = {
 
 
 def learning_rate(recipe: Recipe, epoch: float) -> float:
-    """Computes the learning rate at a moment of the run.
+    """Computes the learning rate at a point of the run.
 
     Args:
         recipe: The recipe.

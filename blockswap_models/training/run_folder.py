@@ -1,4 +1,4 @@
-"""The folder of a training run: its checkpoint, its log and its results, each whole at any moment."""
+"""The folder of a training run: its checkpoint, its log and its results, each complete at any moment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..messages import quote
 __all__ = ["RunFolder", "TrainingError", "read_summary"]
 
 
-# Weights that come with the package had other names for the same tensors once: those files, and those of today.
+# Weights of the package once had other tensor names: the old files, and those of today.
 _SAME_WEIGHTS = {
     "sha256 bf567795d5c69fd5065b45c0c3f758f8d4c3b133b4d16c3e2be994590baeb0f5": (
         "sha256 f749d03cc938b2bed688e59d1b2290ccdfdab6975fb5497df63a310257f14882"
@@ -29,7 +29,7 @@ _SAME_WEIGHTS = {
 
 
 class TrainingError(BlockSwapError):
-    """A training run that cannot start, go on or be resumed: says what is wrong and what to use."""
+    """A training run that cannot start, continue or be resumed; the message says what is wrong and what to use."""
 
 
 class RunFolder:
@@ -40,17 +40,17 @@ class RunFolder:
 
     def __init__(self, path: str | Path, arguments: dict[str, Any]) -> None:
         self.path = Path(path)
-        # As JSON has them, so that what was read compares equal to what was written.
+        # As JSON stores them, so that values read compare equal to values written.
         self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))
         self.checkpoint, self.log = self.path / "checkpoint.pth", self.path / "log.jsonl"
 
     def load(self, resume: bool) -> dict[str, Any] | None:
-        """Reads the checkpoint; None for a run that begins. Raises TrainingError for a folder that does not fit."""
+        """Reads the checkpoint; None for a new run. Raises TrainingError for a folder that does not fit."""
         header, started = self._rows()[0], self.log.exists() or self.checkpoint.exists()
         if started and not resume:
             raise TrainingError(f"there is a run in {quote(str(self.path))}; use resume=True, or another folder=")
         if resume and not started:
-            raise TrainingError(f"there is no run to go on with in {quote(str(self.path))}; leave out resume=True")
+            raise TrainingError(f"there is no run to resume in {quote(str(self.path))}; leave out resume=True")
         state = self._state() if self.checkpoint.exists() else None
         if state is not None:
             earlier = state["arguments"]
@@ -78,7 +78,7 @@ class RunFolder:
         return state
 
     def begin(self, header: dict[str, Any], epochs: int) -> None:
-        """Starts the log with its header, or takes out of an older one the lines beyond a number of epochs.
+        """Starts the log with its header, or drops the lines of an older log beyond a number of epochs.
 
         The header has all arguments, those of the recipe under `recipe`.
         """
@@ -88,7 +88,7 @@ class RunFolder:
         write_atomic(self.log, b"".join(map(json_line, kept)), TrainingError)
 
     def save(self, row: dict[str, Any], state: dict[str, Any]) -> None:
-        """Writes the line of an epoch and then the checkpoint, so that none is without its line."""
+        """Writes the line of an epoch and then the checkpoint, so that no checkpoint is without its line."""
         try:
             with open(self.log, "ab") as file:
                 append_json_line(file, row)

@@ -1,4 +1,4 @@
-"""A training run by names: networks, teacher, weights and data as `blockswap train` is given them."""
+"""Training runs by name: networks, teacher, weights and data as arguments of `blockswap train`."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def train_run(
         folder: The folder of the run.
         device: Where to train.
         workers: Processes that read images.
-        resume: Whether to go on from the checkpoint.
-        log_every: Steps between looks at the loss.
+        resume: Whether to continue from the checkpoint.
+        log_every: Steps between checks of the loss.
         test_every: Epochs between evaluations.
         checkpoint_minutes: Minutes between checkpoints within an epoch.
         command: The words of the command that asked for this run, for the summary.
@@ -207,7 +207,7 @@ def train_run(
 
 
 def make_teacher(settings: RunSettings) -> nn.Module:
-    """Makes the teacher of a run, with its weights."""
+    """Makes the teacher of a run with its weights."""
     assert settings.teacher is not None
     name, checkpoint = find_model(settings.teacher), settings.teacher_checkpoint
     if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
@@ -227,7 +227,7 @@ def _init_digest(path: str) -> str:
 
 
 def _students(settings: RunSettings, label_names: Sequence[str] | None) -> dict[str, nn.Module]:
-    """Makes each student with the weights of the seed, which it has in a run of its own too."""
+    """Makes each student, with the initial weights that it would have if trained alone."""
     if settings.init not in (None, "teacher") and Path(settings.init).is_dir():
         return {settings.names[0]: _joined(settings)}
     full = [find_model(name, settings.genome) for name in settings.names]
@@ -323,7 +323,7 @@ def _task(
 
 
 def _teacher_weights(settings: RunSettings) -> tuple[str | None, str | None]:
-    """Says which weights the teacher has: its name, with their tag where they are pretrained, and their file."""
+    """Describes the teacher's weights: its name, with a tag if they are pretrained, and their file."""
     if settings.teacher is None or settings.teacher_checkpoint is not None or ":" in settings.teacher:
         return settings.teacher, settings.teacher_checkpoint
     name = find_model(settings.teacher)
@@ -333,7 +333,7 @@ def _teacher_weights(settings: RunSettings) -> tuple[str | None, str | None]:
 
 
 def _say_which(settings: RunSettings, say: Callable[[str], None]) -> None:
-    """Says which networks were taken, where timm and the zoo both have one of that name."""
+    """Lists which networks are used, for names that both timm and the zoo have."""
     # What starts from a library is of its network.
     joined = settings.init is not None and Path(settings.init).is_dir()
     named = [(name, None if joined else settings.genome) for name in settings.names]

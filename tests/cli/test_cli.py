@@ -105,7 +105,7 @@ def test_search_builds_what_it_prints(tmp_path, monkeypatch):
         ("search wrn16_1 --params 60k --batch-size 1", "a minibatch has at least 2 images, not 1"),
         (
             "search wrn16_1 --params 60k --resume nowhere.jsonl",
-            "no record nowhere.jsonl to go on with; leave out --resume",
+            "no record nowhere.jsonl to resume; leave out --resume",
         ),
     ],
 )
@@ -126,7 +126,7 @@ def test_the_message_comes_after_the_progress_bar(tmp_path, monkeypatch, failure
     monkeypatch.setattr("blockswap_models.searching.record.Record.add", Mock(side_effect=failure))
     ended, _, err = run(*SEARCH, "--out", tmp_path / "record.jsonl")
     assert ended == status
-    message = "interrupted; go on with the same command" if status == 130 else "OSError"
+    message = "interrupted; continue with the same command" if status == 130 else "OSError"
     assert "0 of 4 scores" in err
     assert err.splitlines()[-1].startswith(f"blockswap search: {message}")
 
@@ -141,7 +141,7 @@ def test_a_record_of_another_search_is_left_alone(tmp_path):
         assert "is the record of another search" in err
     status, _, err = run(*SEARCH, "--out", record)
     assert status == 2
-    assert "exists; go on with it with --resume, or use another --out" in err
+    assert "exists; continue it with --resume, or use another --out" in err
     assert record.read_bytes() == before
 
 

@@ -160,7 +160,7 @@ def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     for content in (b"dear diary\n", b"x", b'{"record": "blockswap search"}\n'):
         path.write_bytes(content)
-        said = f"{path} exists; go on with it with resume=True, or use another record="
+        said = f"{path} exists; continue it with resume=True, or use another record="
         assert refusal(path, resume=False) == said
 
 
@@ -170,21 +170,21 @@ def test_a_new_record_can_be_asked_for_beforehand(tmp_path: Path) -> None:
     path.touch()
     require_new(path)
     write(path)
-    with pytest.raises(RecordError, match=r"a\.jsonl exists; go on with it with resume=True, or use another record=$"):
+    with pytest.raises(RecordError, match=r"a\.jsonl exists; continue it with resume=True, or use another record=$"):
         require_new(str(path))
 
 
 def test_an_empty_file_is_a_new_record(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.touch()
-    assert refusal(path) == f"no record {path} to go on with; leave out resume=True to start one"
+    assert refusal(path) == f"no record {path} to resume; leave out resume=True to start one"
     write(path)
     assert read_record(path)[1] == draws_of(ROWS)
 
 
 def test_nothing_to_go_on_with(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "a.jsonl"
-    assert refusal(path) == f"no record {path} to go on with; leave out resume=True to start one"
+    assert refusal(path) == f"no record {path} to resume; leave out resume=True to start one"
     assert not path.parent.exists()
     with pytest.raises(RecordError) as caught:
         read_record(path)

@@ -194,7 +194,7 @@ def test_refuses_the_record_of_another_search(tmp_path, change, said):
     before = record.read_bytes()
     with pytest.raises(RecordError, match=f"is the record of another search: {said}"):
         search(SPACE, BUDGET, record=record, resume=True, **{**SMALL, **change})
-    with pytest.raises(RecordError, match=r"exists; go on with it with resume=True, or use another record="):
+    with pytest.raises(RecordError, match=r"exists; continue it with resume=True, or use another record="):
         search(SPACE, BUDGET, record=record, **SMALL)
     assert record.read_bytes() == before
 

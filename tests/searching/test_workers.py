@@ -123,9 +123,7 @@ def test_a_worker_that_dies_loses_no_score(tmp_path):
     (tmp_path / "died").touch()
     search(SPACE, BUDGET, score=score, record=record, **{**SMALL, "samples": 2})
     (tmp_path / "died").unlink()
-    with pytest.raises(
-        WorkerError, match=r"a worker died, perhaps for want of memory; go on with resume=True and fewer"
-    ):
+    with pytest.raises(WorkerError, match=r"a worker died, perhaps out of memory; continue with resume=True and fewer"):
         search(SPACE, BUDGET, score=score, workers=2, record=record, resume=True, **SMALL)
     result = search(SPACE, BUDGET, score=score, workers=2, record=record, resume=True, **SMALL)
     assert [each.score for each in result.candidates] == [
@@ -136,7 +134,7 @@ def test_a_worker_that_dies_loses_no_score(tmp_path):
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (WorkerError("a worker died"), WorkerError, "a worker died before the first score, perhaps for want of memory"),
+        (WorkerError("a worker died"), WorkerError, "a worker died before the first score, perhaps out of memory"),
         (RuntimeError("CUDA out of memory"), RuntimeError, "CUDA out of memory"),
     ],
 )
@@ -193,7 +191,8 @@ def test_killed_interrupted_and_resumed_gives_the_same_answer(tmp_path, capsys):
     assert status == -signal.SIGKILL
     status, errors = stop(stopped, signal.SIGINT, "--resume")
     assert status == 130, errors
-    assert errors.splitlines()[-1].startswith("blockswap search: interrupted; go on with the same command and --resume")
+    last = errors.splitlines()[-1]
+    assert last.startswith("blockswap search: interrupted; continue with the same command and --resume")
     assert "Traceback" not in errors
     assert "leaked" not in errors
     # It goes on to a few more than there are.

@@ -246,7 +246,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, monkeyp
 
 def test_a_folder_with_a_run_is_left_alone(tmp_path):
     one = replace(TINY, epochs=1)
-    with pytest.raises(TrainingError, match=r"^there is no run to go on with in '.*'; leave out resume=True$"):
+    with pytest.raises(TrainingError, match=r"^there is no run to resume in '.*'; leave out resume=True$"):
         run_tiny(tmp_path / "run", resume=True)
     run_tiny(tmp_path / "run", recipe=one)
     before = state_of(tmp_path / "run")
@@ -506,7 +506,7 @@ def test_an_interruption_says_how_to_go_on(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(blockswap_models.training.loop, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     status, _, err = run(capsys, *command)
     assert status == 130
-    assert err.splitlines()[-1] == "blockswap train: interrupted; go on with the same command and --resume"
+    assert err.splitlines()[-1] == "blockswap train: interrupted; continue with the same command and --resume"
 
 
 def test_tensorboard_where_it_is_there(capsys, tmp_path, monkeypatch):
@@ -536,8 +536,8 @@ def test_tensorboard_where_it_is_there(capsys, tmp_path, monkeypatch):
         (["--teacher", "wrn40_1"], "no pretrained weights for blockswap_wrn40_1; there are some for "),
         (["--teacher", "wrn16_1", "--teacher-checkpoint", "none.safetensors"], "no checkpoint 'none.safetensors'"),
         (["--genome", "S/S/S"], "blockswap_wrn16_1 has stages of"),
-        (["--log-every", 0], "the loss is looked at every step or less often, not every 0"),
-        (["--resume"], "there is no run to go on with in"),
+        (["--log-every", 0], "--log-every is at least 1, not 0"),
+        (["--resume"], "there is no run to resume in"),
         (["--batch-size", 64], "32 images make no minibatch of 64"),
     ],
 )

@@ -1,0 +1,147 @@
+"""What do weights of one data set gain on another? Fine-tuning against random weights, at the same length.
+
+    python -m benchmarks.weights.finetune --data path/to/imagenet_284 --out runs/finetune
+
+Takes the first ten classes of a folder that have enough images, at the size of the network: a few images of each to
+train on and others of the same classes to measure. A network is trained so many epochs from its pretrained weights, by
+the recipe `finetune`; from these with the stem and the first stages frozen; and from random weights, by the same recipe
+without `layer_decay`, at two learning rates. All have a new classifier and the same images in the same order. `--name`
+takes any network that has weights. Stopped at any moment, the same command goes on; what is finished is printed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.task import ClassificationTask
+from torch import nn
+
+import blockswap_models  # noqa: F401
+from benchmarks.lib.report import processor, versions
+from blockswap_models.data.cifar import CifarLoader
+from blockswap_models.searching.probe_images import noise_minibatch
+from blockswap_models.searching.space import SearchSpace
+from blockswap_models.training.loop import train
+from blockswap_models.training.recipes import RECIPES, Recipe
+
+# What is changed in the recipe, by the name of the run, and whether the run starts from the pretrained weights.
+RUNS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "pretrained": (True, {}),
+    "pretrained, 2 stages frozen": (True, {"freeze": "2"}),
+    "random, lr 0.1": (False, {"layer_decay": None, "lr": 0.1}),
+    "random": (False, {"layer_decay": None}),
+}
+Images = tuple[torch.Tensor, torch.Tensor]
+
+
+def classes_of(folder: Path, classes: int, number: int) -> list[list[Path]]:
+    """Lists the images of the first classes of a folder that have as many as it takes."""
+    every = [sorted(each.iterdir()) for each in sorted(folder.iterdir()) if each.is_dir()]
+    enough = [files for files in every if len(files) >= number][:classes]
+    if len(enough) < classes:
+        raise SystemExit(
+            f"{folder} has {len(enough)} classes with {number} images or more; use fewer images or classes"
+        )
+    return enough
+
+
+def read(classes: list[list[Path]], first: int, number: int, size: int) -> Images:
+    """Reads `number` images, from the `first` on, of each of so many classes, resized to squares of a size."""
+    images, labels = [], []
+    for label, files in enumerate(classes):
+        for path in files[first : first + number]:
+            with Image.open(path) as image:
+                images.append(np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)))
+            labels.append(label)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+
+
+def run(
+    options: argparse.Namespace, pretrained: bool, recipe: Recipe, data: tuple[Images, Images], folder: Path
+) -> dict[str, Any]:
+    """Trains a network, or goes on, and returns the summary of the run."""
+    if (folder / "summary.json").exists():
+        return json.loads((folder / "summary.json").read_text())
+    torch.manual_seed(options.seed)
+    model = timm.create_model(options.name, pretrained=pretrained, num_classes=options.classes)
+    # Other classes, though perhaps as many.
+    model.reset_classifier(options.classes)
+    model = model.to(memory_format=torch.channels_last)
+    cfg = model.pretrained_cfg
+    same = {"mean": cfg["mean"], "std": cfg["std"], "channels_last": True}
+    loader = CifarLoader(
+        *(*data[0], recipe.batch_size),
+        training=True,
+        padding=options.size // 8,
+        cutout=recipe.cutout,
+        seed=options.seed,
+        **same,
+    )
+    return train(
+        ClassificationTask(model, nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing), verbose=False),
+        loader,
+        CifarLoader(*data[1], 100, **same),
+        recipe,
+        folder,
+        seed=options.seed,
+        arguments={"model": options.name, "pretrained": pretrained},
+        resume=(folder / "log.jsonl").exists(),
+        test_every=recipe.epochs,
+    )
+
+
+def main() -> None:
+    """Reads the options, trains, and prints a line a run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder whose folder 'train' has one folder of images a class")
+    parser.add_argument("--out", type=Path, default=Path("runs/finetune"), help="the folder of the runs (%(default)s)")
+    parser.add_argument("--only", nargs="+", choices=tuple(RUNS), default=tuple(RUNS), metavar="RUN")
+    parser.add_argument("--name", default="blockswap_wrn40_2_404k.at_cifar10_short", help="the network (%(default)s)")
+    parser.add_argument("--classes", type=int, default=10, help="classes, the first of the folder (%(default)s)")
+    parser.add_argument("--images", type=int, default=20, help="images a class to train on (%(default)s)")
+    parser.add_argument("--test-images", type=int, default=30, help="images a class to measure (%(default)s)")
+    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of each run (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=20, help="images a step (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--smoke", action="store_true", help="one step on noise, of a small network of random weights")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    runs = {name: RUNS[name] for name in options.only}
+    if options.smoke:
+        minibatch = noise_minibatch(SearchSpace("wrn16_1"), 8, options.seed)
+        images = (minibatch.images * 50 + 128).clamp(0, 255).byte(), minibatch.labels
+        data = images, images
+        options.name, options.epochs, options.batch_size = "blockswap_wrn16_1", 1, 8
+        runs = {"random": RUNS["random"]}
+        options.out = Path(tempfile.mkdtemp())
+    else:
+        classes = classes_of(options.data / "train", options.classes, options.images + options.test_images)
+        data = (
+            read(classes, 0, options.images, options.size),
+            read(classes, options.images, options.test_images, options.size),
+        )
+    print(
+        f"{versions()}, {processor()}, {options.threads} thread\n{options.name}: {options.classes} classes, "
+        f"{len(data[0][0])} images to train on and {len(data[1][0])} others, {options.size} px, "
+        f"{options.epochs} epochs, seed {options.seed}\n\n{'weights':28}{'error, %':>9}{'seconds':>9}"
+    )
+    for name, (pretrained, changes) in runs.items():
+        recipe = replace(RECIPES["finetune"], epochs=options.epochs, batch_size=options.batch_size, **changes)
+        folder = options.out / name.replace(" ", "-").replace(",", "")
+        summary = run(options, pretrained, recipe, data, folder)
+        print(f"{name:28}{summary['top1_error']:9.2f}{summary['seconds']:9.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
