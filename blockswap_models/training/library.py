@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..files import append_json_line, json_line, read_json_lines, write_atomic
 from ..genome import SEARCH_TYPES, BlockType
 from ..messages import quote
-from ..nets.blocks import ResidualBlock
+from ..nets.blocks import PreActBasic, PreActBottleneck, ResidualBlock
 from ..nets.library import KIND, BlockLibrary, LibraryError, tensor_name, weights_digest
 from ..nets.swap import BlockNetwork, FoundBlock, new_block
 from .evaluate import Minibatches
@@ -37,6 +37,8 @@ __all__ = ["train_library"]
 
 # Bytes of a parameter while it learns: itself, its gradient and the two averages of Adam, in float32.
 _BYTES = 16
+# How strongly least squares keep to the weights that were learned, as a share of the mean square of a channel.
+_RIDGE = 1e-4
 # An epoch of a loader which no training reaches, for measuring.
 _MEASURING = 1_000_000
 
@@ -60,7 +62,8 @@ def train_library(
     """Trains every block type at every position to do what the block of a trained network does, and writes the library.
 
     The blocks learn by Adam, with a learning rate that rises for a tenth of the steps and then falls to zero. After
-    that, statistics of BN and then errors, in evaluation mode, are measured on other minibatches of the loader.
+    that, statistics of BN and then errors, in evaluation mode, are measured on other minibatches of the loader. Where a
+    pre-activation block ends in a 1x1 convolution, its weights are those of least squares at last.
 
     Memory holds, for a part, its blocks with what Adam keeps of them and the feature maps at their positions, which
     `memory` bounds, and beside these the network and the activations of one block at a time.
@@ -262,7 +265,7 @@ class _Trainer:
                     self._checkpoint(number, step + 1, blocks, optimizer, schedule)
                     saved = time.monotonic()
             self._measure_norms(watch, blocks)
-            errors = self._errors(watch, blocks, added)
+            errors = self._solve_last(watch, blocks, added)
         tensors = {
             tensor_name(index, block, name): value.detach().cpu().contiguous()
             for (index, block), module in blocks.items()
@@ -293,8 +296,9 @@ class _Trainer:
                 yield images.to(self.device, non_blocking=True)
             epoch, skip = epoch + 1, 0
 
-    def _measuring(self) -> Iterator[torch.Tensor]:
-        set_epoch(self.loader, self.header["seed"], _MEASURING, 0)
+    def _measuring(self, other: int = 0) -> Iterator[torch.Tensor]:
+        """Gives minibatches that no block learns from; those of another number are others."""
+        set_epoch(self.loader, self.header["seed"], _MEASURING + other, 0)
         for images, _ in islice(self.loader, self.header["measure"]):
             yield images.to(self.device)
 
@@ -324,6 +328,41 @@ class _Trainer:
                     block(watch.seen[index][0])
         for each, momentum in zip(norms, momenta, strict=True):
             each.momentum = momentum
+
+    def _solve_last(
+        self, watch: _Watch, blocks: dict[tuple[int, BlockType], ResidualBlock], added: dict[int, float]
+    ) -> dict[tuple[int, BlockType], float]:
+        """Gives last 1x1 convolutions the weights of least squares, where these are better; returns the errors.
+
+        What a pre-activation block adds is linear in the weights of its last convolution.
+        """
+        errors = self._errors(watch, blocks, added)
+        last = {item: conv for item, block in blocks.items() if (conv := _last_linear(block)) is not None}
+        if not last:
+            return errors
+        products: dict[tuple[int, BlockType], tuple[torch.Tensor, torch.Tensor]] = {}
+        with torch.no_grad():
+            for images in self._measuring(1):
+                watch.run(images)
+                for (index, block), conv in last.items():
+                    square, cross = _products(blocks[index, block], conv, *watch.seen[index])
+                    if (index, block) in products:
+                        products[index, block][0].add_(square)
+                        products[index, block][1].add_(cross)
+                    else:
+                        products[index, block] = square, cross
+            before = {item: conv.weight.clone() for item, conv in last.items()}
+            for item, conv in last.items():
+                square, cross = products[item]
+                # Where the images say little, weights stay what they were.
+                ridge = _RIDGE * square.diagonal().mean() * torch.eye(len(square)).to(square)
+                solved = torch.linalg.solve(square + ridge, cross + ridge @ conv.weight.flatten(1).double().T)
+                conv.weight.copy_(solved.T[:, :, None, None])
+            solved_errors = self._errors(watch, blocks, added)
+            for item, conv in last.items():
+                if not solved_errors[item] < errors[item]:
+                    conv.weight.copy_(before[item])
+        return {item: min(error, solved_errors[item]) if item in last else error for item, error in errors.items()}
 
     def _errors(
         self, watch: _Watch, blocks: dict[tuple[int, BlockType], ResidualBlock], added: dict[int, float]
@@ -364,6 +403,28 @@ class _Trainer:
         for each, own in zip(others, state["others"], strict=True):
             each.load_state_dict(own)
         return int(state["step"])
+
+
+def _last_linear(block: ResidualBlock) -> nn.Conv2d | None:
+    """The 1x1 convolution that makes what a pre-activation block adds; None where there is none."""
+    last: Any = None
+    if isinstance(block, PreActBottleneck) and isinstance(block.bn4, nn.Identity):
+        last = block.conv3
+    elif isinstance(block, PreActBasic) and isinstance(block.conv2, nn.Sequential):
+        last = block.conv2[-1]
+    return last if isinstance(last, nn.Conv2d) and last.kernel_size == (1, 1) else None
+
+
+def _products(
+    block: ResidualBlock, conv: nn.Conv2d, given: torch.Tensor, wanted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The normal equations of a convolution's weights: of its input with itself, and with what it is to give."""
+    seen: list[torch.Tensor] = []
+    hook = conv.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
+    rest = wanted - block(given)
+    hook.remove()
+    inputs, targets = (each.transpose(0, 1).flatten(1).double() for each in (seen[0], rest + seen[1]))
+    return inputs @ inputs.T, inputs @ targets.T
 
 
 def _rate(step: int, steps: int) -> float:

@@ -131,7 +131,15 @@ def interrupting(number):
     return score
 
 
-def test_ctrl_c_keeps_what_was_scored(tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """Has Ctrl-C interrupt: a shell lets what it starts in the background ignore it, and that is handed down."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_keeps_what_was_scored(tmp_path, ctrl_c):
     record = tmp_path / "record.jsonl"
     whole = search(SPACE, "70k", score=interrupting(0), **SMALL)
     with pytest.warns(UserWarning, match="interrupted: this is the result of 3 scores; to continue, "):
@@ -150,7 +158,7 @@ def test_ctrl_c_keeps_what_was_scored(tmp_path):
     assert not whole.interrupted
 
 
-def test_ctrl_c_can_be_raised(tmp_path):
+def test_ctrl_c_can_be_raised(tmp_path, ctrl_c):
     with pytest.raises(KeyboardInterrupt):
         search(SPACE, "70k", score=interrupting(1), **SMALL)
     record = tmp_path / "record.jsonl"

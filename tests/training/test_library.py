@@ -11,6 +11,7 @@ from command_line import run
 from blockswap_models import BlockLibrary, BlockType, LibraryError, swap, train_library
 from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.nets.cost import count
+from blockswap_models.nets.swap import BlockNetwork, new_block
 
 TYPES = ("G4", "B2")
 
@@ -80,6 +81,32 @@ def test_parts_of_little_memory_learn_the_same(model, library, tmp_path):
     assert len(rows) == rows[0]["parts"] > 2
     for item, error in library.errors.items():
         assert parts.errors[item] == pytest.approx(error, rel=1e-3)
+
+
+def test_last_convolutions_are_solved_for(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("blockswap_wrn16_1", num_classes=5)
+    with torch.no_grad():
+        model.train()(next(iter(loader()))[0])
+    settings = {**SETTINGS, "types": ("S", "G8"), "steps": 1, "measure": 1}
+    library = train_library(model, loader(), tmp_path / "lib", **settings)
+    network = BlockNetwork(model)
+    index, block = 5, BlockType.parse("G8")
+    found = network.blocks[index]
+    module = new_block(block, model.get_submodule(found.name), found)
+    module.load_state_dict(library.state(index, block))
+    seen, watched = {}, model.eval().get_submodule(found.name)
+    watched.register_forward_hook(lambda _, given, made: seen.update(given=given[0], made=made))
+    last = module.eval().conv2[-1]
+    # No step of its weights lowers the error on the images that they were solved for, but for the ridge.
+    many = loader()
+    many.set_epoch(1_000_001)
+    model(next(iter(many))[0])
+    gradient = torch.autograd.grad((module(seen["given"]) - seen["made"].detach()).square().mean(), last.weight)[0]
+    with torch.no_grad():
+        last.weight.mul_(1.1)
+    larger = torch.autograd.grad((module(seen["given"]) - seen["made"].detach()).square().mean(), last.weight)[0]
+    assert gradient.norm() < 0.05 * larger.norm()
 
 
 class Killed(Exception):
