@@ -12,7 +12,7 @@ import safetensors.torch
 import timm
 import torch
 
-from blockswap_models import Budget, SearchSpace, count, save_pretrained
+from blockswap_models import Budget, Genome, SearchSpace, count, save_pretrained
 from blockswap_models.cli.main import main
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.zoo import blockswap
@@ -140,7 +140,7 @@ def test_a_card_says_what_was_trained_and_what_is_in_the_file(packed):
     assert card["test"]["float32"] == {key: summary[key] for key in ("top1_error", "top5_error")}
     assert (card["test"]["images"], card["file"]["bytes"]) == (24, weights.stat().st_size)
     # What a budget of size counts, for a network of this many classes.
-    space = SearchSpace("wrn16_1", ["S"], num_classes=card["num_classes"])
+    space = SearchSpace("wrn16_1", Genome(GENOME).blocks, num_classes=card["num_classes"])
     assert space.resolve(Budget(size="100%"))[0].cost(card["genome"]).size == weights.stat().st_size
     assert card["command"] == (f"blockswap {TRAIN} --data-dir DATA --out run")
     assert card["input_size"] == [3, 32, 32]
