@@ -11,6 +11,7 @@ from torchvision.models.detection import backbone_utils
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from blockswap_models import swap
 from blockswap_models.detection import fpn_backbone, mask_rcnn
 
 GENOME = "B2,W1/G4,B2G4/S,W2/B4,S"
@@ -261,3 +262,10 @@ def test_nothing_imports_detection_by_itself_and_models_need_no_pycocotools():
         "mask_rcnn('blockswap_wrn16_1', 5)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_swapped_network_of_timm_is_a_backbone() -> None:
+    model = timm.create_model("test_resnet")
+    backbone = fpn_backbone(swap(model, "K/G4/B2/K"))
+    features = backbone(torch.randn(1, 3, 64, 64))
+    assert [each.shape[-1] for each in features.values()][:3] == [16, 8, 4]

@@ -38,7 +38,9 @@ class ScoreBar:
         self._bar.set_description(round_name)
         for each in results:
             self._best = max(self._best, each.score if math.isfinite(each.score) else -math.inf)
-            self._bar.set_postfix_str(f"best {self._best:.3g}", refresh=False)
+            if math.isfinite(self._best):
+                # A sum of ranks is known only when all candidates are scored.
+                self._bar.set_postfix_str(f"best {self._best:.3g}", refresh=False)
             yield each
             # It is counted once it is kept.
             self._bar.update()

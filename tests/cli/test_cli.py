@@ -75,7 +75,7 @@ def test_search_builds_what_it_prints(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, err = run(*SEARCH)
     assert status == 0
-    assert "4/4" in err
+    assert "4 of 4 scores" in err
     assert (tmp_path / "wrn16_1-params60k-seed0.jsonl").read_bytes().count(b"\n") == 5
     genome = out.splitlines()[2].strip()
     assert f"build it: timm.create_model('blockswap_wrn16_1', genome='{genome}')" in out

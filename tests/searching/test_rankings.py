@@ -36,6 +36,7 @@ from blockswap_models.searching.rankings import (
     zico,
 )
 from blockswap_models.searching.record import read_ranking, read_record
+from blockswap_models.searching.score_bar import ScoreBar
 
 WRN = Layout.wide_resnet(16, 1)
 RESNET = Layout.resnet(18)
@@ -415,6 +416,15 @@ def test_sums_of_ranks_by_hand():
     assert [str(each.genome) for each in rank(candidates[:1] + candidates[2:])] == ["G4", "S", "G8"]
     plain = Candidate(Genome("S"), Cost(1, 1), (3.0,))
     assert sum_ranks([plain]) == [plain]
+
+
+def test_the_bar_of_a_search_shows_no_best_sum_of_ranks(capsys):
+    draws = [ScoredDraw(Genome("S"), Cost(1, 1), draw, math.nan, None, {"a": 1.0}) for draw in range(2)]
+    with ScoreBar() as bar:
+        assert list(bar(draws, 2, 0, "scoring")) == draws
+    err = capsys.readouterr().err
+    assert "scoring" in err
+    assert "best" not in err
 
 
 def test_a_search_by_a_sum_of_ranks(tmp_path):
