@@ -143,7 +143,7 @@ def test_a_search_that_fails_before_its_first_score_leaves_no_record(tmp_path, m
         raise error
         yield
 
-    monkeypatch.setattr("blockswap_models.searching.search.map_in_order", failing)
+    monkeypatch.setattr("blockswap_models.searching.scoring.map_in_order", failing)
     with pytest.raises(kind, match=message):
         search(SPACE, BUDGET, record=tmp_path / "record.jsonl", **SMALL)
     assert not list(tmp_path.iterdir())
