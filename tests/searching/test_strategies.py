@@ -329,7 +329,9 @@ def test_the_command_takes_a_strategy(tmp_path, monkeypatch, capsys) -> None:
     assert header["strategy"] == "surrogate"
     assert len(scored) == 110
     assert main(["show", report["record"]]) == 0
-    assert "\ngenomes  110\nchosen   by strategy surrogate\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "\ngenomes  110\n" in shown
+    assert "\nchosen   by strategy surrogate\n" in shown
     # It has learned which types have many MACs for few parameters.
     macs = [each.cost.macs for each in scored]
     assert np.median(macs[100:]) > max(macs[:100])
