@@ -426,6 +426,8 @@ def print_choices(plan: Sequence[Planned], errors: dict[Genome, float], random: 
 
 def cell(found: Correlation) -> str:
     """Writes rho with its interval, and how many scores failed."""
+    if np.isnan(found.rho):
+        return f"{'-':>6s}"
     failed = f", {found.failed} failed" if found.failed else ""
     return f"{found.rho:6.2f} [{found.low:.2f}, {found.high:.2f}]{failed}"
 
