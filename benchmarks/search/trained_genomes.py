@@ -375,7 +375,7 @@ def one_step(task: TrainingTask, optimizer: torch.optim.Optimizer, images: torch
     loss.backward()
     optimizer.step()
     # Waits for the device.
-    float(loss)
+    float(loss.detach())
     return time.perf_counter() - started
 
 
