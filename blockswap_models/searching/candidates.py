@@ -222,7 +222,7 @@ def sum_ranks(candidates: Iterable[AnyScored]) -> list[AnyScored]:
     return [
         each
         if each.parts is None
-        else replace(
+        else replace(  # type: ignore[type-var]  # each that is scored is a dataclass
             each, scores=tuple(statistics.fmean(share(*part) for part in parts.items()) for parts in each.parts)
         )
         for each in candidates

@@ -128,7 +128,8 @@ def rank_networks(
     check_numbers(seed=seed, refine=0, draws=draws, workers=workers, batch_size=batch_size)
     score = score_named(score)
     channels, side = _sizes_of(data)
-    in_chans, size = in_chans or channels, image_size or side
+    in_chans = channels if in_chans is None else in_chans
+    size = side if image_size is None else image_size
     if num_classes is None and isinstance(data, (str, Path)):
         classes = classes_of(str(data))
         num_classes = None if classes is None else len(classes)
@@ -230,7 +231,7 @@ class _Sources:
         first = next((each for each in networks if isinstance(each, nn.Module)), networks[0])
         with torch.random.fork_rng(devices=[]):
             model = first if isinstance(first, nn.Module) else self._create(first)
-        self.num_classes: int = num_classes or getattr(model, "num_classes", 0)
+        self.num_classes: int = getattr(model, "num_classes", 0) if num_classes is None else num_classes
         if self.num_classes < 1:
             raise ValueError(f"{type(model).__name__} does not say how many classes it has; use num_classes=")
         if size is None:
@@ -244,7 +245,7 @@ class _Sources:
         else:
             channels = getattr(model, "in_chans", 3)
             height, width = (size, size) if isinstance(size, int) else size
-        channels = in_chans or channels
+        channels = channels if in_chans is None else in_chans
         for name, value in {"in_chans": channels, "image_size": min(height, width)}.items():
             if value < 1:
                 raise ValueError(f"{name} is at least 1, not {value}")

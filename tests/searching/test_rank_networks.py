@@ -9,7 +9,7 @@ import torch
 from command_line import run
 from torch import nn
 
-from blockswap_models import Genome, SearchSpace, count, fisher_potential, rank_networks, search
+from blockswap_models import SearchSpace, count, fisher_potential, rank_networks, search
 from blockswap_models.errors import BlockSwapError
 from blockswap_models.machine import threads_set
 from blockswap_models.searching.probe_images import noise_minibatch, tensor_minibatch
@@ -18,7 +18,7 @@ from blockswap_models.searching.scorer import weights_seed
 
 # Small images of few classes, for networks of any layout.
 SMALL = {"batch_size": 4, "num_classes": 10, "image_size": 32}
-GENOMES = ["S/G4/W1", "W1/S/B2", "G4/M6/S"]
+GENOMES = ["2xS/2xG4/2xW1", "2xW1/2xS/2xB2", "2xG4/2xM6/S,I"]
 WRN = SearchSpace("wrn16_1")
 
 
@@ -114,7 +114,8 @@ def test_images_are_made_for_the_networks():
         (["S/S/Q"], {"network": "wrn16_1"}, "genome 1 of those to score: "),
         (["test_resnet"], {"score": "fishy"}, "unknown score 'fishy'; did you mean 'fisher'?"),
         (["test_resnet"], {"draws": 0}, "draws is at least 1, not 0"),
-        (["test_vit"], SMALL, "test_vit takes no images of 3x32x32: "),
+        (["test_vit"], SMALL, "test_vit cannot be scored: VisionTransformer does not split into blocks"),
+        (["test_resnet", "wrn16_1"], {"in_chans": 0}, "in_chans is at least 1, not 0"),
         ([nn.Linear(1, 1)], {}, "Linear does not say how many classes it has; use num_classes="),
         ([nn.Linear(1, 1)], {"num_classes": 1}, "Linear does not say which images it takes; use image_size=224"),
         ([nn.Linear(1, 1)], {"network": "wrn16_1"}, "network= is what genomes are of; leave it out to rank networks"),
@@ -125,6 +126,14 @@ def test_errors(networks, arguments, message):
         rank_networks(networks, **arguments)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_networks_that_do_not_fit_the_images_are_named():
+    model = timm.create_model("blockswap_wrn16_1")
+    with pytest.raises(ValueError, match=r"^WideResNet has 10 classes, fewer than the 100 of the images; use"):
+        rank_networks(["test_resnet", model], score="macs", num_classes=100)
+    with pytest.raises(ValueError, match=r"^WideResNet takes no images of 1x32x32: "):
+        rank_networks([model], score="macs", in_chans=1)
 
 
 def test_a_network_that_cannot_be_scored_is_named():
@@ -139,6 +148,7 @@ def test_the_command_ranks_names(tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("# networks\n\ntest_resnet\nwrn16_1  # of the zoo\n")
     command = ["rank", file, "--image-size", 32, "--num-classes", 10, "--score", "macs", "--batch-size", 2]
+    command += ["--workers", 1]
     status, out, _ = run(*command)
     assert status == 0
     lines = out.splitlines()
@@ -189,15 +199,25 @@ def test_standard_input_is_read():
     from blockswap_models.cli.main import blockswap
 
     options = ["--network", "wrn16_1", "--score", "params", "--batch-size", "2", "--workers", "1", "--json"]
-    result = CliRunner().invoke(blockswap, ["rank", "-", *options], input="S/S/S\nG4/G4/G4\n")
-    assert [each["name"] for each in json.loads(result.stdout)["networks"]] == [Genome("S/S/S"), Genome("G4/G4/G4")]
+    result = CliRunner().invoke(blockswap, ["rank", "-", *options], input="2xG4/2xG4/2xG4\n2xS/2xS/2xS\n")
+    assert [each["name"] for each in json.loads(result.stdout)["networks"]] == ["2xS/2xS/2xS", "2xG4/2xG4/2xG4"]
 
 
 def test_images_of_a_dataset(data_dir, tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("test_resnet\n")
     status, out, errors = run(
-        "rank", file, "--data", data_dir / "imagenet_val1300", "--batch-size", 4, "--image-size", 32, "--json"
+        "rank",
+        file,
+        "--data",
+        data_dir / "imagenet_val1300",
+        "--batch-size",
+        4,
+        "--image-size",
+        32,
+        "--workers",
+        1,
+        "--json",
     )
     assert status == 0, errors
     # As many classes as the folder has.
