@@ -125,7 +125,9 @@ def rank_networks(
     given = [networks] if isinstance(networks, (str, nn.Module)) else list(dict.fromkeys(networks))
     if not given:
         raise ValueError("no networks to rank; give at least one")
-    check_numbers(seed=seed, refine=0, draws=draws, workers=workers, batch_size=batch_size)
+    sizes = {"num_classes": num_classes, "in_chans": in_chans, "image_size": image_size}
+    counts = {name: value for name, value in sizes.items() if value is not None}
+    check_numbers(seed=seed, refine=0, draws=draws, workers=workers, batch_size=batch_size, **counts)
     score = score_named(score)
     channels, side = _sizes_of(data)
     in_chans = channels if in_chans is None else in_chans
@@ -245,12 +247,8 @@ class _Sources:
         else:
             channels = getattr(model, "in_chans", 3)
             height, width = (size, size) if isinstance(size, int) else size
-        channels = channels if in_chans is None else in_chans
-        for name, value in {"in_chans": channels, "image_size": min(height, width)}.items():
-            if value < 1:
-                raise ValueError(f"{name} is at least 1, not {value}")
-        self.input_size = (channels, height, width)
-        self._arguments = {"num_classes": self.num_classes, "in_chans": channels}
+        self.input_size = (channels if in_chans is None else in_chans, height, width)
+        self._arguments = {"num_classes": self.num_classes, "in_chans": self.input_size[0]}
 
     @cached_property
     def data_config(self) -> dict[str, Any]:

@@ -206,19 +206,8 @@ def test_standard_input_is_read():
 def test_images_of_a_dataset(data_dir, tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("test_resnet\n")
-    status, out, errors = run(
-        "rank",
-        file,
-        "--data",
-        data_dir / "imagenet_val1300",
-        "--batch-size",
-        4,
-        "--image-size",
-        32,
-        "--workers",
-        1,
-        "--json",
-    )
+    options = ["--batch-size", 4, "--image-size", 32, "--workers", 1, "--json"]
+    status, out, errors = run("rank", file, "--data", data_dir / "imagenet_val1300", *options)
     assert status == 0, errors
     # As many classes as the folder has.
     classes = len([each for each in (data_dir / "imagenet_val1300").iterdir() if each.is_dir()])
