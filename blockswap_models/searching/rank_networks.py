@@ -228,7 +228,7 @@ class _Sources:
     ) -> None:
         self.networks = networks
         asked = {"num_classes": num_classes, "in_chans": in_chans}
-        self._arguments = {key: value for key, value in asked.items() if value is not None}
+        self._arguments: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
         # Networks that are given stay what they are, and the others become like them.
         first = next((each for each in networks if isinstance(each, nn.Module)), networks[0])
         with torch.random.fork_rng(devices=[]):
