@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .searching.fisher import fisher_potential
     from .searching.front import Front, budgets_along, search_front
     from .searching.profile import profile
+    from .searching.rank_networks import RankedNetwork, rank_networks
     from .searching.record import RecordError
     from .searching.result import SearchResult
     from .searching.search import SearchError, search
@@ -61,6 +62,7 @@ _LAZY = {
     "MakeError": "making",
     "MissingWeightsError": "zoo.cards",
     "Prediction": "prediction",
+    "RankedNetwork": "searching.rank_networks",
     "RecordError": "searching.record",
     "SearchError": "searching.search",
     "SearchResult": "searching.result",
@@ -81,6 +83,7 @@ _LAZY = {
     "make": "making",
     "predict": "prediction",
     "profile": "searching.profile",
+    "rank_networks": "searching.rank_networks",
     "register": "zoo.register",
     "save_pretrained": "zoo.blockswap",
     "search": "searching.search",
@@ -112,6 +115,7 @@ __all__ = [
     "MakeError",
     "MissingWeightsError",
     "Prediction",
+    "RankedNetwork",
     "RecordError",
     "SearchError",
     "SearchResult",
@@ -132,6 +136,7 @@ __all__ = [
     "mask_rcnn",
     "predict",
     "profile",
+    "rank_networks",
     "register",
     "save_pretrained",
     "search",

@@ -41,7 +41,7 @@ LIGHT = (
         "training.recipes",
     ),
     *("cli.main", "cli.search", "cli.records", "cli.latency", "cli.train", "cli.evaluate", "cli.share", "cli.export"),
-    *("cli.predict", "cli.make"),
+    *("cli.predict", "cli.make", "cli.rank"),
     "searching.workers",
 )
 # `__init__` says which module has each public name, and loads those that need torch when they are asked for.

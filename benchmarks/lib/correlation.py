@@ -1,15 +1,15 @@
-"""Spearman's rank correlation, and its interval by the bootstrap over networks."""
+"""Spearman's rank correlation, also at an equal third value, and its interval by the bootstrap over networks."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-__all__ = ["Correlation", "correlate", "spearman"]
+__all__ = ["Correlation", "correlate", "correlate_given", "spearman"]
 
 
 class Correlation(NamedTuple):
@@ -36,19 +36,55 @@ def correlate(
 
     A score that failed, None or not finite, ranks below all others, as in a search; all that failed are tied.
     """
+    values, failed = _values(scores)
+    if len(values) < 2:
+        return Correlation(np.nan, np.nan, np.nan, len(values), failed)
+    low, high = _interval((values, np.asarray(errors, dtype=float)), _spearman_along, samples, seed)
+    return Correlation(spearman(values, errors), low, high, len(values), failed)
+
+
+def correlate_given(
+    scores: Sequence[float | None],
+    errors: Sequence[float],
+    given: Sequence[float],
+    samples: int = 2000,
+    seed: int = 0,
+) -> Correlation:
+    """Correlates scores with errors at an equal third value, such as MACs: the partial rank correlation.
+
+    Scores that failed and the interval are those of `correlate`. The result is NaN for fewer than four networks, and
+    where scores or errors have the same ranks as the third value.
+    """
+    values, failed = _values(scores)
+    if len(values) < 4:
+        return Correlation(np.nan, np.nan, np.nan, len(values), failed)
+    data = (values, np.asarray(errors, dtype=float), np.asarray(given, dtype=float))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        rho = float(_partial_along(*data, axis=-1))
+    low, high = _interval(data, _partial_along, samples, seed)
+    return Correlation(rho, low, high, len(values), failed)
+
+
+def _values(scores: Sequence[float | None]) -> tuple[np.ndarray, int]:
+    """Makes scores that failed the lowest of all; says how many there are."""
     values = np.array([np.nan if score is None else score for score in scores], dtype=float)
     failed = ~np.isfinite(values)
     values[failed] = -np.inf
-    number = len(values)
-    if number < 2:
-        return Correlation(np.nan, np.nan, np.nan, number, int(failed.sum()))
+    return values, int(failed.sum())
+
+
+def _interval(
+    data: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], samples: int, seed: int
+) -> tuple[float, float]:
+    """Finds the 95 % interval of a statistic of paired values, by percentiles."""
     with warnings.catch_warnings():
         # A sample of few networks can have no two different ones.
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         resampled = stats.bootstrap(
-            (values, np.asarray(errors, dtype=float)),
-            _spearman_along,
+            tuple(data),
+            statistic,
             n_resamples=samples,
             paired=True,
             vectorized=True,
@@ -57,9 +93,18 @@ def correlate(
         ).bootstrap_distribution
     resampled = resampled[np.isfinite(resampled)]
     low, high = np.percentile(resampled, [2.5, 97.5]) if len(resampled) else (np.nan, np.nan)
-    return Correlation(spearman(values, errors), float(low), float(high), number, int(failed.sum()))
+    return float(low), float(high)
 
 
 def _spearman_along(one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
     """Correlates the ranks of many samples at once, which `spearmanr` cannot: Pearson's correlation of the ranks."""
     return stats.pearsonr(stats.rankdata(one, axis=axis), stats.rankdata(other, axis=axis), axis=axis).statistic
+
+
+def _partial_along(one: np.ndarray, other: np.ndarray, given: np.ndarray, axis: int) -> np.ndarray:
+    """Correlates the ranks of many samples at once, after what a third value explains of them."""
+    both, first, second = (_spearman_along(*pair, axis) for pair in ((one, other), (one, given), (other, given)))
+    unexplained = (1 - first**2) * (1 - second**2)
+    # Where it explains all, rounding leaves a rest that means nothing.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(unexplained > 1e-9, (both - first * second) / np.sqrt(unexplained), np.nan)

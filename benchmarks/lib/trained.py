@@ -28,6 +28,7 @@ from blockswap_models.files import write_atomic
 from blockswap_models.machine import find_device, keep_memory
 from blockswap_models.nets.devices import describe_machine
 from blockswap_models.training.evaluate import load_weights
+from blockswap_models.training.loaders import GrowingLoader
 from blockswap_models.training.loop import train
 from blockswap_models.training.recipes import RECIPES, Recipe
 from blockswap_models.training.run_folder import TrainingError
@@ -63,7 +64,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 class Trainer:
-    """Trains networks on CIFAR-10, each into a folder of its own within `out`, by the paper's recipe."""
+    """Trains networks on CIFAR-10, each into a folder of its own within `out`, by a recipe, the paper's by default.
+
+    Images have their own size, or are resized to `image_size`, also to test on.
+    """
 
     def __init__(
         self,
@@ -75,9 +79,14 @@ class Trainer:
         device: torch.device | str = "cpu",
         amp: str | None = None,
         teacher_checkpoint: str | None = None,
+        image_size: int | None = None,
+        channels_last: bool | None = None,
+        test_every: int = 1,
     ) -> None:
         self.images, self.out, self.recipe, self.source = images, Path(out), recipe, source
         self.device, self.amp, self.teacher_checkpoint = torch.device(device), amp, teacher_checkpoint
+        self.image_size, self.test_every = image_size, test_every
+        self.channels_last = self.device.type == "cuda" if channels_last is None else channels_last
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Trainer:
@@ -137,18 +146,26 @@ class Trainer:
         images, labels = zip(*found, strict=True)
         return torch.cat(images), torch.cat(labels)
 
-    def training_loader(self, seed: int) -> CifarLoader:
+    def training_loader(self, seed: int) -> CifarLoader | GrowingLoader:
         """Makes the minibatches of a training of this seed."""
-        return CifarLoader(
-            *self.images.train,
-            self.recipe.batch_size,
-            training=True,
-            padding=self.recipe.padding,
-            cutout=self.recipe.cutout,
-            seed=seed,
-            device=self.device,
-            channels_last=self.device.type == "cuda",
-        )
+        recipe = self.recipe
+
+        def load(size: int | None) -> CifarLoader:
+            return CifarLoader(
+                *self.images.train,
+                recipe.batch_size,
+                training=True,
+                padding=recipe.padding,
+                flip="alternate" if recipe.flip == "alternate" else True,
+                cutout=recipe.cutout,
+                size=size,
+                seed=seed,
+                device=self.device,
+                channels_last=self.channels_last,
+            )
+
+        whole = load(self.image_size)
+        return GrowingLoader(load(recipe.small_size), whole, recipe.small_epochs) if recipe.small_epochs else whole
 
     def fit(
         self,
@@ -182,6 +199,7 @@ class Trainer:
             "train_images": len(self.images.train[1]),
             "amp": self.amp,
             "device": self.device.type,
+            **({} if self.image_size is None else {"image_size": self.image_size}),
         }
 
     def run(
@@ -200,9 +218,14 @@ class Trainer:
         task = make_task()
         loader = self.training_loader(seed)
         summary = train(
-            task.to(memory_format=torch.channels_last) if self.device.type == "cuda" else task,
+            task.to(memory_format=torch.channels_last) if self.channels_last else task,
             loader if at_step is None else _Told(loader, recipe.epochs, at_step(task)),
-            CifarLoader(*self.images.test, 256, device=self.device),
+            CifarLoader(
+                *(*self.images.test, 256),
+                size=self.image_size,
+                device=self.device,
+                channels_last=self.channels_last and self.device.type == "cpu",
+            ),
             recipe,
             folder,
             seed=seed,
@@ -211,6 +234,7 @@ class Trainer:
             of_students=of_students,
             resume=(folder / "log.jsonl").exists() or (folder / "checkpoint.pth").exists(),
             dtype=getattr(torch, self.amp or "float32"),
+            test_every=self.test_every,
             progress=sys.stderr.isatty(),
         )
         self.collect()
@@ -312,17 +336,18 @@ def finished(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
 class _Told:
     """Minibatches of a loader, before each of which a function is told which share of the training is done."""
 
-    def __init__(self, loader: CifarLoader, epochs: int, at_step: AtStep) -> None:
-        self.loader, self.steps, self.at_step = loader, epochs * len(loader), at_step
+    def __init__(self, loader: CifarLoader | GrowingLoader, epochs: int, at_step: AtStep) -> None:
+        self.loader, self.steps, self.at_step, self.epoch = loader, epochs * len(loader), at_step, 0
 
     def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
         self.loader.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        first = self.loader.epoch * len(self)
+        first = self.epoch * len(self)
         for step, minibatch in enumerate(self.loader, start=first):
             self.at_step(step / self.steps)
             yield minibatch

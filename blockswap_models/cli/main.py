@@ -23,6 +23,7 @@ _SUBCOMMANDS = {
     "count": "networks:count_",
     "space": "search:space_",
     "search": "search:search_",
+    "rank": "rank:rank_",
     "show": "records:show",
     "plot": "records:plot",
     "profile": "latency:profile_",

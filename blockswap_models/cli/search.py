@@ -35,11 +35,22 @@ from .tables import front_report, in_megas, print_front, print_json, print_ranki
 
 if TYPE_CHECKING:
     from ..searching.front import Front
-    from ..searching.probe_images import Minibatch
+    from ..searching.probe_images import ImageSpec, Minibatch
     from ..searching.result import SearchResult
     from ..searching.space import SearchSpace
 
-__all__ = ["SCORE_NAMES", "STRATEGY_NAMES", "search_", "space_", "space_of", "tied_text"]
+__all__ = [
+    "SCORE_NAMES",
+    "STRATEGY_NAMES",
+    "image_options",
+    "minibatch_of",
+    "read_images",
+    "score_option",
+    "search_",
+    "space_",
+    "space_of",
+    "tied_text",
+]
 
 # The keys of `rankings.SCORES`, which needs torch.
 SCORE_NAMES = (
@@ -77,6 +88,15 @@ score_option = click.option(
     metavar="NAME[+NAME…]",
     default=SCORE_NAMES[0],
     help=f"what to rank by: {listed(SCORE_NAMES)}; or a sum of ranks, such as fisher-balanced+naswot",
+)
+image_options = together(
+    click.option(
+        "--data", help="torch/cifar10 or a timm dataset, coco, or a folder of images [default: images of 1/f noise]"
+    ),
+    click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset"),
+    click.option("--split", default="train", help="the split of the dataset"),
+    holdout_options,
+    click.option("--batch-size", type=int, default=32, help="images in a minibatch"),
 )
 # The keys of `strategies.STRATEGIES`, which needs torch.
 STRATEGY_NAMES = ("random", "surrogate")
@@ -150,13 +170,7 @@ def space_(as_json: bool, **arguments: Any) -> None:
 @click.option("--points", type=int, default=6, help="budgets of --front")
 @click.option("--samples", type=int, default=1000, help="genomes to score for each budget")
 @click.option("--seed", type=int, default=0, help="seed of genomes, weights and images")
-@click.option(
-    "--data", help="torch/cifar10 or a timm dataset, coco, or a folder of images [default: images of 1/f noise]"
-)
-@click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset")
-@click.option("--split", default="train", help="the split of the dataset")
-@holdout_options
-@click.option("--batch-size", type=int, default=32, help="images in a minibatch")
+@image_options
 @score_option
 @click.option("--minibatches", type=int, default=1, help="score the last of so many, after training on the rest")
 @click.option(
@@ -202,7 +216,7 @@ def search_(as_json: bool, **arguments: Any) -> None:
     if options.resume is not None and Path(record).is_file():
         _go_on_as(options, read_record(record)[0])
     elif options.data is not None:
-        _read_images(options)
+        read_images(options)
     space = _space(options)
     budgets = _budgets(options, space)
 
@@ -216,7 +230,7 @@ def search_(as_json: bool, **arguments: Any) -> None:
     score = after(score_named(options.score), options.minibatches)
     advise_when_interrupted(f"continue with the same command and --resume{'' if not options.out else f' {record}'}")
     given: dict[str, Any] = {
-        "data": _minibatch(options, space),
+        "data": minibatch_of(options, space),
         "score": score,
         "draws": options.draws,
         "refine": options.refine,
@@ -279,7 +293,7 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
     print(f"train it: blockswap train {options.network.text} --genome {best.genome} --init {options.library} …")
 
 
-def _read_images(options: SimpleNamespace) -> None:
+def read_images(options: SimpleNamespace) -> None:
     """Takes classes, channels and size from a folder's images if they are not given, and prints them."""
     from ..data.facts import holdout_of, holdout_text, image_facts
 
@@ -369,7 +383,8 @@ def _budgets(options: SimpleNamespace, space: SearchSpace) -> list[Budget]:
     return [Budget(**{several: each}, **others, tolerance=options.tolerance) for each in amounts[several]]
 
 
-def _minibatch(options: SimpleNamespace, space: SearchSpace) -> Minibatch:
+def minibatch_of(options: SimpleNamespace, space: ImageSpec) -> Minibatch:
+    """Makes the images of a command's options, for networks of a space or of any other kind."""
     from ..searching.probe_images import affordable_batches, dataset_minibatch, noise_minibatch
 
     if options.batch_size < 2:

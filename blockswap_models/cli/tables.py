@@ -8,9 +8,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..budget import Budget
-from ..searching.candidates import Candidate
+from ..searching.candidates import Candidate, Scored
 
-__all__ = ["front_report", "in_megas", "milliseconds", "print_front", "print_json", "print_ranking", "print_table"]
+__all__ = [
+    "front_report",
+    "in_megas",
+    "milliseconds",
+    "print_front",
+    "print_json",
+    "print_networks",
+    "print_ranking",
+    "print_table",
+]
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> None:
@@ -37,6 +46,11 @@ def print_ranking(top: Sequence[Candidate]) -> None:
     _print_candidates("rank", list(enumerate(top, start=1)))
 
 
+def print_networks(ranking: Sequence[Scored]) -> None:
+    """Prints the table of whole networks, which have names."""
+    _print_candidates("rank", list(enumerate(ranking, start=1)), "name")
+
+
 def print_front(budgets: Sequence[Budget], rankings: Sequence[Sequence[Candidate]], front: Sequence[Candidate]) -> None:
     """Prints the best genome within each budget, and the Pareto front."""
     print("best within each budget:\n")
@@ -59,7 +73,7 @@ def front_report(
     }
 
 
-def _print_candidates(title: str, labelled: Sequence[tuple[object, Candidate]]) -> None:
+def _print_candidates(title: str, labelled: Sequence[tuple[object, Scored]], named: str = "genome") -> None:
     measured = any(each.cost.latency is not None for _, each in labelled)
     sized = any(each.cost.size is not None for _, each in labelled)
     rows = [
@@ -72,12 +86,12 @@ def _print_candidates(title: str, labelled: Sequence[tuple[object, Candidate]]) 
             in_megas(each.cost.macs),
             *([milliseconds(each.cost.latency)] if measured else []),
             *(["" if each.cost.size is None else f"{each.cost.size:,}"] if sized else []),
-            each.genome,
+            getattr(each, named),
         )
         for label, each in labelled
     ]
     titles = [title, "score", "±", "draws", "params", "MACs", *(["latency"] if measured else [])]
-    titles += [*(["bytes"] if sized else []), "genome"]
+    titles += [*(["bytes"] if sized else []), named]
     right = range(len(titles) - 1)
     if not title:
         titles, rows, right = titles[1:], [row[1:] for row in rows], range(len(titles) - 2)

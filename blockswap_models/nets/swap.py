@@ -31,7 +31,7 @@ from .copies import plain_copy
 from .cost import count_parts
 from .library import BlockLibrary, weights_digest
 
-__all__ = ["BlockNetwork", "FoundBlock", "SplitError", "find_blocks", "swap"]
+__all__ = ["BlockNetwork", "FoundBlock", "SplitError", "find_blocks", "own_input_size", "swap", "wake"]
 
 # "pre": norm and activation before each convolution; "post": after it, the last after the addition; "linear": after it,
 # none after the addition.
@@ -453,6 +453,14 @@ def _described(model: nn.Module, genome: Genome, found: tuple[FoundBlock, ...]) 
     return model
 
 
+def wake(ends: Iterable[nn.Module]) -> None:
+    """Gives the ends of branches that start at zero other weights: a score would see nothing in such a branch."""
+    for module in (module for end in ends for module in end.modules()):
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and not weight.any():
+            (nn.init.ones_ if weight.ndim == 1 else nn.init.kaiming_normal_)(weight)
+
+
 class BlockNetwork:
     """A network of timm with its blocks: what makes networks of other blocks, and counts them.
 
@@ -556,11 +564,7 @@ class BlockNetwork:
         model = self.build(genome)
         if self.name is not None:
             ends: Any = model.branch_ends
-            for name in ends:
-                for module in model.get_submodule(name).modules():
-                    weight = getattr(module, "weight", None)
-                    if isinstance(weight, nn.Parameter) and not weight.any():
-                        (nn.init.ones_ if weight.ndim == 1 else nn.init.kaiming_normal_)(weight)
+            wake(map(model.get_submodule, ends))
         return model
 
     @cached_property

@@ -10,7 +10,7 @@ import statistics
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..budget import Budget, BudgetError, Cost
 from ..genome import Genome
@@ -18,6 +18,7 @@ from ..genome import Genome
 __all__ = [
     "ETA",
     "Candidate",
+    "Scored",
     "ScoredDraw",
     "candidates_of",
     "common_cost",
@@ -105,8 +106,35 @@ def _read_parts(parts: Mapping[str, Any] | None) -> dict[str, float] | None:
     return {name: math.nan if value is None else float(value) for name, value in parts.items()}
 
 
+class Scored:
+    """What was scored: a genome or a whole network, with its cost and the score of each draw."""
+
+    cost: Cost
+    scores: tuple[float, ...]
+    parts: tuple[Mapping[str, float], ...] | None
+
+    @property
+    def score(self) -> float:
+        """The geometric mean of the draws, NaN where one is not finite: from draw to draw scores differ by factors."""
+        if not all(map(math.isfinite, self.scores)):
+            return math.nan
+        if len(self.scores) == 1 or min(self.scores) <= 0:
+            return sum(self.scores) / len(self.scores)
+        return math.exp(sum(map(math.log, self.scores)) / len(self.scores))
+
+    @property
+    def standard_error_factor(self) -> float:
+        """The uncertainty of the score as a factor, exp of the standard error of its logarithm; NaN for one draw."""
+        if len(self.scores) < 2 or not all(map(math.isfinite, self.scores)) or min(self.scores) <= 0:
+            return math.nan
+        return math.exp(statistics.stdev(map(math.log, self.scores)) / math.sqrt(len(self.scores)))
+
+
+AnyScored = TypeVar("AnyScored", bound=Scored)
+
+
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Scored):
     """A scored genome.
 
     Attributes:
@@ -131,22 +159,6 @@ class Candidate:
         ranked = tuple(each.parts for each in draws if each.parts is not None) or None
         return cls(draws[0].genome, draws[0].cost, tuple(each.score for each in draws), shares, ranked)
 
-    @property
-    def score(self) -> float:
-        """The geometric mean of the draws, NaN where one is not finite: from draw to draw scores differ by factors."""
-        if not all(map(math.isfinite, self.scores)):
-            return math.nan
-        if len(self.scores) == 1 or min(self.scores) <= 0:
-            return sum(self.scores) / len(self.scores)
-        return math.exp(sum(map(math.log, self.scores)) / len(self.scores))
-
-    @property
-    def standard_error_factor(self) -> float:
-        """The uncertainty of the score as a factor, exp of the standard error of its logarithm; NaN for one draw."""
-        if len(self.scores) < 2 or not all(map(math.isfinite, self.scores)) or min(self.scores) <= 0:
-            return math.nan
-        return math.exp(statistics.stdev(map(math.log, self.scores)) / math.sqrt(len(self.scores)))
-
     def as_json(self) -> dict[str, Any]:
         """The candidate for JSON, which has no NaN."""
         return {
@@ -161,7 +173,7 @@ class Candidate:
         }
 
 
-def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
+def rank(candidates: Iterable[AnyScored]) -> list[AnyScored]:
     """Sorts candidates from best to worst: those with most refinement first, those without a score last.
 
     Ties keep their order. Sums of ranks are those among these candidates.
@@ -169,7 +181,7 @@ def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
     candidates = sum_ranks(candidates)
     fewest = min((len(each.scores) for each in candidates), default=1)
 
-    def place(each: Candidate) -> tuple[bool, int, float]:
+    def place(each: AnyScored) -> tuple[bool, int, float]:
         if not math.isfinite(each.score):
             return True, 0, 0.0
         # A draw that others still lack is no round of refinement.
@@ -186,7 +198,7 @@ def candidates_of(draws: Iterable[ScoredDraw]) -> list[Candidate]:
     return [Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values()]
 
 
-def sum_ranks(candidates: Iterable[Candidate]) -> list[Candidate]:
+def sum_ranks(candidates: Iterable[AnyScored]) -> list[AnyScored]:
     """Scores candidates by the mean of the ranks of their parts among them; those without parts stay as they are.
 
     A rank is a share: 1 is that of the best of the candidates and 1/n that of the worst; ties have the mean. All draws
@@ -210,7 +222,7 @@ def sum_ranks(candidates: Iterable[Candidate]) -> list[Candidate]:
     return [
         each
         if each.parts is None
-        else replace(
+        else replace(  # type: ignore[type-var]  # each that is scored is a dataclass
             each, scores=tuple(statistics.fmean(share(*part) for part in parts.items()) for parts in each.parts)
         )
         for each in candidates

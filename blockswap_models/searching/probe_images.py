@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from ..data.cifar import normalize
 from ..data.folders import DataError, classes_of, find_dataset, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import image_mode
-from .space import SearchSpace
 
 __all__ = [
+    "ImageSpec",
     "Minibatch",
     "affordable_batches",
     "dataset_minibatch",
@@ -30,6 +30,22 @@ __all__ = [
     "tensor_minibatch",
     "user_minibatch",
 ]
+
+
+class ImageSpec(Protocol):
+    """What images are made for: a search space, or networks of any kind."""
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes of their labels."""
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """How they are normalised and cropped, as a timm cfg."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +74,12 @@ _MOST_BATCHES, _MOST_NUMBERS = 16, 20_000_000
 _MORE_CLASSES = "SearchSpace(…, num_classes={}) or more"
 
 
-def affordable_batches(space: SearchSpace, batch_size: int) -> int:
+def affordable_batches(space: ImageSpec, batch_size: int) -> int:
     """How many minibatches a search takes in turn: enough to average over, few enough to travel to workers."""
     return max(1, min(_MOST_BATCHES, _MOST_NUMBERS // (batch_size * math.prod(space.input_size))))
 
 
-def noise_minibatch(space: SearchSpace, batch_size: int = 32, seed: int = 0, num_batches: int = 1) -> Minibatch:
+def noise_minibatch(space: ImageSpec, batch_size: int = 32, seed: int = 0, num_batches: int = 1) -> Minibatch:
     """Makes images of 1/f noise, whose spectrum is that of natural images, with random labels."""
     generator = torch.Generator().manual_seed(_data_seed(seed))
     channels, height, width = space.input_size
@@ -81,7 +97,7 @@ def noise_minibatch(space: SearchSpace, batch_size: int = 32, seed: int = 0, num
 
 
 def dataset_minibatch(
-    space: SearchSpace,
+    space: ImageSpec,
     name: str,
     root: str | Path | None = None,
     batch_size: int = 32,
@@ -128,7 +144,7 @@ def dataset_minibatch(
     return replace(minibatch, about=about)
 
 
-def tensor_minibatch(space: SearchSpace, images: Any, labels: Any) -> Minibatch:
+def tensor_minibatch(space: ImageSpec, images: Any, labels: Any) -> Minibatch:
     """Takes the user's own images with their labels, all as one minibatch.
 
     Args:
@@ -148,7 +164,7 @@ def tensor_minibatch(space: SearchSpace, images: Any, labels: Any) -> Minibatch:
     return _checked(space, images, labels, f"tensors, {len(images)} images", advice=_MORE_CLASSES)
 
 
-def user_minibatch(space: SearchSpace, data: Any, batch_size: int = 32, seed: int = 0) -> Minibatch:
+def user_minibatch(space: ImageSpec, data: Any, batch_size: int = 32, seed: int = 0) -> Minibatch:
     """Takes images in any form that a search does.
 
     Args:
@@ -212,13 +228,13 @@ def _pair(item: Any, kind: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _alone(space: SearchSpace, image: Any, label: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _alone(space: ImageSpec, image: Any, label: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Makes tensors of one image and its label, as if they were a minibatch."""
     image = _transform(space)(image) if isinstance(image, Image.Image) else _tensor(image, "images")
     return _sized(space, image[None], _tensor(label, "labels").reshape(-1))
 
 
-def _sized(space: SearchSpace, images: Any, labels: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _sized(space: ImageSpec, images: Any, labels: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Makes tensors of images and labels; raises DataError for those of another shape, or labels of another type."""
     images, labels = _tensor(images, "images"), _tensor(labels, "labels")
     if images.shape[1:] != space.input_size:
@@ -238,7 +254,7 @@ def _tensor(value: Any, what: str) -> torch.Tensor:
         raise DataError(f"{what} are tensors or numpy arrays of numbers, not {type(value).__name__}") from None
 
 
-def _transform(space: SearchSpace) -> Callable[[Image.Image], torch.Tensor]:
+def _transform(space: ImageSpec) -> Callable[[Image.Image], torch.Tensor]:
     """What makes a tensor of an image of PIL, as the network's cfg says."""
     channels = space.input_size[0]
     mode = image_mode(channels)
@@ -248,7 +264,7 @@ def _transform(space: SearchSpace) -> Callable[[Image.Image], torch.Tensor]:
     return lambda image: transform(image.convert(mode))
 
 
-def _normalised(space: SearchSpace, images: torch.Tensor) -> torch.Tensor:
+def _normalised(space: ImageSpec, images: torch.Tensor) -> torch.Tensor:
     """Normalises images of uint8, and sees that others are normalised; raises DataError where they are not."""
     config = space.data_config
     mean, std = config["mean"], config["std"]
@@ -271,7 +287,7 @@ def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _size_message(space: SearchSpace, images: torch.Tensor) -> str:
+def _size_message(space: ImageSpec, images: torch.Tensor) -> str:
     """Says why images are not of the size of a space, and what to use."""
     channels, height, width = space.input_size
     wanted, given = f"(N, {channels}, {height}, {width})", tuple(images.shape)
@@ -318,7 +334,7 @@ def _sizes(batch_size: int, num_batches: int) -> str:
 
 
 def _checked(
-    space: SearchSpace,
+    space: ImageSpec,
     images: torch.Tensor,
     labels: torch.Tensor,
     source: str,

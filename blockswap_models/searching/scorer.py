@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +20,7 @@ from .probe_images import Minibatch
 from .rankings import RankSum
 from .space import SearchSpace
 
-__all__ = ["Scorer", "fast_dtype"]
+__all__ = ["Scorer", "fast_dtype", "seeded", "weights_seed"]
 
 # The random numbers of torch are the process's, also where workers are threads.
 _drawing = threading.Lock()
@@ -30,6 +32,20 @@ def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
         return torch.float32
     known = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
     return torch.bfloat16 if any(each() for each in known) else torch.float32
+
+
+def weights_seed(seed: int, name: str, draw: int) -> int:
+    """The seed of the weights of a draw of a network, which its genome or name says."""
+    digest = hashlib.sha256(f"weights/{seed}/{name}/{draw}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Makes the random numbers of torch on the CPU those of a seed, for one thread at a time, and reverts it."""
+    with _drawing, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 @dataclass(frozen=True)
@@ -71,14 +87,12 @@ class Scorer:
 
     def network(self, genome: Genome, draw: int) -> nn.Module:
         """Makes the network that is scored, on the CPU, whose random numbers are the same everywhere."""
-        with _drawing, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed_of(genome, draw))
+        with seeded(self.seed_of(genome, draw)):
             return self.space.build_active(genome)
 
     def seed_of(self, genome: Genome, draw: int) -> int:
         """The seed of the weights of a draw."""
-        digest = hashlib.sha256(f"weights/{self.seed}/{genome}/{draw}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") >> 1
+        return weights_seed(self.seed, genome, draw)
 
     def minibatch(self, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The images and labels of a draw, as they are computed with: each draw takes the next part of the data."""

@@ -173,7 +173,7 @@ def table(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "-m", "blockswap_models", *command, str(path)], capture_output=True, text=True, check=True
     )
-    assert "1/1" in done.stderr
+    assert "1 of 1 " in done.stderr
     return path, done.stdout
 
 

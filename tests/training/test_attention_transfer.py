@@ -411,7 +411,7 @@ def train_half(rank: int, folder: str) -> None:
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    torch.multiprocessing.spawn(train_half, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(train_half, (str(tmp_path),), nprocs=2, start_method="fork")
     for mode in ("code", "paper"):
         start = copy.deepcopy(make_task(mode).get_eval_model().state_dict())
         expected = train(make_task(mode), *batch(number=8, dtype=torch.float64))

@@ -225,7 +225,7 @@ def test_evaluate(capsys, folder, tmp_path):
     command += ["--device", "cpu"]
     status, out, err = run(capsys, *command, "--data", folder)
     assert status == 0
-    assert "1/1" in err
+    assert "1 of 1 " in err
     lines = dict(line.split("  ", 1) for line in out.splitlines())
     found = {title: value.strip() for title, value in lines.items()}
     assert found.pop("time").endswith(" images/s, cpu, float32")
@@ -241,7 +241,7 @@ def test_evaluate(capsys, folder, tmp_path):
     status, out, err = run(capsys, *command, *few)
     report = json.loads(out)
     assert status == 0
-    assert "3/3" in err
+    assert "3 of 3 " in err
     assert report.pop("seconds") > 0
     assert report.pop("top1_error") == pytest.approx(80)
     assert report == {

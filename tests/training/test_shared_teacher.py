@@ -272,7 +272,7 @@ def steps_of_half(rank, folder):
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    torch.multiprocessing.spawn(steps_of_half, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(steps_of_half, (str(tmp_path),), nprocs=2, start_method="fork")
     start = copy.deepcopy(together().double().get_checkpoint_state()["state_dict"])
     expected = steps(together().double(), *batch(dtype=torch.float64))
     for rank in range(2):

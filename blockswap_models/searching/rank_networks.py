@@ -1,0 +1,342 @@
+"""A ranking of given networks by a score: genomes of one network, or whole networks of any kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from ..budget import Cost
+from ..data.folders import classes_of
+from ..data.statistics import model_data_config
+from ..genome import BlockType, Genome, GenomeError
+from ..layout import Layout
+from ..machine import find_device
+from ..messages import quote
+from ..nets.cost import count
+from ..nets.swap import own_input_size, wake
+from ..progress import is_watched
+from ..zoo.find import find_model
+from .candidates import Scored, rank
+from .fisher import Score, fisher_potential
+from .probe_images import ImageSpec, Minibatch, affordable_batches, noise_minibatch, user_minibatch
+from .probes import find_probes
+from .rankings import RankSum, score_named
+from .score_bar import ScoreBar
+from .scorer import seeded, weights_seed
+from .scoring import check_numbers
+from .search import SearchError, search
+from .space import SearchSpace
+from .workers import Shared, local_workers, map_in_order
+
+__all__ = ["RankedNetwork", "rank_networks"]
+
+
+@dataclass(frozen=True)
+class RankedNetwork(Scored):
+    """A network with its score.
+
+    Attributes:
+        name: The genome or the name that was given; of a network, the name of its class.
+        cost: What it costs.
+        scores: The score of each draw.
+        parts: For a sum of ranks, the scores that are ranked, by name, for each draw.
+    """
+
+    name: str
+    cost: Cost
+    scores: tuple[float, ...]
+    parts: tuple[Mapping[str, float], ...] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The network for JSON, which has no NaN."""
+        return {
+            "name": str(self.name),
+            "params": self.cost.params,
+            "macs": self.cost.macs,
+            "score": self.score if math.isfinite(self.score) else None,
+            "draws": len(self.scores),
+            "spread": None if math.isnan(self.standard_error_factor) else self.standard_error_factor,
+        }
+
+
+def rank_networks(
+    networks: Iterable[Genome | str | nn.Module],
+    network: SearchSpace | Layout | nn.Module | str | None = None,
+    *,
+    score: Score | str = fisher_potential,
+    data: Callable[[ImageSpec], Minibatch] | Minibatch | tuple[Any, Any] | Iterable[Any] | str | Path | None = None,
+    batch_size: int = 32,
+    draws: int = 1,
+    seed: int = 0,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    image_size: int | None = None,
+    workers: int = 1,
+    device: torch.device | str = "cpu",
+    progress: bool | None = None,
+) -> tuple[RankedNetwork, ...]:
+    """Ranks networks by a score: genomes of one network as `search` does, or whole networks of any layouts.
+
+    All are scored on the same images. Each draw has new random weights, unless the network itself is given, and the
+    next minibatch. Whole networks are scored in float32; no branch of those with random weights starts at zero.
+
+    Args:
+        networks: Names, such as `resnet18` of timm or `wrn40_2_404k` of the zoo, or networks with their weights; or
+            genomes. One that is given twice is ranked once.
+        network: The network that genomes are of, such as `wrn40_2`.
+        score: A name, such as "naswot", the sum of several ranks, such as "fisher-balanced+naswot", or a function of
+            model, images and labels; higher is better.
+        data: Images and labels, as `search` takes them; or a function that makes a `Minibatch` for an `ImageSpec`. By
+            default images of 1/f noise with random labels.
+        batch_size: Images in a minibatch.
+        draws: Draws of the weights for each network.
+        seed: Seed of weights and images.
+        num_classes: Classes; by default those of a folder of images, else those of the first network.
+        in_chans: Channels of the images; those of tensors, or of the first network, by default.
+        image_size: Height and width of the images; those of tensors, or of the first network, by default.
+        workers: Processes on this machine, of one thread each.
+        device: Where to score.
+        progress: Whether to show a progress bar: by default in a notebook and on a terminal.
+
+    Returns:
+        The networks, from the highest score to the lowest; those whose score is not finite come last.
+
+    Raises:
+        GenomeError: Genomes are given without their network, or one does not fit it.
+        ValueError: There is no such network, or one of them cannot be scored, or takes no images of this size.
+        DataError: The data do not fit the networks.
+        SearchError: No score is finite.
+
+    Example:
+        ```python
+        best, *others = rank_networks(["resnet18", "resnet26", "wrn40_2"], score="naswot", image_size=64)
+        rank_networks(["6xS/6xG4/6xB2", "6xG4/6xS/6xB2"], "wrn40_2", draws=4)
+        ```
+    """
+    given = [networks] if isinstance(networks, (str, nn.Module)) else list(dict.fromkeys(networks))
+    if not given:
+        raise ValueError("no networks to rank; give at least one")
+    sizes = {"num_classes": num_classes, "in_chans": in_chans, "image_size": image_size}
+    counts = {name: value for name, value in sizes.items() if value is not None}
+    check_numbers(seed=seed, refine=0, draws=draws, workers=workers, batch_size=batch_size, **counts)
+    score = score_named(score)
+    channels, side = _sizes_of(data)
+    in_chans = channels if in_chans is None else in_chans
+    size = side if image_size is None else image_size
+    if num_classes is None and isinstance(data, (str, Path)):
+        classes = classes_of(str(data))
+        num_classes = None if classes is None else len(classes)
+    if network is not None:
+        if any(isinstance(each, nn.Module) for each in given):
+            raise ValueError("network= is what genomes are of; leave it out to rank networks")
+        if not isinstance(network, SearchSpace):
+            network = SearchSpace(network, _types_of(given), num_classes, in_chans, size)
+        result = search(
+            network,
+            None,
+            seed=seed,
+            genomes=given,  # type: ignore[arg-type]  # search says which is none
+            data=data(network) if callable(data) else data,
+            batch_size=batch_size,
+            score=score,
+            draws=draws,
+            refine=0,
+            workers=workers,
+            device=device,
+            progress=progress,
+            on_interrupt="raise",
+        )
+        return tuple(RankedNetwork(each.genome, each.cost, each.scores, each.parts) for each in result.candidates)
+
+    for each in given:
+        if isinstance(each, str) and _is_genome(each):
+            raise GenomeError(f"{quote(str(each))} is a genome; say of which network, such as network='wrn40_2'")
+    found = [find_model(each) if isinstance(each, str) else each for each in given]
+    sources = _Sources(found, num_classes, in_chans, size)
+    costs = [sources.cost(index) for index in range(len(found))]
+    if callable(data):
+        minibatch = data(sources)
+    elif data is None:
+        minibatch = noise_minibatch(sources, batch_size, seed, affordable_batches(sources, batch_size))
+    else:
+        minibatch = user_minibatch(sources, data, batch_size, seed)
+    job = _NetworkScorer(sources, minibatch, score, seed, find_device(device))
+    scored = _scores(job, [(index, draw) for index in range(len(found)) for draw in range(draws)], workers, progress)
+    ranking = []
+    for index, (each, cost) in enumerate(zip(given, costs, strict=True)):
+        own = scored[index * draws : (index + 1) * draws]
+        name = each if isinstance(each, str) else type(each).__name__
+        parts = tuple(draw.parts for draw in own if draw.parts is not None) or None
+        ranking.append(RankedNetwork(name, cost, tuple(draw.score for draw in own), parts))
+    ranking = rank(ranking)
+    if not math.isfinite(ranking[0].score):
+        raise SearchError(f"none of {len(ranking)} scores is finite; look at the data, or choose another score")
+    return tuple(ranking)
+
+
+def _sizes_of(data: object) -> tuple[int | None, tuple[int, int] | None]:
+    """The channels, and height and width, of images that are there already; None for other data."""
+    images = data.images if isinstance(data, Minibatch) else data[0] if isinstance(data, (tuple, list)) else None
+    shape = tuple(getattr(images, "shape", ()))
+    return (shape[1], (shape[2], shape[3])) if len(shape) == 4 else (None, None)
+
+
+def _types_of(genomes: Iterable[Any]) -> list[BlockType] | None:
+    """The block types of genomes, in any space of which they are; None where no genome can be read."""
+    types: dict[BlockType, None] = {}
+    for each in genomes:
+        # A search says which it was that cannot be read.
+        with suppress(GenomeError):
+            types.update(dict.fromkeys(Genome(each).blocks))
+    return [*types] or None
+
+
+def _is_genome(text: str) -> bool:
+    try:
+        Genome(text)
+    except GenomeError:
+        return False
+    return not timm.is_model(text)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The score of one draw of a network; of a sum of ranks, the scores that are ranked."""
+
+    score: float
+    parts: Mapping[str, float] | None = None
+
+
+class _Sources:
+    """Names of timm and networks, and the images that all of them are given: an `ImageSpec`."""
+
+    def __init__(
+        self,
+        networks: Sequence[str | nn.Module],
+        num_classes: int | None,
+        in_chans: int | None,
+        size: int | tuple[int, int] | None,
+    ) -> None:
+        self.networks = networks
+        asked = {"num_classes": num_classes, "in_chans": in_chans}
+        self._arguments: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+        # Networks that are given stay what they are, and the others become like them.
+        first = next((each for each in networks if isinstance(each, nn.Module)), networks[0])
+        with torch.random.fork_rng(devices=[]):
+            model = first if isinstance(first, nn.Module) else self._create(first)
+        self.num_classes: int = getattr(model, "num_classes", 0) if num_classes is None else num_classes
+        if self.num_classes < 1:
+            raise ValueError(f"{type(model).__name__} does not say how many classes it has; use num_classes=")
+        if size is None:
+            try:
+                channels, *own = own_input_size(model)
+            except ValueError:
+                raise ValueError(
+                    f"{type(model).__name__} does not say which images it takes; use image_size=224"
+                ) from None
+            height, width = own
+        else:
+            channels = getattr(model, "in_chans", 3)
+            height, width = (size, size) if isinstance(size, int) else size
+        self.input_size = (channels if in_chans is None else in_chans, height, width)
+        self._arguments = {"num_classes": self.num_classes, "in_chans": self.input_size[0]}
+
+    @cached_property
+    def data_config(self) -> dict[str, Any]:
+        """The normalisation and crop of the first network."""
+        return model_data_config(self.model(0))
+
+    def name(self, index: int) -> str:
+        """What a network is called in messages."""
+        each = self.networks[index]
+        return each if isinstance(each, str) else type(each).__name__
+
+    def model(self, index: int) -> nn.Module:
+        """Makes a network of a name, with random weights of which no branch starts at zero; a given one is itself."""
+        each = self.networks[index]
+        if isinstance(each, nn.Module):
+            return each
+        # The random numbers of the user's program are left as they were.
+        with torch.random.fork_rng(devices=[]):
+            model = self._create(each)
+            try:
+                probes = find_probes(model, self.input_size)
+            except TypeError:
+                # It does not split into blocks: only some scores know it, and they see whether they can score it.
+                return model
+            wake(probe.end for probe in probes if probe.end is not None)
+        return model
+
+    def cost(self, index: int) -> Cost:
+        """Counts a network; raises ValueError for one that takes other images or has fewer classes."""
+        model = self.model(index)
+        classes = getattr(model, "num_classes", self.num_classes)
+        if classes < self.num_classes:
+            raise ValueError(
+                f"{self.name(index)} has {classes} classes, fewer than the {self.num_classes} of the images; use "
+                f"num_classes={classes}"
+            )
+        try:
+            return count(model, self.input_size)
+        except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
+            size = "x".join(map(str, self.input_size))
+            raise ValueError(f"{self.name(index)} takes no images of {size}: {_first_line(error)}") from error
+
+    def _create(self, name: str) -> nn.Module:
+        try:
+            # A layout that is not in the zoo is registered in this process.
+            return timm.create_model(find_model(name), pretrained=False, **self._arguments)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"timm cannot make {quote(name)}: {_first_line(error)}") from None
+
+
+@dataclass(frozen=True)
+class _NetworkScorer:
+    """Scores a network by its place, with weights of its own draw."""
+
+    sources: _Sources
+    data: Minibatch
+    score: Score
+    seed: int
+    device: torch.device
+
+    def __call__(self, task: tuple[int, int]) -> _Draw:
+        index, draw = task
+        name = self.sources.name(index)
+        with seeded(weights_seed(self.seed, name, draw)):
+            model = self.sources.model(index)
+        if isinstance(self.sources.networks[index], str):
+            model = model.to(self.device)
+        images, labels = self.data.batch(draw % self.data.num_batches)
+        images = images.to(self.device, torch.float32).contiguous(memory_format=torch.channels_last)
+        labels = labels.to(self.device)
+        named = self.score.parts if isinstance(self.score, RankSum) else (("", self.score),)
+        try:
+            parts = {key: float(each(model, images, labels)) for key, each in named}
+        except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
+            raise ValueError(f"{name} cannot be scored: {_first_line(error)}") from error
+        return _Draw(math.nan, parts) if isinstance(self.score, RankSum) else _Draw(parts[""])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _scores(job: _NetworkScorer, tasks: list[tuple[int, int]], workers: int, progress: bool | None) -> list[_Draw]:
+    """Scores all draws, here or in processes, with a bar."""
+    with ExitStack() as stack:
+        local = workers > 1 and job.device.type == "cpu"
+        executor = stack.enter_context(local_workers(workers)) if local else None
+        results: Iterable[_Draw] = map_in_order(Shared(job), tasks, executor, cancel=not local)
+        if progress or (progress is None and is_watched()):
+            results = stack.enter_context(ScoreBar())(results, len(tasks), 0, "scoring")
+        return list(results)
