@@ -1,7 +1,6 @@
 """Search spaces against brute force: counts, ranges, and uniform samples."""
 
 import itertools
-import time
 from collections import Counter
 from functools import lru_cache, reduce
 
@@ -372,16 +371,10 @@ def test_two_costs_are_not_counted_at_once() -> None:
         ("resnet34", 8_000_000),
     ],
 )
-def test_a_thousand_samples_take_less_than_two_seconds(name: str, amount: int) -> None:
-    SPARSE.range()  # what torch loads at its first use is not measured
-
-    def seconds() -> float:
-        start = time.process_time()
-        assert len(SearchSpace(name).sample(1000, Budget(params=amount))) == 1000
-        return time.process_time() - start
-
-    # Thrice at most, since a busy machine slows down even what a process counts as its own time.
-    assert any(seconds() < 2 for _ in range(3))
+def test_a_thousand_samples_need_a_thousand_draws(name: str, amount: int) -> None:
+    found, met = SearchSpace(name).sample_with_acceptance(1000, Budget(params=amount))
+    # One cost is met by construction: no draw is thrown away.
+    assert (len(found), met) == (1000, 1.0)
 
 
 def test_what_types_cost_is_counted_once_for_all_spaces(monkeypatch):
