@@ -28,7 +28,7 @@ from blockswap_models.files import write_atomic
 from blockswap_models.machine import find_device, keep_memory
 from blockswap_models.nets.devices import describe_machine
 from blockswap_models.training.evaluate import load_weights
-from blockswap_models.training.loaders import GrowingLoader
+from blockswap_models.training.loaders import GrowingLoader, cifar_training_loader
 from blockswap_models.training.loop import train
 from blockswap_models.training.recipes import RECIPES, Recipe
 from blockswap_models.training.run_folder import TrainingError
@@ -148,24 +148,14 @@ class Trainer:
 
     def training_loader(self, seed: int) -> CifarLoader | GrowingLoader:
         """Makes the minibatches of a training of this seed."""
-        recipe = self.recipe
-
-        def load(size: int | None) -> CifarLoader:
-            return CifarLoader(
-                *self.images.train,
-                recipe.batch_size,
-                training=True,
-                padding=recipe.padding,
-                flip="alternate" if recipe.flip == "alternate" else True,
-                cutout=recipe.cutout,
-                size=size,
-                seed=seed,
-                device=self.device,
-                channels_last=self.channels_last,
-            )
-
-        whole = load(self.image_size)
-        return GrowingLoader(load(recipe.small_size), whole, recipe.small_epochs) if recipe.small_epochs else whole
+        return cifar_training_loader(
+            *self.images.train,
+            self.recipe,
+            self.image_size,
+            seed=seed,
+            device=self.device,
+            channels_last=self.channels_last,
+        )
 
     def fit(
         self,

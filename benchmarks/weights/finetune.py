@@ -30,6 +30,7 @@ from benchmarks.lib.report import processor, versions
 from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.searching.space import SearchSpace
+from blockswap_models.training.loaders import cifar_training_loader
 from blockswap_models.training.loop import train
 from blockswap_models.training.recipes import RECIPES, Recipe
 
@@ -78,14 +79,8 @@ def run(
     model = model.to(memory_format=torch.channels_last)
     cfg = model.pretrained_cfg
     same = {"mean": cfg["mean"], "std": cfg["std"], "channels_last": True}
-    loader = CifarLoader(
-        *(*data[0], recipe.batch_size),
-        training=True,
-        padding=options.size // 8,
-        cutout=recipe.cutout,
-        seed=options.seed,
-        **same,
-    )
+    cropped = replace(recipe, padding=options.size // 8)
+    loader = cifar_training_loader(*data[0], cropped, seed=options.seed, **same)
     return train(
         ClassificationTask(model, nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing), verbose=False),
         loader,

@@ -25,7 +25,7 @@ import blockswap_models  # noqa: F401
 from blockswap_models.data.cifar import CifarLoader, read_cifar
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.searching.space import SearchSpace
-from blockswap_models.training.loaders import GrowingLoader
+from blockswap_models.training.loaders import cifar_training_loader
 from blockswap_models.training.loop import train
 from blockswap_models.training.recipes import RECIPES, Recipe
 
@@ -59,24 +59,11 @@ def run(name: str, recipe: Recipe, data: tuple[torch.Tensor, ...], folder: Path,
         return json.loads((folder / "summary.json").read_text())
     images, labels, test_images, test_labels = data
 
-    def loader(size: int) -> CifarLoader:
-        return CifarLoader(
-            *(images, labels, recipe.batch_size),
-            training=True,
-            padding=recipe.padding,
-            flip="alternate" if recipe.flip == "alternate" else True,
-            cutout=recipe.cutout,
-            size=size,
-            seed=seed,
-            channels_last=True,
-        )
-
-    whole = loader(images.shape[-1])
     torch.manual_seed(seed)
     model = timm.create_model(name).to(memory_format=torch.channels_last)
     return train(
         ClassificationTask(model, nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing), verbose=False),
-        GrowingLoader(loader(recipe.small_size), whole, recipe.small_epochs) if recipe.small_epochs else whole,
+        cifar_training_loader(images, labels, recipe, seed=seed, channels_last=True),
         CifarLoader(test_images, test_labels, 500, channels_last=True),
         recipe,
         folder,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.data import create_loader
@@ -24,7 +24,9 @@ from ..messages import quote
 from .evaluate import SizedMinibatches, check_classes
 from .recipes import Recipe
 
-__all__ = ["GrowingLoader", "require_splits", "training_loader"]
+Loader = TypeVar("Loader", bound=SizedMinibatches)
+
+__all__ = ["GrowingLoader", "cifar_training_loader", "require_splits", "training_loader"]
 
 
 def training_loader(
@@ -79,38 +81,71 @@ def training_loader(
         images, labels = read_cifar(root, cifar)
         images, labels = images.to(device), labels.to(device)
 
-        def load(size: int) -> SizedMinibatches:
-            return CifarLoader(
-                images,
-                labels,
-                recipe.batch_size,
-                training=True,
-                padding=recipe.padding,
-                flip="alternate" if recipe.flip == "alternate" else True,
-                cutout=recipe.cutout,
-                size=size,
-                mean=config["mean"],
-                std=config["std"],
-                seed=seed,
-                rank=rank,
-                world_size=world_size,
-                device=device,
-                channels_last=channels_last,
-            )
-    else:
-        if recipe.flip == "alternate":
-            raise DataError("every other epoch can flip only CIFAR at its own size; use flip=random")
+        return cifar_training_loader(
+            images,
+            labels,
+            recipe,
+            mean=config["mean"],
+            std=config["std"],
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            channels_last=channels_last,
+        )
+    if recipe.flip == "alternate":
+        raise DataError("every other epoch can flip only CIFAR at its own size; use flip=random")
 
-        # Loaders of small and of whole images warn once together.
-        told: set[str] = set()
+    # Loaders of small and of whole images warn once together.
+    told: set[str] = set()
 
-        def load(size: int) -> SizedMinibatches:
-            scaled = {**config, "input_size": (config["input_size"][0], size, size)}
-            return _timm_loader(
-                model, data, root, recipe, scaled, seed, torch.device(device), world_size, workers, told, holdout
-            )
+    def load(size: int) -> SizedMinibatches:
+        scaled = {**config, "input_size": (config["input_size"][0], size, size)}
+        return _timm_loader(
+            model, data, root, recipe, scaled, seed, torch.device(device), world_size, workers, told, holdout
+        )
 
-    whole = load(config["input_size"][-1])
+    return _growing(load, config["input_size"][-1], recipe)
+
+
+def cifar_training_loader(
+    images: torch.Tensor, labels: torch.Tensor, recipe: Recipe, image_size: int | None = None, **options: Any
+) -> CifarLoader | GrowingLoader:
+    """Makes the minibatches of a training on images of CIFAR, augmented as a recipe says.
+
+    Args:
+        images: Images of uint8, (N, channels, height, width).
+        labels: Their labels, (N,).
+        recipe: Size of minibatches, and augmentation.
+        image_size: Side of the images that training ends with; their own where None.
+        **options: Of `CifarLoader`, such as `seed` and `device`.
+
+    Returns:
+        The minibatches.
+
+    Raises:
+        DataError: Images and labels do not fit each other, or the processes.
+    """
+
+    def load(size: int | None) -> CifarLoader:
+        return CifarLoader(
+            images,
+            labels,
+            recipe.batch_size,
+            training=True,
+            padding=recipe.padding,
+            flip="alternate" if recipe.flip == "alternate" else True,
+            cutout=recipe.cutout,
+            size=size,
+            **options,
+        )
+
+    return _growing(load, image_size, recipe)
+
+
+def _growing(load: Callable[[Any], Loader], image_size: int | None, recipe: Recipe) -> Loader | GrowingLoader:
+    """Makes the loader of a size, after one of small images where the recipe begins with these."""
+    whole = load(image_size)
     return GrowingLoader(load(recipe.small_size), whole, recipe.small_epochs) if recipe.small_epochs else whole
 
 
