@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..nets.blocks import ResidualBlock
-from .kernels import cast_like_images, override_attribute
+from ..nets.native import override_attribute
+from .kernels import cast_like_images
 from .probes import Blocks, find_probes
 
 __all__ = [

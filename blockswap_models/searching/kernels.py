@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Container, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +14,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..nets.blocks import ResidualBlock
+from ..nets.native import call_native, native_library, override_attribute, use_native_convs
 
-__all__ = ["cast_like_images", "norm_act", "norm_act_library", "override_attribute"]
+__all__ = ["cast_like_images", "norm_act"]
 
 # On a CPU, convolutions in groups of fewer channels than this are slower than the same in wider groups with zeros.
 _FAST_WIDTH = 8
@@ -34,10 +29,14 @@ def cast_like_images(
 ) -> None:
     """Makes a model compute on the device, in the type and in the layout of the images; `undo` reverts it.
 
-    No weight has a gradient. On one thread of a CPU that has a C compiler, images in channels_last use BN and ReLU in
-    C (`norm_act`). The outputs of the modules in `probed` stay what they are.
+    No weight has a gradient. On one thread of a CPU that has a C compiler, images in channels_last use C for BN and
+    ReLU (`norm_act`) and for convolutions in narrow groups (`nets/native.py`). The outputs of the modules in `probed`
+    stay what they are.
     """
     fast = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    in_c = fast and images.device.type == "cpu" and torch.get_num_threads() == 1 and native_library() is not None
+    if in_c:
+        use_native_convs(model, undo)
     for module in model.modules():
         # BN computes in float32 for images of any type, which is more accurate.
         dtype = torch.promote_types(images.dtype, torch.float32) if isinstance(module, _BatchNorm) else images.dtype
@@ -47,9 +46,9 @@ def cast_like_images(
                 weight = value.detach().to(images.device, dtype)
                 module._parameters[name] = nn.Parameter(weight, requires_grad=False)
         # A convolution of another class may do something else with its weights.
-        if fast and type(module) is nn.Conv2d:
+        if fast and type(module) is nn.Conv2d and "forward" not in vars(module):
             _fast_conv(module, undo)
-    if fast and images.device.type == "cpu" and torch.get_num_threads() == 1 and norm_act_library() is not None:
+    if in_c:
         acts = dict(_norm_acts(model))
         for module in model.modules():
             if type(module) is nn.BatchNorm2d and module.affine:
@@ -67,17 +66,6 @@ def _norm_acts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
             yield from ((getattr(module, norm), getattr(module, act)) for norm, act in module.norm_acts)
         elif type(module) is nn.Sequential:
             yield from pairwise(module)
-
-
-def override_attribute(module: nn.Module, name: str, value: Any, undo: ExitStack) -> None:
-    """Sets an attribute of a module; `undo` restores it."""
-    # In the module's own dictionary: its __setattr__ is slow, and a network has hundreds of modules.
-    own = vars(module)
-    if name not in own:
-        undo.callback(own.pop, name)
-    elif own[name] is not value:
-        undo.callback(own.__setitem__, name, own[name])
-    own[name] = value
 
 
 def _identity(x: torch.Tensor) -> torch.Tensor:
@@ -122,7 +110,7 @@ def norm_act(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: flo
     """BN with the statistics of the minibatch, and a ReLU after it where `relu` is true; only x gets a gradient.
 
     `x` is float32 or bfloat16, in channels_last on the CPU, its number of pixels a multiple of 16. Sums are in double
-    precision, where PyTorch's BN in channels_last adds up in float32. Needs `norm_act_library()`.
+    precision, where PyTorch's BN in channels_last adds up in float32. Needs `native_library()`.
     """
     if x.requires_grad and torch.is_grad_enabled():
         return _NormAct.apply(x, weight, bias, eps, relu)
@@ -147,8 +135,8 @@ class _NormAct(torch.autograd.Function):
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x)
         half = int(x.dtype == torch.bfloat16)
-        args = gradient, x, x.numel() // row, row, x.shape[1], weight, *kept, int(ctx.relu), dx, half
-        _call("norm_act_backward", args)
+        sizes = x.numel() // row, row, x.shape[1]
+        call_native("norm_act_backward", gradient, x, *sizes, weight, *kept, int(ctx.relu), dx, half)
         return dx, None, None, None, None
 
 
@@ -161,8 +149,8 @@ def _forward(
     y = torch.empty_like(x)
     kept = [torch.empty(size) for size in (row, row, x.shape[1])]
     half = int(x.dtype == torch.bfloat16)
-    args = x, x.numel() // row, row, x.shape[1], weight, bias, eps, int(relu), y, *kept, half
-    _call("norm_act_forward", args)
+    sizes = x.numel() // row, row, x.shape[1]
+    call_native("norm_act_forward", x, *sizes, weight, bias, eps, int(relu), y, *kept, half)
     return y, kept
 
 
@@ -177,33 +165,3 @@ def _row(x: torch.Tensor) -> int | None:
     while channels * together < _LONG_ROW and pixels % (2 * together) == 0:
         together *= 2
     return channels * together
-
-
-def _call(name: str, args: tuple[Any, ...]) -> None:
-    if getattr(norm_act_library(), name)(
-        *(each.data_ptr() if isinstance(each, torch.Tensor) else each for each in args)
-    ):
-        raise MemoryError("no memory for batch normalisation")
-
-
-@functools.cache
-def norm_act_library() -> ctypes.CDLL | None:
-    """Compiles the C code for this machine, once per process (0.3 s); None if that is not possible."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None or os.name != "posix":
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(__file__).with_name("norm_act.c"), Path(folder) / "norm_act.so"
-        command = [*compiler.split(), "-O3", "-std=gnu99", "-shared", "-fPIC", str(source), "-o", str(target), "-lm"]
-        for options in (["-march=native"], []):
-            try:
-                subprocess.run([*command, *options], check=True, capture_output=True, timeout=60)
-                library = ctypes.CDLL(str(target))
-            except (OSError, subprocess.SubprocessError):
-                continue
-            pointer, size, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-            forward, backward = library.norm_act_forward, library.norm_act_backward
-            forward.argtypes = [pointer, *[size] * 3, *[pointer] * 2, ctypes.c_double, flag, *[pointer] * 4, flag]
-            backward.argtypes = [*[pointer] * 2, *[size] * 3, *[pointer] * 4, flag, pointer, flag]
-            return library
-    return None

@@ -38,6 +38,7 @@ __all__ = [
     "check_fit",
     "evaluate",
     "evaluation_loader",
+    "is_compiled",
     "load_weights",
     "read_weights",
     "step_marker",
@@ -145,9 +146,13 @@ def step_marker(module: nn.Module) -> Callable[[], None]:
 
     CUDA graphs reuse the memory of the last step's outputs; without the mark they can misjudge where a step begins.
     """
-    # As timm detects it; calling the function would load the compiler.
-    compiled = any(hasattr(each, "_orig_mod") for each in module.modules())
-    return torch.compiler.cudagraph_mark_step_begin if compiled else lambda: None
+    # Calling the function would load the compiler.
+    return torch.compiler.cudagraph_mark_step_begin if is_compiled(module) else lambda: None
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a part of a module is compiled by torch.compile, as timm detects it."""
+    return any(hasattr(each, "_orig_mod") for each in module.modules())
 
 
 def evaluation_loader(

@@ -10,6 +10,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import count, islice
 from pathlib import Path
@@ -28,9 +29,10 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.data.distributed import DistributedSampler
 
 from ..files import write_atomic
+from ..nets.native import use_native_convs
 from ..progress import new_bar
 from .distributed import barrier, rank_and_size
-from .evaluate import Minibatches, SizedMinibatches, evaluate, step_marker
+from .evaluate import Minibatches, SizedMinibatches, evaluate, is_compiled, step_marker
 from .freezing import freeze, keep_frozen_norms
 from .recipes import Recipe, learning_rate
 from .run_folder import RunFolder, TrainingError
@@ -290,7 +292,8 @@ def train_epoch(
 ) -> dict[str, float]:
     """Takes the steps of one epoch; returns the mean of the loss and of each of its parts.
 
-    `progressed` says which steps were taken before; `checkpoint` is called after each but the last.
+    `progressed` says which steps were taken before; `checkpoint` is called after each but the last. On one thread of a
+    CPU, images in channels_last use convolutions in C (`nets/native.py`).
     """
     progressed, (rank, _) = progressed or Progress(), rank_and_size()
     task.train()
@@ -301,39 +304,44 @@ def train_epoch(
     begin_step = step_marker(task)
     set_epoch(loader, seed, epoch, rank)
     minibatches, steps = iter(loader), len(loader)
-    for step in count(1):
-        # Seeded for each step, so that a run can be resumed at any of them.
-        _seed(seed, epoch, rank, step)
-        minibatch = next(minibatches, None)
-        if minibatch is None:
-            break
-        if step <= progressed.step:
-            continue
-        images, labels = minibatch
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, epoch + (step - 0.5) / steps) * group.get("lr_scale", 1.0)
-        # None of the last step's gradients and outputs are kept: a CUDA graph may overwrite them in this step.
-        optimizer.zero_grad()
-        begin_step()
-        images, labels = images.to(task.device, non_blocking=True), labels.to(task.device, non_blocking=True)
-        try:
-            with torch.autocast(task.device.type, dtype, enabled=dtype != torch.float32):
-                result = task(images, labels)
-        except IndexError as error:
-            # The labels of a stream are not known beforehand.
-            raise TrainingError(f"a label is none of the network's classes; use more (num_classes=): {error}") from None
-        result["loss"].backward()
-        optimizer.step()
-        task.update_ema()
-        names = [name for name in result if name.rpartition("/")[2] != "output"]
-        sums = sums + torch.stack([result[name].detach().float() for name in names])
-        counted += 1
-        del result
-        bar.update(recipe.batch_size)
-        if step % log_every == 0:
-            bar.set_postfix_str(f"loss {_means(sums, names, counted)['loss']:.3f}", refresh=False)
-        if checkpoint is not None and step < steps:
-            checkpoint(Progress(step, sums, names))
+    with ExitStack() as undo:
+        if not is_compiled(task):
+            use_native_convs(task, undo)
+        for step in count(1):
+            # Seeded for each step, so that a run can be resumed at any of them.
+            _seed(seed, epoch, rank, step)
+            minibatch = next(minibatches, None)
+            if minibatch is None:
+                break
+            if step <= progressed.step:
+                continue
+            images, labels = minibatch
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, epoch + (step - 0.5) / steps) * group.get("lr_scale", 1.0)
+            # None of the last step's gradients and outputs are kept: a CUDA graph may overwrite them in this step.
+            optimizer.zero_grad()
+            begin_step()
+            images, labels = images.to(task.device, non_blocking=True), labels.to(task.device, non_blocking=True)
+            try:
+                with torch.autocast(task.device.type, dtype, enabled=dtype != torch.float32):
+                    result = task(images, labels)
+            except IndexError as error:
+                # The labels of a stream are not known beforehand.
+                raise TrainingError(
+                    f"a label is none of the network's classes; use more (num_classes=): {error}"
+                ) from None
+            result["loss"].backward()
+            optimizer.step()
+            task.update_ema()
+            names = [name for name in result if name.rpartition("/")[2] != "output"]
+            sums = sums + torch.stack([result[name].detach().float() for name in names])
+            counted += 1
+            del result
+            bar.update(recipe.batch_size)
+            if step % log_every == 0:
+                bar.set_postfix_str(f"loss {_means(sums, names, counted)['loss']:.3f}", refresh=False)
+            if checkpoint is not None and step < steps:
+                checkpoint(Progress(step, sums, names))
     if not counted:
         raise TrainingError("the loader gives no minibatch")
     return _means(sums, names, counted)

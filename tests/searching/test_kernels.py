@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from blockswap_models import Layout, SearchSpace, fisher_potential
+from blockswap_models.nets import native
 from blockswap_models.nets.networks import build
 from blockswap_models.searching import kernels
 from blockswap_models.searching.fisher import fisher_by_block
@@ -15,7 +16,7 @@ from blockswap_models.searching.scorer import Scorer, fast_dtype
 WRN = Layout.wide_resnet(16, 2)
 GENOME = "G4,W1/B2,D/B2G4,M6"
 
-needs_compiler = pytest.mark.skipif(kernels.norm_act_library() is None, reason="no C compiler on this machine")
+needs_compiler = pytest.mark.skipif(native.native_library() is None, reason="no C compiler on this machine")
 
 
 @pytest.fixture
@@ -82,28 +83,21 @@ def test_scores_with_and_without_the_compiler_agree(layout, one_thread, monkeypa
     model = build(layout, genome, num_classes=7, **({} if layout.preact else {"zero_init_last": False}))
     images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
     calls = []
-    real = kernels._forward
-    monkeypatch.setattr(kernels, "_forward", lambda *args: calls.append(args) or real(*args))
-    native = scored(model, images, labels)
+    real = native.call_native
+    for module in (native, kernels):
+        monkeypatch.setattr(module, "call_native", lambda name, *args: calls.append(name) or real(name, *args))
+    fast = scored(model, images, labels)
     # Every BN of the network, but for that of a shortcut nobody scores.
-    assert len(calls) == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    monkeypatch.setattr(kernels, "norm_act_library", lambda: None)
+    assert calls.count("norm_act_forward") == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert "grouped_conv_forward" in calls
+    for module in (native, kernels):
+        monkeypatch.setattr(module, "native_library", lambda: None)
     del calls[:]
     plain = scored(model, images, labels)
     assert not calls
-    assert torch.allclose(native, plain, rtol=1e-2)
+    assert torch.allclose(fast, plain, rtol=1e-2)
     exact = torch.tensor(fisher_by_block(copy.deepcopy(model).double(), images.double(), labels))
-    assert torch.allclose(native.double(), exact.double(), rtol=5e-3)
-
-
-def test_without_a_compiler_there_is_no_library(monkeypatch):
-    monkeypatch.setenv("CC", "no-such-compiler")
-    kernels.norm_act_library.cache_clear()
-    try:
-        assert kernels.norm_act_library() is None
-    finally:
-        monkeypatch.undo()
-        kernels.norm_act_library.cache_clear()
+    assert torch.allclose(fast.double(), exact.double(), rtol=5e-3)
 
 
 def test_a_score_is_computed_in_the_type_of_the_images_and_the_model_stays(one_thread):

@@ -1,0 +1,113 @@
+"""Layers in C compute what PyTorch's layers compute, and its gradients."""
+
+import copy
+from contextlib import ExitStack
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from blockswap_models import Layout
+from blockswap_models.nets import native
+from blockswap_models.nets.networks import build
+
+needs_compiler = pytest.mark.skipif(native.native_library() is None, reason="no C compiler on this machine")
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@needs_compiler
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    ("width", "shape"),
+    # Rows of one tile, of several and of a part; an image of one pixel.
+    [
+        (2, (3, 32, 6, 6)),
+        (2, (2, 32, 5, 13)),
+        (4, (2, 64, 12, 12)),
+        (4, (2, 16, 7, 8)),
+        (4, (3, 16, 1, 1)),
+        (8, (2, 48, 9, 4)),
+    ],
+)
+def test_grouped_conv_equals_double_precision(width, shape, dtype, tolerance, stride):
+    if width > native.native_library().lanes():
+        pytest.skip("the registers of this machine are narrower than a group")
+    torch.manual_seed(0)
+    x = torch.randn(shape).to(dtype, memory_format=torch.channels_last)
+    weight = torch.randn(shape[1], width, 3, 3) / 3
+    given = [each.requires_grad_() for each in (x, weight)]
+    y = native.grouped_conv(*given, stride)
+    exact = [each.detach().double().requires_grad_() for each in given]
+    expected = F.conv2d(*exact, None, stride, 1, 1, shape[1] // width)
+    # A gradient in another layout.
+    gradient = torch.randn(y.shape).to(dtype)
+    assert (y.shape, y.dtype) == (expected.shape, dtype)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    found = [y, *torch.autograd.grad(y, given, gradient)]
+    right = [expected, *torch.autograd.grad(expected, exact, gradient.double())]
+    for one, other in zip(found, right, strict=True):
+        scale = float(other.detach().abs().max())
+        assert torch.allclose(one.double(), other, rtol=tolerance, atol=tolerance * scale)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("x", "width"),
+    [
+        (torch.ones(2, 16, 4, 4), 4),
+        (torch.ones(2, 18, 4, 4), 2),
+        (torch.ones(2, 48, 4, 4), 3),
+        (torch.ones(2, 16, 4, 4, dtype=torch.float64), 4),
+    ],
+)
+def test_grouped_conv_refuses_what_it_cannot_compute(x, width):
+    if x.dtype == torch.float64 or x.shape[1] != 16:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="grouped_conv does not compute"):
+        native.grouped_conv(x, torch.ones(x.shape[1], width, 3, 3))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("layout", "genome"), [(Layout.wide_resnet(16, 2), "G4,W1/W4,D/B2G4,M6"), (Layout.resnet(10), "G16/W4/B2W8/W2")]
+)
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_network_learns_what_it_would_have_learned(layout, genome, amp, one_thread):
+    torch.manual_seed(0)
+    options = {} if layout.preact else {"zero_init_last": False}
+    model = build(layout, genome, num_classes=7, **options).to(memory_format=torch.channels_last)
+    images, labels = torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.arange(8) % 7
+
+    def gradient(native_convs, amp):
+        each = copy.deepcopy(model).train()
+        with ExitStack() as undo, torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            if native_convs:
+                native.use_native_convs(each, undo)
+                assert sum("forward" in vars(module) for module in each.modules() if type(module) is nn.Conv2d) >= 3
+            loss = F.cross_entropy(each(images).float(), labels)
+        loss.backward()
+        return torch.cat([parameter.grad.flatten() for parameter in each.parameters()])
+
+    right = gradient(False, False)
+    found = F.cosine_similarity(gradient(True, amp), right, dim=0)
+    # Rounding turns a ReLU on or off whose input is next to zero; in bfloat16 that is as bad in PyTorch's own layers.
+    assert found > (F.cosine_similarity(gradient(False, True), right, dim=0) - 0.03 if amp else 0.999)
+
+
+def test_without_a_compiler_there_is_no_library(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    native.native_library.cache_clear()
+    try:
+        assert native.native_library() is None
+    finally:
+        monkeypatch.undo()
+        native.native_library.cache_clear()
