@@ -74,7 +74,7 @@ def _bar_class() -> Any:
     return Bar
 
 
-def bar_words(number: float, total: float | None, unit: str, rate: float | None) -> dict[str, str]:
+def bar_words(number: float, total: float | None, unit: str, rate: float | None) -> dict[str, Any]:
     """Writes the numbers of a bar.
 
     Args:
