@@ -80,7 +80,7 @@ def _bar_class() -> Any:
         def format_dict(self) -> dict[str, Any]:
             own = super().format_dict
             since = (own["n"] - own["initial"]) / own["elapsed"] if own["elapsed"] else None
-            return own | bar_words(own["n"], own["total"], own["unit"], own["rate"] or since)
+            return {**own, **bar_words(own["n"], own["total"], own["unit"], own["rate"] or since)}
 
     return Bar
 
@@ -165,10 +165,11 @@ class LogLines:
     def _write(self) -> None:
         from tqdm import tqdm
 
-        # It takes an unknown number too, which its types do not say.
+        # It takes an unknown number, and words of any name, which its types do not say.
         total: Any = self.total
         elapsed = time.monotonic() - self._start
         rate = (self.n - self.initial) / elapsed if elapsed else None
+        words: dict[str, Any] = dict(bar_words(self.n, total, self.unit, rate))
         line = tqdm.format_meter(
             self.n,
             total,
@@ -177,7 +178,7 @@ class LogLines:
             postfix=self._postfix,
             initial=self.initial,
             bar_format=_LINE,
-            **bar_words(self.n, total, self.unit, rate),
+            **words,
         )
         state = f"{self.n}/{self._description}/{self._postfix}"
         if state != self._last:
