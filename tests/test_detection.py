@@ -217,7 +217,7 @@ def test_torchscript_finds_the_same():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: mask_rcnn("resnet18", 5, GENOME), ValueError, "resnet18 has no genome; leave out genome=, or use"),
+        (lambda: mask_rcnn("test_resnet", 5, "K"), GenomeError, "test_resnet has stages of 1, 1, 1 and 1 blocks; this"),
         (lambda: mask_rcnn("resnet18", 5, layers=3), TypeError, "mask_rcnn has no argument layers; see torchvision's"),
         (
             lambda: fpn_backbone(timm.create_model("resnet18"), GENOME, in_chans=1),

@@ -394,7 +394,7 @@ def test_command_says_when_weights_are_random(capsys, tmp_path):
             "exclude each other; leave one of them out",
         ),
         (["wrn16_1", "--checkpoint", "none", "--out", "net.ts"], "no checkpoint 'none'"),
-        (["resnet50", "--genome", "S", "--out", "net.ts"], "resnet50 has no genome"),
+        (["test_resnet", "--genome", "S", "--out", "net.ts"], "test_resnet has stages of 1, 1, 1 and 1 blocks"),
         (["wrn16_1", "--out", "absent/net.ts"], "no folder 'absent'; use a file in a folder that exists (--out)"),
     ],
 )
