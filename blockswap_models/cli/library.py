@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +71,7 @@ def library_(
 ) -> None:
     """Trains a library of blocks, and prints the errors."""
     from ..machine import find_device, keep_memory
-    from ..training.library import train_library
+    from ..training.library import has_random_weights, train_library
     from ..training.loaders import training_loader
     from ..training.models import make_model
 
@@ -81,22 +83,30 @@ def library_(
     recipe = replace(RECIPES[name], batch_size=batch_size, cutout=0)
     loader = training_loader(model, data, data_dir, recipe, seed=seed, device=where, workers=workers)
     advise_when_interrupted("go on with the same command and --resume")
-    library = train_library(
-        model,
-        loader,
-        out,
-        data=data,
-        types=SEARCH_TYPES if types is None else types,
-        steps=steps,
-        lr=lr,
-        memory=memory,
-        seed=seed,
-        resume=resume,
-        checkpoint_minutes=checkpoint_minutes,
-        progress=lambda taken: progress_bar(taken, "step"),
-    )
+    if has_random_weights(model):
+        click.echo(f"{network} has random weights: there is nothing to imitate; use trained ones", err=True)
+    with warnings.catch_warnings():
+        # It has been said.
+        warnings.filterwarnings("ignore", ".* to imitate has random weights")
+        library = train_library(
+            model,
+            loader,
+            out,
+            data=data,
+            types=SEARCH_TYPES if types is None else types,
+            steps=steps,
+            lr=lr,
+            memory=memory,
+            seed=seed,
+            resume=resume,
+            checkpoint_minutes=checkpoint_minutes,
+            progress=lambda taken: progress_bar(taken, "step"),
+        )
     if as_json:
-        rows = [{"block": at + 1, "type": block, "error": error} for (at, block), error in library.errors.items()]
+        rows = [
+            {"block": at + 1, "type": block, "error": error if math.isfinite(error) else None}
+            for (at, block), error in library.errors.items()
+        ]
         print_json({"network": library.header["network"], "folder": out, "errors": rows})
         return
     _print_errors(library, Path(out))

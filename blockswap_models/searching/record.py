@@ -263,7 +263,7 @@ def network_of(path: str | Path, rank: int = 1) -> FoundNetwork:
         raise RecordError(f"{path} is of images of {height}x{width}; networks are trained on square ones")
     if swapped and header["network"] != RANDOM_WEIGHTS and "library" not in about:
         raise RecordError(
-            f"{path} is of a {name} with weights that only its search had; use {name} and genome= in place of the record"
+            f"{path} is of a {name} with weights that only its search had; use {name} and genome= in its place"
         )
     return FoundNetwork(
         name,

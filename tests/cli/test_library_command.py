@@ -48,6 +48,34 @@ def library(files):
     return files / "lib"
 
 
+def test_what_does_not_fit_a_library_is_refused(files, library, tmp_path):
+    images = files / "images"
+    asked = ("--num-classes", "5", "--types", "G4,B2", "--steps", "1", "--batch-size", "4", "--workers", "0")
+    again = ("library", "test_resnet", "--teacher-checkpoint", files / "teacher.safetensors", "--out", library)
+    before = {each.name: each.read_bytes() for each in library.iterdir()}
+    torch.manual_seed(1)
+    fresh = tmp_path / "fresh.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), fresh)
+    for wrong, message in {
+        (*again, "--data", images, *asked): f"there is a library in '{library}'; use --resume, or another --out",
+        (*again, "--data", images, *asked, "--resume", "--types", "G4"): "has types ['G4', 'B2'], not ['G4']; use what",
+        (
+            *again,
+            "--data",
+            images / "train",
+            *asked,
+            "--resume",
+        ): f"has data '{images}', not '{images}/train'; use",
+        (*again, "--data", images, *asked, "--resume", "--teacher-checkpoint", fresh): "has weights 'sha256 ",
+    }.items():
+        code, _, said = run(*wrong)
+        assert code == 2
+        assert message in said.splitlines()[-1], said
+    assert {each.name: each.read_bytes() for each in library.iterdir()} == before
+    # The last of them is a fresh network, as is said.
+    assert "test_resnet has random weights: there is nothing to imitate; use trained ones" in said.splitlines()
+
+
 def test_a_library_is_searched(files, library, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     search = ("search", "test_resnet", "--strategy", "library", "--library", library, "--data", files / "images")

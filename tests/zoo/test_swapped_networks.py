@@ -76,7 +76,7 @@ def test_weights_are_those_of_timm_where_blocks_are_kept(student, tmp_path, monk
     assert isinstance(made.layer2[0], ResidualBlock)
     # Or those of all of it, where a file is named.
     save_file(student.state_dict(), tmp_path / "student.safetensors")
-    overlay = {"file": str(tmp_path / "student.safetensors")}
+    overlay = {"file": str(tmp_path / "student.safetensors"), "num_classes": 5}
     arguments = {"network": "test_resnet", "genome": student.genome, "num_classes": 5}
     loaded = timm.create_model("swapped", pretrained=True, pretrained_cfg_overlay=overlay, **arguments).eval()
     assert torch.equal(loaded(X), student(X))
