@@ -9,8 +9,19 @@ import safetensors.torch
 import timm
 import torch
 
-from blockswap_models import Budget, Genome, GenomeError, LatencyTable, RecordError, SearchSpace, count, profile, search
-from blockswap_models.searching.record import build_text
+from blockswap_models import (
+    Budget,
+    Genome,
+    GenomeError,
+    LatencyTable,
+    RecordError,
+    SearchResult,
+    SearchSpace,
+    count,
+    profile,
+    search,
+)
+from blockswap_models.searching.record import build_text, network_of
 from tests.command_line import run
 
 TYPES = ("K", "S", "G4", "B2")
@@ -76,6 +87,9 @@ def test_a_search_of_a_network_is_recorded_and_goes_on(space, tmp_path):
     assert build_text(header, "K/S/K/K") == (
         "build it: blockswap_models.swap(timm.create_model('test_resnet', num_classes=5, in_chans=3), 'K/S/K/K')"
     )
+    found = network_of(record)
+    assert (found.name, found.swapped, found.library, found.genome) == ("test_resnet", True, None, again.best.genome)
+    assert SearchResult.load(record).space.cost("K/S/K/K") == space.cost("K/S/K/K")
     # All blocks have a part in the score, also those that timm starts at zero.
     kept = search(space, None, genomes=["K/K/K/K"], batch_size=4, refine=0)
     assert min(kept.best.shares) > 0
@@ -92,6 +106,8 @@ def test_a_given_network_keeps_its_weights_and_its_record_is_of_them(tmp_path):
     other = timm.create_model("test_resnet", num_classes=5)
     with pytest.raises(RecordError, match="another search: network"):
         search(SearchSpace(other, TYPES, image_size=32), Budget(params=(None, 200_000)), resume=True, **arguments)
+    with pytest.raises(RecordError, match="is of a test_resnet with weights that only its search had"):
+        network_of(record)
     with pytest.raises(ValueError, match="has num_classes=5, not 7"):
         SearchSpace(model, num_classes=7)
 

@@ -226,10 +226,11 @@ def test_a_library_killed_before_it_began_begins_again(model, in_parts, tmp_path
             raise Killed
         write_atomic(path, content, error)
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(blockswap_models.training.library, "write_atomic", write)
-        train_library(model, loader(), tmp_path, **IN_PARTS)
-    with pytest.raises(LibraryError, match="no library to go on with in .*; leave out resume=True"):
+        with pytest.raises(Killed):
+            train_library(model, loader(), tmp_path, **IN_PARTS)
+    with pytest.raises(LibraryError, match=r"no library to go on with in .*; leave out resume=True"):
         train_library(model, loader(), tmp_path, **IN_PARTS, resume=True)
     assert train_library(model, loader(), tmp_path, **IN_PARTS).errors == in_parts.errors
 
@@ -262,11 +263,11 @@ def test_a_library_of_other_images_or_another_network_is_refused(model, library)
         train_library(model, fewer, library.folder, **SETTINGS, resume=True)
     other = timm.create_model("test_resnet", num_classes=5)
     other.load_state_dict({name: 2 * value for name, value in model.state_dict().items()})
-    with pytest.raises(LibraryError, match="has weights 'sha256 .*', not 'sha256"):
+    with pytest.raises(LibraryError, match=r"has weights 'sha256 .*', not 'sha256"):
         train_library(other, loader(), library.folder, **SETTINGS, resume=True)
+    theirs = timm.create_model("resnet10t", num_classes=5)
+    theirs.bn1.running_mean.fill_(1)
     with pytest.raises(LibraryError, match="has network 'test_resnet', not 'resnet10t'"):
-        theirs = timm.create_model("resnet10t", num_classes=5)
-        theirs.bn1.running_mean.fill_(1)
         train_library(theirs, loader(), library.folder, **SETTINGS, resume=True)
 
 
