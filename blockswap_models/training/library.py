@@ -289,12 +289,9 @@ class _Trainer:
         }
         file = f"part-{number:03}.safetensors"
         write_atomic(self.folder / file, safetensors.torch.save(tensors), LibraryError)
-        rows = [
-            # JSON knows neither infinity nor NaN, which a block has that did not learn at this rate.
-            {"block": index + 1, "type": str(block), "error": error if math.isfinite(error := errors[item]) else None}
-            for item in blocks
-            for index, block in [item]
-        ]
+        # JSON knows neither infinity nor NaN, which a block has that did not learn at this rate.
+        finite = {item: error if math.isfinite(error) else None for item, error in errors.items()}
+        rows = [{"block": index + 1, "type": str(block), "error": finite[index, block]} for index, block in blocks]
         with open(self.folder / "errors.jsonl", "ab") as table:
             append_json_line(table, {"part": number, "parts": parts, "file": file, "blocks": rows})
 
