@@ -277,6 +277,6 @@ def test_a_name_of_timm_takes_a_genome_too() -> None:
         torch.manual_seed(0)
         backbone = fpn_backbone("test_resnet", "K/G4/B2/K")
         maps = backbone(torch.rand(1, 3, 64, 64))
-    assert backbone.strides == [4, 8, 16, 32]
+    assert backbone.strides == [4, 8, 16, 32, 64]
     assert [tuple(each.shape[2:]) for each in maps.values()] == [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
     assert sum(isinstance(each, ResidualBlock) for each in backbone.modules()) == 2

@@ -66,10 +66,10 @@ SMOKE: dict[str, Any] = {
     "samples": 2,
     "steps": 1,
     "measure": 1,
-    "library_batch_size": 4,
+    "library_batch_size": 2,
     "joined": 2,
     "joined_images": 4,
-    "epochs": 9,
+    "epochs": 5,
     "batch_size": 4,
     "threads": 1,
 }

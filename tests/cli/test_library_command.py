@@ -1,6 +1,7 @@
 """From a trained network of timm to a student of its library, by the commands."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,19 +54,14 @@ def test_what_does_not_fit_a_library_is_refused(files, library, tmp_path):
     asked = ("--num-classes", "5", "--types", "G4,B2", "--steps", "1", "--batch-size", "4", "--workers", "0")
     again = ("library", "test_resnet", "--teacher-checkpoint", files / "teacher.safetensors", "--out", library)
     before = {each.name: each.read_bytes() for each in library.iterdir()}
+    others = shutil.copytree(images, tmp_path / "others")
     torch.manual_seed(1)
     fresh = tmp_path / "fresh.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), fresh)
     for wrong, message in {
         (*again, "--data", images, *asked): f"there is a library in '{library}'; use --resume, or another --out",
         (*again, "--data", images, *asked, "--resume", "--types", "G4"): "has types ['G4', 'B2'], not ['G4']; use what",
-        (
-            *again,
-            "--data",
-            images / "train",
-            *asked,
-            "--resume",
-        ): f"has data '{images}', not '{images}/train'; use",
+        (*again, "--data", others, *asked, "--resume"): f"has data '{images}', not '",
         (*again, "--data", images, *asked, "--resume", "--teacher-checkpoint", fresh): "has weights 'sha256 ",
     }.items():
         code, _, said = run(*wrong)

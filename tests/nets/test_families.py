@@ -36,10 +36,8 @@ def test_a_family_splits_as_the_guide_says(name):
         return
     network = BlockNetwork(model)
     assert network.layout.original == blocks
-    # Every block can be replaced, by what its channels divide by, and what is built costs what is counted.
+    # Every block can be replaced, by what its channels divide by: counting runs the network.
     chosen = [[block for block, _ in place.distinct(TYPES)] for place in network.layout.places]
     genome = Genome.from_blocks([each[at % len(each)] for at, each in enumerate(chosen)], network.layout.depths)
-    swapped = network.build(genome)
     assert "K" not in genome
-    parts = [network.option_cost(at, block) for at, block in enumerate(genome.blocks)]
-    assert count(swapped, network.input_size) == sum(parts, network.fixed)
+    assert 0 < count(network.build(genome), network.input_size).params != network.cost.params
