@@ -27,7 +27,7 @@ from .export import export_model, require_onnx
 from .files import write_atomic
 from .layout import Layout
 from .machine import default_workers, find_device, keep_memory
-from .messages import quote
+from .messages import counted, quote
 from .searching.latency import LatencyTable
 from .searching.plot import plot_record
 from .searching.probe_images import affordable_batches, dataset_minibatch
@@ -328,10 +328,10 @@ def _say_plan(
     if holdout is not None:
         say(holdout_text(plan["data"], None, holdout))
     if facts.fewest < 10:
-        say(f"the smallest class has {facts.fewest} images to train on: few to learn from")
+        say(f"the smallest class has {counted(facts.fewest, 'image')} to train on: few to learn from")
     say(
-        f"for {facts.images:,} images: minibatches of {plan['batch_size']}, {plan['epochs']} epochs (other numbers: "
-        "batch_size=, epochs=)"
+        f"for {facts.images:,} images: minibatches of {plan['batch_size']}, {counted(plan['epochs'], 'epoch')} (other "
+        "numbers: batch_size=, epochs=)"
     )
 
 
@@ -437,7 +437,7 @@ def _search(
     here: _Place,
 ) -> str:
     """Searches the best genome, and draws the picture of the search."""
-    here.say(f"2 of 4, search: {plan['samples']:,} genomes of {plan['network']} within {budget}")
+    here.say(f"2 of 4, search: {counted(plan['samples'], 'genome')} of {plan['network']} within {budget}")
     record, picture = here.folder / RECORD, here.folder / PICTURE
     genome = _found(here.folder)
     if genome is None:
@@ -453,7 +453,10 @@ def _search(
             # No more than there are images for.
             max(1, min(affordable_batches(space, size), plan["images"] // size)),
             holdout,
+            # Some of them may be damaged.
+            fewer=True,
         )
+        size = len(images.images) // images.num_batches
         search(
             space,
             budget,
