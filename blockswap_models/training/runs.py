@@ -288,7 +288,7 @@ def _facts(name: str, student: nn.Module) -> dict[str, Any]:
     size = list(model_data_config(student)["input_size"])
     facts = {"model": name, "genome": genome, "params": cost.params, "macs": cost.macs, "input_size": size}
     architecture = getattr(student, "pretrained_cfg", {}).get("architecture")
-    if genome is not None and ":" not in name and swaps(architecture, genome):
+    if architecture is not None and ":" not in name and swaps(architecture, genome):
         # Of a name that the zoo has too.
         facts["swapped"] = True
     return facts

@@ -29,7 +29,7 @@ def swapped(
     whole = weights_named(**kwargs)
     name, _, tag = network.partition(".")
     cache_dir, overlay = kwargs.pop("cache_dir", None), kwargs.pop("pretrained_cfg_overlay", None)
-    cfg = kwargs.pop("pretrained_cfg", None) or tag or None
+    cfg: Any = kwargs.pop("pretrained_cfg", None) or tag or None
     size = {"input_size": resolve_pretrained_cfg(name, cfg, overlay).input_size}
 
     def make(**arguments: Any) -> nn.Module:
