@@ -284,9 +284,14 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
         ("?? --data .", "unknown model '??'; see 'blockswap list' and timm.list_models()"),
         ("resnet18.mine --data .", "no pretrained weights for resnet18.mine; use resnet18."),
         (
-            "resnet50 --no-pretrained --genome S --data .",
-            "resnet50 has no genome; leave out --genome",
+            "test_resnet --no-pretrained --genome S --data .",
+            "test_resnet has stages of 1, 1, 1 and 1 blocks; this genome has 1",
         ),
+        (
+            "test_resnet --genome K/G4/K/K --data .",
+            "no pretrained weights for test_resnet with other blocks, K/G4/K/K; use --checkpoint FILE, or the folder",
+        ),
+        ("test_vit --no-pretrained --genome K --data .", "VisionTransformer does not split into blocks: its stages"),
         ("resnet18 --no-pretrained --genome S --data .", "blockswap_resnet18 has stages of 2, 2, 2 and 2 blocks"),
         ("wrn16_1 --no-pretrained --genome 6xS --data .", "blockswap_wrn16_1 has stages of 2, 2 and 2 blocks"),
         ("wrn16_1 --no-pretrained --data nowhere", "no folder 'nowhere'; use a folder of images, or torch/cifar10"),
