@@ -79,7 +79,7 @@ def test_what_is_made_is_what_is_said(made, photos):
     assert {each["val_share"] for each in (student, teacher)} == {0.2}
     assert any("15 of its 18 images train and 3 are held out for validation" in line for line in said)
     assert "the smallest class has 5 images to train on: few to learn from" in said
-    assert "for 15 images: minibatches of 4, 1 epochs (other numbers: batch_size=, epochs=)" in said
+    assert "for 15 images: minibatches of 4, 1 epoch (other numbers: batch_size=, epochs=)" in said
 
 
 def test_the_onnx_file_answers_as_the_folder_does(made, photos):
