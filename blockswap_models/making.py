@@ -30,7 +30,7 @@ from .machine import default_workers, find_device, keep_memory
 from .messages import quote
 from .searching.latency import LatencyTable
 from .searching.plot import plot_record
-from .searching.probe_images import affordable_batches, dataset_minibatch
+from .searching.probe_images import FewImagesError, Minibatch, affordable_batches, dataset_minibatch
 from .searching.profile import profile
 from .searching.record import network_of
 from .searching.scoring import budget_windows
@@ -44,7 +44,7 @@ from .training.recipes import RECIPES, Recipe
 from .training.run_folder import read_summary
 from .training.runs import RunSettings, make_teacher, train_run
 from .zoo.blockswap import save_pretrained
-from .zoo.cards import make_card, training_command
+from .zoo.cards import MissingWeightsError, make_card, training_command
 from .zoo.find import find_model
 
 __all__ = ["Made", "MakeError", "make", "small_data_recipe"]
@@ -295,6 +295,10 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
         raise MakeError(f"{quote(str(path))} is damaged; use a new folder (out=)") from None
     for key, value in plan.items():
         if found.get(key) != value:
+            if not any(each.is_file() for each in folder.rglob("*") if each != path):
+                # Nothing was done yet, such as where the teacher was mistyped.
+                _write_plan(folder, plan)
+                return
             raise MakeError(
                 f"{quote(str(folder))} was begun with {key.replace('_', ' ')} {_short(found.get(key))}, not "
                 f"{_short(value)}; use the same again, or another out="
@@ -401,6 +405,9 @@ def _given_teacher(name: str, settings: RunSettings) -> RunSettings:
     if Path(name).is_file():
         return replace(settings, teacher=settings.names[0], teacher_checkpoint=name)
     if not is_folder(name):
+        found = find_model(name)
+        if ":" not in found and not timm.is_model_pretrained(found):
+            raise MissingWeightsError(found, "use teacher=FILE for your own, or leave out teacher= to train it")
         return replace(settings, teacher=name)
     if (Path(name) / "config.json").is_file():
         return replace(settings, teacher=f"local-dir:{name}")
@@ -442,18 +449,7 @@ def _search(
     genome = _found(here.folder)
     if genome is None:
         space = _space(plan, settings, "latency" in budget.windows, here)
-        size = max(2, min(_PROBE, plan["images"]))
-        images = dataset_minibatch(
-            space,
-            plan["data"],
-            None,
-            size,
-            plan["seed"],
-            "train",
-            # No more than there are images for.
-            max(1, min(affordable_batches(space, size), plan["images"] // size)),
-            holdout,
-        )
+        images, size = _images(space, plan, holdout)
         search(
             space,
             budget,
@@ -477,6 +473,23 @@ def _search(
             plot_record(record, picture)
     here.say(f"   {genome}")
     return genome
+
+
+def _images(space: SearchSpace, plan: dict[str, Any], holdout: HoldOut | None) -> tuple[Minibatch, int]:
+    """Draws the images on which genomes are scored; a minibatch has fewer where fewer can be read. Returns its size."""
+
+    def draw(size: int) -> Minibatch:
+        # No more minibatches than there are images for.
+        number = max(1, min(affordable_batches(space, size), plan["images"] // size))
+        return dataset_minibatch(space, plan["data"], None, size, plan["seed"], "train", number, holdout)
+
+    size = max(2, min(_PROBE, plan["images"]))
+    try:
+        return draw(size), size
+    except FewImagesError as error:
+        if error.found < 2:
+            raise
+        return draw(error.found), error.found
 
 
 def _space(plan: dict[str, Any], settings: RunSettings, latency: bool, here: _Place) -> SearchSpace:
@@ -574,7 +587,9 @@ def _one_line_for_a_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        # Those of the network have no number.
+        if error.errno is None:
+            raise
         raise MakeError(
-            f"cannot write in {quote(str(folder))}: {reason}; what is done is kept, so make room and call again"
+            f"cannot write in {quote(str(folder))}: {error.strerror}; what is done is kept, so make room and call again"
         ) from None

@@ -15,7 +15,11 @@ __all__ = ["LogLines", "in_notebook", "is_watched", "new_bar", "progress_bar"]
 Step = TypeVar("Step")
 # Seconds between two lines of a log, and between two states of a bar.
 _LOG_SECONDS, _BAR_SECONDS = 30.0, 0.5
-_LINE = "{desc}{n_fmt} of {total_fmt}{unit} [{elapsed}, {remaining} left, {rate_fmt}{postfix}]"
+# Steps a second also where a step takes longer than one.
+_LINE = "{desc}{n_fmt} of {total_fmt}{unit} [{elapsed}, {remaining} left, {rate_noinv_fmt}{postfix}]"
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+# Numbers below are whole: 12, not 12.0.
+_LARGE = 1000
 
 
 def in_notebook() -> bool:
@@ -45,6 +49,7 @@ def new_bar(
     Returns:
         A bar of tqdm, or lines with the same methods where nobody looks.
     """
+    unit_scale = unit_scale and (total is None or total >= _LARGE)
     if not disable and not is_watched():
         return LogLines(total, initial, unit=unit, unit_scale=unit_scale)
     from tqdm.auto import tqdm
@@ -57,6 +62,7 @@ def new_bar(
         disable=disable,
         mininterval=_BAR_SECONDS,
         dynamic_ncols=True,
+        bar_format=None if total is None else _BAR,
     )
 
 

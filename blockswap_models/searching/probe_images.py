@@ -17,11 +17,12 @@ from timm.data import create_transform
 from torch.utils.data import Dataset, IterableDataset
 
 from ..data.cifar import normalize
-from ..data.folders import DataError, classes_of, find_dataset, open_dataset
+from ..data.folders import DataError, find_dataset, names_in, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import image_mode
 
 __all__ = [
+    "FewImagesError",
     "ImageSpec",
     "Minibatch",
     "affordable_batches",
@@ -66,6 +67,16 @@ class Minibatch:
         """The images and labels of one of the minibatches."""
         size = len(self.images) // self.num_batches
         return self.images[index * size : (index + 1) * size], self.labels[index * size : (index + 1) * size]
+
+
+class FewImagesError(DataError):
+    """Too few images that can be read for a minibatch; `found` says how many there are."""
+
+    def __init__(self, name: str, found: int, damaged: bool = False) -> None:
+        self.found = found
+        which = "images that can be read" if damaged else "images"
+        advice = f"use a batch_size= of at most {found}" if found > 1 else "use a dataset of more"
+        super().__init__(f"{name} has {found} {which}; {advice}")
 
 
 # A search takes so many minibatches in turn, or as many as have so many numbers in all.
@@ -133,13 +144,13 @@ def dataset_minibatch(
     name, root = find_dataset(name, root)
     dataset = open_dataset(name, root, split, input_img_mode=image_mode(space.input_size[0]), holdout=holdout)
     dataset.transform = _transform(space)
-    images, labels = _draw(dataset, name, batch_size, num_batches, seed)
+    images, labels = _draw(dataset, about["data"], batch_size, num_batches, seed)
     num_batches = len(images) // batch_size
     if holdout is not None:
         about |= {"val_share": holdout.share, "val_seed": holdout.seed}
-    classes = classes_of(name, root, split)
-    if classes is not None and len(classes) == space.num_classes:
-        about["label_names"] = list(classes)
+    names = names_in(dataset)
+    if names is not None and len(names) == space.num_classes:
+        about["label_names"] = list(names)
     minibatch = _checked(space, images, labels, f"{name}, {_sizes(batch_size, num_batches)}", num_batches)
     return replace(minibatch, about=about)
 
@@ -306,6 +317,7 @@ def _size_message(space: ImageSpec, images: torch.Tensor) -> str:
 
 
 def _draw(dataset: Any, name: str, batch_size: int, num_batches: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    damaged = False
     if not isinstance(dataset, IterableDataset):
         there = len(dataset)
         number = min(num_batches, there // batch_size) * batch_size
@@ -318,14 +330,14 @@ def _draw(dataset: Any, name: str, batch_size: int, num_batches: int, seed: int)
             good = (item for index in others if (item := dataset[int(index)]) is not None)
             items += islice(good, number - len(items))
             dataset.warn()
-            there = min(there, len(items))
+            damaged, there = True, min(there, len(items))
             del items[len(items) // batch_size * batch_size :]
     else:
         items = list(islice(dataset, num_batches * batch_size))
         there = len(items)
         del items[there // batch_size * batch_size :]
     if not items:
-        raise DataError(f"{name} has {there} images; use a batch_size= of at most {there}")
+        raise FewImagesError(name, there, damaged)
     return torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
 
 

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from types import SimpleNamespace
 
 from blockswap_models.progress import LogLines, in_notebook, new_bar, progress_bar
@@ -48,6 +49,23 @@ def test_a_log_has_one_line_of_what_is_quick(monkeypatch):
     assert list(progress_bar([1, 2, 3], "round")) == [1, 2, 3]
     assert sys.stderr.getvalue().startswith("3 of 3 round [")
     assert sys.stderr.getvalue().count("\n") == 1
+
+
+def test_small_numbers_are_whole_and_slow_steps_are_a_rate(monkeypatch):
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with new_bar(12, unit=" images", unit_scale=True) as bar:
+            # Ten seconds ago, of whichever clock.
+            bar.start_t = bar._start = (bar._time if hasattr(bar, "_time") else time.monotonic)() - 10
+            bar.update(4)
+        line = stream.getvalue().replace("\r", "\n").splitlines()[-1]
+        assert ("4/12 " if stream.isatty() else "4 of 12 images ") in line
+        assert " images/s" in line
+        assert "s/ images" not in line
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with new_bar(50_000, unit=" images", unit_scale=True) as bar:
+        bar.update(12_800)
+    assert sys.stderr.getvalue().startswith("12.8k of 50.0k images [")
 
 
 def test_nothing_is_written_where_it_is_off(monkeypatch):
