@@ -325,7 +325,7 @@ def parse_latency(text: str) -> Amount:
 
 
 def parse_size(text: str) -> Amount:
-    """Reads a size in bytes: `500kB`, `1.2MB`, `300KiB`, a ceiling `..500kB`, a floor, or a window `300kB..500kB`."""
+    """Reads a size: `500kB`, `1.2MB`, `300KiB`, `500,000 bytes`, a ceiling `..500kB`, a floor or a window of these."""
     return _parse(text, _parse_bytes)
 
 
@@ -375,11 +375,12 @@ def _parse_count(part: str, text: str) -> int:
 
 
 def _parse_bytes(part: str, text: str) -> int:
-    match = re.fullmatch(rf"{_NUMBER}\s?([kKmMgG]?)(i?)B", part.strip())
+    # A number alone is that of a table, whose column is headed bytes.
+    match = re.fullmatch(rf"{_NUMBER}(?:\s?(?:([kKmMgG]?)(i?)B|bytes?))?", part.strip())
     if not match or len(part) > _MAX_LENGTH:
         raise BudgetError(f"{quote(text)} is no size; use 500kB, 1.2MB, 300KiB, 20%, ..500kB or 300kB..500kB")
     base = 1024 if match[3] else 1000
-    return _scaled(match[1], base ** ["", "k", "m", "g"].index(match[2].lower()))
+    return _scaled(match[1], base ** ["", "k", "m", "g"].index((match[2] or "").lower()))
 
 
 def _scaled(number: str, scale: int) -> int:

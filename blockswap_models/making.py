@@ -27,10 +27,10 @@ from .export import export_model, require_onnx
 from .files import write_atomic
 from .layout import Layout
 from .machine import default_workers, find_device, keep_memory
-from .messages import quote
+from .messages import counted, quote
 from .searching.latency import LatencyTable
 from .searching.plot import plot_record
-from .searching.probe_images import FewImagesError, Minibatch, affordable_batches, dataset_minibatch
+from .searching.probe_images import affordable_batches, dataset_minibatch
 from .searching.profile import profile
 from .searching.record import network_of
 from .searching.scoring import budget_windows
@@ -332,10 +332,10 @@ def _say_plan(
     if holdout is not None:
         say(holdout_text(plan["data"], None, holdout))
     if facts.fewest < 10:
-        say(f"the smallest class has {facts.fewest} images to train on: few to learn from")
+        say(f"the smallest class has {counted(facts.fewest, 'image')} to train on: few to learn from")
     say(
-        f"for {facts.images:,} images: minibatches of {plan['batch_size']}, {plan['epochs']} epochs (other numbers: "
-        "batch_size=, epochs=)"
+        f"for {facts.images:,} images: minibatches of {plan['batch_size']}, {counted(plan['epochs'], 'epoch')} (other "
+        "numbers: batch_size=, epochs=)"
     )
 
 
@@ -444,12 +444,26 @@ def _search(
     here: _Place,
 ) -> str:
     """Searches the best genome, and draws the picture of the search."""
-    here.say(f"2 of 4, search: {plan['samples']:,} genomes of {plan['network']} within {budget}")
+    here.say(f"2 of 4, search: {counted(plan['samples'], 'genome')} of {plan['network']} within {budget}")
     record, picture = here.folder / RECORD, here.folder / PICTURE
     genome = _found(here.folder)
     if genome is None:
         space = _space(plan, settings, "latency" in budget.windows, here)
-        images, size = _images(space, plan, holdout)
+        size = max(2, min(_PROBE, plan["images"]))
+        images = dataset_minibatch(
+            space,
+            plan["data"],
+            None,
+            size,
+            plan["seed"],
+            "train",
+            # No more than there are images for.
+            max(1, min(affordable_batches(space, size), plan["images"] // size)),
+            holdout,
+            # Some of them may be damaged.
+            fewer=True,
+        )
+        size = len(images.images) // images.num_batches
         search(
             space,
             budget,
@@ -473,23 +487,6 @@ def _search(
             plot_record(record, picture)
     here.say(f"   {genome}")
     return genome
-
-
-def _images(space: SearchSpace, plan: dict[str, Any], holdout: HoldOut | None) -> tuple[Minibatch, int]:
-    """Draws the images on which genomes are scored; a minibatch has fewer where fewer can be read. Returns its size."""
-
-    def draw(size: int) -> Minibatch:
-        # No more minibatches than there are images for.
-        number = max(1, min(affordable_batches(space, size), plan["images"] // size))
-        return dataset_minibatch(space, plan["data"], None, size, plan["seed"], "train", number, holdout)
-
-    size = max(2, min(_PROBE, plan["images"]))
-    try:
-        return draw(size), size
-    except FewImagesError as error:
-        if error.found < 2:
-            raise
-        return draw(error.found), error.found
 
 
 def _space(plan: dict[str, Any], settings: RunSettings, latency: bool, here: _Place) -> SearchSpace:

@@ -1,4 +1,4 @@
-"""Parts of messages: quoted text, lists of numbers, and suggestions for mistyped names.
+"""Parts of messages: quoted text, numbers of things, and suggestions for mistyped names.
 
 A message speaks of arguments as Python does, `num_classes=146`; the command line rewrites these as its options.
 
@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable
 from itertools import takewhile
 
-__all__ = ["did_you_mean", "listed", "quote"]
+__all__ = ["counted", "did_you_mean", "listed", "plural", "quote"]
 
 
 def quote(text: object, limit: int = 200) -> str:
@@ -24,6 +24,16 @@ def listed(numbers: Iterable[object]) -> str:
     """Joins numbers or names: 3, 4, 6 and 3."""
     texts = [str(number) for number in numbers] or ["0"]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def plural(word: str) -> str:
+    """Returns the plural of a regular noun: images, minibatches."""
+    return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def counted(number: int, word: str) -> str:
+    """Writes a number of things: 1 epoch, 2 minibatches, 1,000 images."""
+    return f"{number:,} {word if number == 1 else plural(word)}"
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:

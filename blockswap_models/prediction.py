@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from .data.errors import DataError
 from .data.images import ImageError, image_extensions, image_mode, read_image
 from .data.loader import plain_errors
-from .data.shared_memory import memory_told
+from .data.shared_memory import into_shared_memory, memory_told
 from .data.statistics import model_data_config
 from .messages import quote
 from .training.models import make_model
@@ -247,4 +247,5 @@ class _Files(Dataset):
 def _collate(samples: list[tuple[int, torch.Tensor | str]]) -> _Batch:
     good = [(place, image) for place, image in samples if isinstance(image, torch.Tensor)]
     pixels = torch.stack([image for _, image in good]) if good else torch.zeros(0)
+    into_shared_memory(pixels)
     return [place for place, _ in good], pixels, {place: why for place, why in samples if isinstance(why, str)}

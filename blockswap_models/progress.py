@@ -8,18 +8,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from functools import cache
 from typing import Any, TypeVar
 
-__all__ = ["LogLines", "in_notebook", "is_watched", "new_bar", "progress_bar"]
+from .messages import plural
+
+__all__ = ["LogLines", "bar_words", "in_notebook", "is_watched", "new_bar", "progress_bar"]
 
 Step = TypeVar("Step")
 # Seconds between two lines of a log, and between two states of a bar.
 _LOG_SECONDS, _BAR_SECONDS = 30.0, 0.5
-# Steps a second also where a step takes longer than one.
-_LINE = "{desc}{n_fmt} of {total_fmt}{unit} [{elapsed}, {remaining} left, {rate_noinv_fmt}{postfix}]"
-_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
-# Numbers below are whole: 12, not 12.0.
-_LARGE = 1000
+_LINE = "{desc}{n_fmt} of {total_fmt} {unit} [{elapsed}, {remaining} left, {rate_fmt}{postfix}]"
+_BAR = "{l_bar}{bar}| {n_fmt} of {total_fmt} {unit} [{elapsed}, {remaining} left, {rate_fmt}{postfix}]"
 
 
 def in_notebook() -> bool:
@@ -34,41 +34,77 @@ def is_watched() -> bool:
     return in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
 
 
-def new_bar(
-    total: float | None = None, initial: float = 0, *, unit: str = "it", unit_scale: bool = False, disable: bool = False
-) -> Any:
+def new_bar(total: float | None = None, initial: float = 0, *, unit: str = "step", disable: bool = False) -> Any:
     """Makes a progress bar that is updated by hand.
 
     Args:
         total: Steps in all.
         initial: Steps that are done already.
-        unit: What a step is.
-        unit_scale: Whether large numbers are shortened.
+        unit: What a step is, in the singular.
         disable: Whether nothing is shown.
 
     Returns:
         A bar of tqdm, or lines with the same methods where nobody looks.
     """
-    unit_scale = unit_scale and (total is None or total >= _LARGE)
     if not disable and not is_watched():
-        return LogLines(total, initial, unit=unit, unit_scale=unit_scale)
-    from tqdm.auto import tqdm
-
-    return tqdm(
+        return LogLines(total, initial, unit=unit)
+    return _bar_class()(
         total=total,
         initial=initial,
         unit=unit,
-        unit_scale=unit_scale,
+        bar_format=_BAR,
         disable=disable,
         mininterval=_BAR_SECONDS,
         dynamic_ncols=True,
-        bar_format=None if total is None else _BAR,
     )
+
+
+@cache
+def _bar_class() -> Any:
+    """Makes a bar of tqdm, for a terminal or a notebook, that speaks of its steps as a log does."""
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        @property
+        def format_dict(self) -> dict[str, Any]:
+            own = super().format_dict
+            since = (own["n"] - own["initial"]) / own["elapsed"] if own["elapsed"] else None
+            return own | bar_words(own["n"], own["total"], own["unit"], own["rate"] or since)
+
+    return Bar
+
+
+def bar_words(number: float, total: float | None, unit: str, rate: float | None) -> dict[str, str]:
+    """Writes the numbers of a bar.
+
+    Args:
+        number: Steps that are done.
+        total: Steps in all, where their number is known.
+        unit: What a step is, in the singular.
+        rate: Steps a second, where it is known.
+
+    Returns:
+        What tqdm calls `n_fmt`, `total_fmt`, `unit` and `rate_fmt`: numbers in full, and steps a second, or seconds a
+        step where they are slow.
+    """
+    speed = f"? {plural(unit)}/s"
+    if rate:
+        speed = f"{_digits(rate)} {plural(unit)}/s" if rate >= 1 else f"{_digits(1 / rate)} s/{unit}"
+    return {
+        "n_fmt": f"{number:,}",
+        "total_fmt": "?" if total is None else f"{total:,}",
+        "unit": unit if total == 1 else plural(unit),
+        "rate_fmt": speed,
+    }
+
+
+def _digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def progress_bar(steps: Iterable[Step], unit: str) -> Iterator[Step]:
     """Wraps steps, so that they are counted as they are taken."""
-    with new_bar(len(steps) if isinstance(steps, Sized) else None, unit=f" {unit}") as bar:
+    with new_bar(len(steps) if isinstance(steps, Sized) else None, unit=unit) as bar:
         for step in steps:
             yield step
             bar.update()
@@ -82,12 +118,11 @@ class LogLines:
         total: float | None = None,
         initial: float = 0,
         *,
-        unit: str = "it",
-        unit_scale: bool = False,
+        unit: str = "step",
         seconds: float = _LOG_SECONDS,
     ) -> None:
         self.n, self.initial, self.total = initial, initial, total
-        self.unit, self.unit_scale, self.seconds = unit, unit_scale, seconds
+        self.unit, self.seconds = unit, seconds
         self._description = self._postfix = ""
         self._start = self._written = time.monotonic()
         self._last = ""
@@ -121,16 +156,17 @@ class LogLines:
 
         # It takes an unknown number too, which its types do not say.
         total: Any = self.total
+        elapsed = time.monotonic() - self._start
+        rate = (self.n - self.initial) / elapsed if elapsed else None
         line = tqdm.format_meter(
             self.n,
             total,
-            time.monotonic() - self._start,
+            elapsed,
             prefix=self._description and f"{self._description}: ",
-            unit=self.unit,
-            unit_scale=self.unit_scale,
             postfix=self._postfix,
             initial=self.initial,
             bar_format=_LINE,
+            **bar_words(self.n, total, self.unit, rate),
         )
         state = f"{self.n}/{self._description}/{self._postfix}"
         if state != self._last:

@@ -80,7 +80,7 @@ def test_what_is_made_is_what_is_said(made, photos):
     assert {each["val_share"] for each in (student, teacher)} == {0.2}
     assert any("15 of its 18 images train and 3 are held out for validation" in line for line in said)
     assert "the smallest class has 5 images to train on: few to learn from" in said
-    assert "for 15 images: minibatches of 4, 1 epochs (other numbers: batch_size=, epochs=)" in said
+    assert "for 15 images: minibatches of 4, 1 epoch (other numbers: batch_size=, epochs=)" in said
 
 
 def test_the_onnx_file_answers_as_the_folder_does(made, photos):
@@ -163,21 +163,6 @@ def test_three_images_a_class_are_few_and_said_so(tmp_path, no_training):
     assert "the smallest class has 2 images to train on: few to learn from" in said
     # A minibatch is no larger than what there is.
     assert any(line.startswith("for 7 images: minibatches of 7, 40 epochs") for line in said)
-
-
-def test_genomes_are_scored_on_the_images_that_can_be_read(tmp_path, caplog):
-    few = write(tmp_path / "few")
-    for number in range(4):
-        (few / "cat" / f"{number}.png").write_bytes(b"no image")
-    plan = {"images": 18, "data": str(few), "seed": 0}
-    space = making.SearchSpace("wrn16_1", num_classes=3)
-    images, size = making._images(space, plan, None)
-    assert (len(images.images), images.num_batches, size) == (14, 1, 14)
-    assert images.labels.bincount().tolist() == [2, 6, 6]
-    for path in list(few.rglob("*.png"))[1:]:
-        path.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"few has [01] images that can be read; use a dataset of more$"):
-        making._images(space, plan, None)
 
 
 def test_lengths_and_minibatches_by_the_number_of_images():

@@ -9,7 +9,7 @@ import click
 __all__ = ["advise_when_interrupted", "as_options", "given_words", "interruption_advice", "remember_words"]
 
 # Arguments of Python that have another name as options.
-_ALIASES = {"record": "out", "folder": "out", "root": "data_dir"}
+_ALIASES = {"record": "out", "folder": "out", "root": "data_dir", "checkpoint": "teacher_checkpoint"}
 _VALUE = r"'[^']*'|\"[^\"]*\"|\w+(?:[./:+-]\w+)*"
 _ADVICE, _WORDS = "blockswap.advice", "blockswap.words"
 
@@ -17,7 +17,8 @@ _ADVICE, _WORDS = "blockswap.advice", "blockswap.words"
 def as_options(message: str, command: click.Command | None) -> str:
     """Rewrites the arguments that a message names as options of a command: `num_classes=146` as `--num-classes 146`.
 
-    So is a name with which the message begins, as in `num_classes is at least 1`. Quoted text is left alone.
+    So is a name with which the message begins, as in `num_classes is at least 1`. Quoted text is left alone, and so are
+    calls of Python.
     """
     options: dict[str | None, click.Option] = {}
     if command:
@@ -29,7 +30,8 @@ def as_options(message: str, command: click.Command | None) -> str:
         return message
     names = "|".join(sorted(map(re.escape, filter(None, options)), key=len, reverse=True))
     message = re.sub(rf"^({names})(?= (?:is|needs) )", lambda found: _flag(options[found[1]]), message)
-    pattern = rf"(?<!\w)(?:'[^']*'|\"[^\"]*\")|(?<![\w.-])(?P<name>{names})=(?P<value>{_VALUE})?"
+    calls = r"\w\((?:[^()]|\([^()]*\))*\)"
+    pattern = rf"(?<!\w)(?:'[^']*'|\"[^\"]*\")|{calls}|(?<![\w.-])(?P<name>{names})=(?P<value>{_VALUE})?"
     return re.sub(pattern, lambda found: _written(found, options), message)
 
 

@@ -15,7 +15,7 @@ from ..messages import quote
 from ..progress import progress_bar
 from ..training.recipes import RECIPES
 from .errors import advise_when_interrupted
-from .parameters import TYPES, dataset_options, device_option, reader_option, subcommand
+from .parameters import TYPES, dataset_options, device_option, holdout_options, reader_option, subcommand
 from .tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str) -> int:
 @click.argument("network", metavar="NETWORK", help="a trained CNN of timm or the zoo, such as resnet34 or wrn40_2")
 @click.option("--teacher-checkpoint", metavar="FILE", help="its weights [default: its pretrained ones]")
 @click.option("--num-classes", type=int, help="classes of its weights [default: the network's own]")
+@click.option("--in-chans", type=int, help="channels of its images [default: the network's own]")
 @dataset_options
+@holdout_options
 @click.option("--out", required=True, metavar="FOLDER", help="where the library goes")
 @click.option("--resume", is_flag=True, help="go on with the library in that folder")
 @click.option("--types", type=TYPES, help="block types, such as S,G4,W1 [default: the paper's 23]")
@@ -52,8 +54,11 @@ def library_(
     network: str,
     teacher_checkpoint: str | None,
     num_classes: int | None,
+    in_chans: int | None,
     data: str,
     data_dir: str | None,
+    val_share: float | None,
+    val_seed: int,
     out: str,
     resume: bool,
     types: list[BlockType] | None,
@@ -68,24 +73,35 @@ def library_(
     as_json: bool,
 ) -> None:
     """Trains a library of blocks, and prints the errors."""
+    from ..data.facts import holdout_of, holdout_text
     from ..machine import find_device, keep_memory
     from ..training.library import train_library
     from ..training.loaders import training_loader
-    from ..training.models import make_model
+    from ..training.models import has_weights, make_model
+    from ..zoo.cards import MissingWeightsError
+    from ..zoo.find import find_model
 
     where = find_device(device)
     if where.type == "cpu":
         keep_memory()
-    model = make_model(network, checkpoint=teacher_checkpoint, num_classes=num_classes).to(where)
+    if teacher_checkpoint is None and not has_weights(network):
+        raise MissingWeightsError(find_model(network), "use teacher_checkpoint=FILE for weights of your own")
+    model = make_model(network, checkpoint=teacher_checkpoint, num_classes=num_classes, in_chans=in_chans).to(where)
+    # As a training and a search do, which have this library's blocks judged on what is held out.
+    holdout = holdout_of(data, data_dir, val_share, val_seed)
     name = "cifar10" if data.lower().startswith("torch/cifar") else "imagenet"
     recipe = replace(RECIPES[name], batch_size=batch_size, cutout=0)
-    loader = training_loader(model, data, data_dir, recipe, seed=seed, device=where, workers=workers)
+    loader = training_loader(model, data, data_dir, recipe, holdout=holdout, seed=seed, device=where, workers=workers)
+    images = data
+    if holdout is not None:
+        click.echo(holdout_text(data, data_dir, holdout), err=True)
+        images = f"{data}, without {holdout.share:g} of each class by seed {holdout.seed}"
     advise_when_interrupted("go on with the same command and --resume")
     library = train_library(
         model,
         loader,
         out,
-        data=data,
+        data=images,
         types=SEARCH_TYPES if types is None else types,
         steps=steps,
         lr=lr,

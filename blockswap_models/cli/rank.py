@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..machine import default_workers
-from ..messages import quote
+from ..messages import counted, quote
 from .parameters import NETWORK, Given, size_options, subcommand
 from .search import image_options, minibatch_of, read_images, score_option
 from .tables import print_json, print_networks
@@ -82,8 +82,9 @@ def rank_(as_json: bool, **arguments: Any) -> None:
             {"score": options.score, "input_size": size, "networks": [each.as_json() for each in ranking]},
         )
         return
-    of = "networks" if options.network is None else f"genomes of {options.network.text}"
-    print(f"{len(ranking):,} {of} by {options.score}, on images of {'x'.join(map(str, size))}:\n")
+    of = counted(len(ranking), "network" if options.network is None else "genome")
+    of += "" if options.network is None else f" of {options.network.text}"
+    print(f"{of} by {options.score}, on images of {'x'.join(map(str, size))}:\n")
     print_networks(ranking)
 
 

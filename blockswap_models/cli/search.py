@@ -10,7 +10,7 @@ import click
 
 from ..budget import Budget, BudgetError, amount_text
 from ..machine import default_workers, find_device
-from ..messages import did_you_mean, listed, quote
+from ..messages import counted, did_you_mean, listed, quote
 from ..progress import progress_bar
 from ..searching.latency import LatencyTable
 from ..searching.record import RecordError, build_text, read_record, require_new
@@ -150,8 +150,8 @@ def space_(as_json: bool, **arguments: Any) -> None:
         return
     least, most = report["range"]["params"]
     fewest, greatest = report["range"]["macs"]
-    print(f"{space.layout.name}, {len(space.types)} block types: {' '.join(report['types'])}")
-    print(f"genomes     {report['genomes']:,} ({report['spellings']:,} spellings)")
+    print(f"{space.layout.name}, {counted(len(space.types), 'block type')}: {' '.join(report['types'])}")
+    print(f"genomes     {report['genomes']:,} ({counted(report['spellings'], 'spelling')})")
     print(f"parameters  {least:,} to {most:,}")
     print(f"MACs        {in_megas(fewest)} to {in_megas(greatest)}")
     if "latency" in report["range"]:
@@ -159,7 +159,7 @@ def space_(as_json: bool, **arguments: Any) -> None:
     if "size" in report["range"]:
         print("size        {:,} to {:,} bytes".format(*report["range"]["size"]))
     if "fitting" in report:
-        print(f"within {budget}: {report['fitting']:,} ({report['fitting_spellings']:,} spellings)")
+        print(f"within {budget}: {report['fitting']:,} ({counted(report['fitting_spellings'], 'spelling')})")
     elif budget is not None:
         print(f"within {budget}: about {report['fitting_estimate']:.2e}, estimated from {report['sampled']:,} found")
 
@@ -429,7 +429,7 @@ def _print_front(front: Front, record: str, number: int, as_json: bool) -> None:
         report = front_report(budgets, rankings, front.candidates, number)
         print_json({"network": space.layout.name, "cost": front.cost, **report, "record": record})
         return
-    print(f"{space.layout.name}: {len({each.genome for own in rankings for each in own}):,} genomes\n")
+    print(f"{space.layout.name}: {counted(len({each.genome for own in rankings for each in own}), 'genome')}\n")
     print_front(budgets, rankings, front.candidates)
     print(f"\nrecord: {record}")
 
@@ -440,7 +440,8 @@ def _print_result(result: SearchResult, record: str, number: int, as_json: bool)
         top = [each.as_json() for each in result.candidates[:number]]
         print_json({"network": layout.name, "best": top[0], "top": top, "rivals": result.num_tied, "record": record})
         return
-    print(f"best of {len(result.candidates):,} genomes of {layout.name} within {result.budget}:\n\n  {best.genome}\n")
+    found = counted(len(result.candidates), "genome")
+    print(f"best of {found} of {layout.name} within {result.budget}:\n\n  {best.genome}\n")
     print_ranking(result.candidates[:number])
     if result.num_tied is not None:
         print(f"\n{tied_text(result.num_tied, len(best.scores))}")
@@ -459,4 +460,4 @@ def _print_result(result: SearchResult, record: str, number: int, as_json: bool)
 def tied_text(number: int, draws: int) -> str:
     """Says how many other genomes are statistically tied with the best."""
     others = "1 other genome is" if number == 1 else f"{number:,} other genomes are" if number else "no other genome is"
-    return f"{others} statistically tied with the best ({draws} draws)"
+    return f"{others} statistically tied with the best ({counted(draws, 'draw')})"

@@ -26,15 +26,26 @@ def make_writable(*streams: TextIO) -> None:
     """
     codecs.register_error(_NAME, _plain)
     for stream in streams or (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        # The second is what Python uses in the locales C and POSIX.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors=_NAME)
 
 
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Replaces letters that an encoding lacks, for its encoder."""
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replaces letters that an encoding lacks, for its encoder; bytes of a file's name that are no letters stay."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(map(_letters, error.object[error.start : error.end])), error.end
+    letters = error.object[error.start : error.end]
+    if not any(map(_is_byte, letters)):
+        return "".join(map(_letters, letters)), error.end
+    return b"".join(bytes([ord(each) - 0xDC00]) if _is_byte(each) else _letters(each).encode() for each in letters), (
+        error.end
+    )
+
+
+def _is_byte(letter: str) -> bool:
+    """Whether this stands for a byte that could not be decoded, as Python has it in names of files."""
+    return "\udc80" <= letter <= "\udcff"
 
 
 def _letters(letter: str) -> str:

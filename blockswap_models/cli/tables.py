@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..budget import Budget
+from ..messages import counted
 from ..searching.candidates import Candidate, Scored
 
 __all__ = [
@@ -56,7 +57,7 @@ def print_front(budgets: Sequence[Budget], rankings: Sequence[Sequence[Candidate
     print("best within each budget:\n")
     best = [(budget, ranking[0]) for budget, ranking in zip(budgets, rankings, strict=True) if ranking]
     _print_candidates("budget", best)
-    print(f"\nPareto front of the genomes with {len(front[0].scores) if front else 0} draws:\n")
+    print(f"\nPareto front of the genomes with {counted(len(front[0].scores) if front else 0, 'draw')}:\n")
     _print_candidates("", [("", each) for each in front])
 
 

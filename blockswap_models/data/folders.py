@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,16 @@ from .holdout import HoldOut
 from .images import ImageFiles, InMode, image_extensions
 from .splits import find_split, known_split, splits_in
 
-__all__ = ["DataError", "classes_of", "find_dataset", "names_in", "names_of", "open_dataset"]
+__all__ = [
+    "DataError",
+    "classes_of",
+    "dataset_text",
+    "find_dataset",
+    "names_in",
+    "names_of",
+    "number_by",
+    "open_dataset",
+]
 
 # Datasets of torchvision that have these two splits; timm takes any name but train's for the second.
 _TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
@@ -48,6 +57,11 @@ def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
         raise DataError(f"no data folder {quote(str(root))}; use the folder that holds {name} (root=)")
     # torchvision's reader of folders has other rules than this one.
     return "folder" if name.lower() in ("folder", "torch/folder", "torch/image_folder") else name, str(root)
+
+
+def dataset_text(name: str, root: str | Path) -> str:
+    """Names a dataset in a message: by its folder, where that is all that it has."""
+    return quote(str(root)) if name == "folder" else name
 
 
 def classes_of(name: str, root: str | Path | None = None, split: str | None = "train") -> tuple[str, ...] | None:
@@ -178,6 +192,34 @@ def open_dataset(
     if type(dataset) is ImageDataset:
         return ImageFiles(root, dataset.reader, input_img_mode, replace)
     return InMode(dataset, input_img_mode) if source == "torch" else dataset
+
+
+def number_by(names: Sequence[str], dataset: ImageFiles, root: str | Path) -> None:
+    """Numbers the classes of a folder as a network does that has names for its classes.
+
+    A folder with none of these names, such as one of numbers, keeps the order of its own.
+
+    Args:
+        names: The names of the network's classes.
+        dataset: The dataset of the folder, which is changed.
+        root: The folder, for the message.
+
+    Raises:
+        DataError: The network knows some of the classes, and not all.
+    """
+    own, numbers = dataset.reader.class_to_idx, {name: number for number, name in enumerate(names)}
+    strange = _in_order(set(own) - set(numbers))
+    if len(strange) == len(own) or own == numbers:
+        return
+    if strange:
+        known = next(name for name in own if name in numbers)
+        raise DataError(
+            f"the class {quote(strange[0])} of {quote(str(root))} is none of the network's {len(names):,}, which knows "
+            f"{quote(known)}; use images of its classes alone"
+        )
+    of_labels = {label: numbers[name] for name, label in own.items()}
+    dataset.reader.samples = [(path, of_labels[label]) for path, label in dataset.reader.samples]
+    dataset.reader.class_to_idx = numbers
 
 
 def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImageFolder:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from timm.data.loader import fast_collate
 from torch.utils.data import get_worker_info
 
 from .errors import DataError
 
-__all__ = ["collate_shared", "full_memory_told", "memory_told"]
+__all__ = ["collate_shared", "full_memory_told", "into_shared_memory", "memory_told"]
 
 Minibatch = TypeVar("Minibatch")
 
@@ -26,10 +27,15 @@ def collate_shared(samples: Sequence[Any], collate: Callable[[Sequence[Any]], An
     A DataLoader does so by itself, but in a thread whose errors are lost: if memory is too small, it waits for ever.
     """
     batch = collate(samples)
-    if get_worker_info() is not None:
-        for each in batch:
-            each.share_memory_()
+    into_shared_memory(*batch)
     return batch
+
+
+def into_shared_memory(*tensors: torch.Tensor) -> None:
+    """Puts tensors into shared memory for another process, in a process of a loader; elsewhere does nothing."""
+    if get_worker_info() is not None:
+        for each in tensors:
+            each.share_memory_()
 
 
 def memory_told(loader: Iterable[Minibatch]) -> Iterator[Minibatch]:

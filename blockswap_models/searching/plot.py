@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..genome import Genome
 from ..layout import Layout
+from ..messages import counted
 from ..strips import FAMILIES, family_of, text_colour
 from ..zoo.genomes import GENOMES
 from .candidates import Candidate, median_shares
@@ -159,12 +160,13 @@ def _front_figure(front: FrontRecord) -> Figure:
     axes.step([*places, max(costs)], [*heights, heights[-1]], where="post", color=_INK, linewidth=1.5)
     axes.scatter(places, heights, s=36, color=_INK, zorder=3)
     axes.set_title(
-        f"{header.get('space')}: {front.number:,} genomes, {len(best)} on the Pareto front", parse_math=False
+        f"{header.get('space')}: {counted(front.number, 'genome')}, {len(best)} on the Pareto front", parse_math=False
     )
     axes.set_xlabel(name)
     axes.set_ylabel(f"score ({header.get('score')})", parse_math=False)
     axes.legend(
-        ["genomes", f"front of those with {len(best[0].scores)} draws"] if best else ["genomes"], loc="lower right"
+        ["genomes", f"front of those with {counted(len(best[0].scores), 'draw')}"] if best else ["genomes"],
+        loc="lower right",
     )
     axes.set_xscale("log")
     _label_decades(axes.xaxis, min(costs), max(costs) * 1.001)
@@ -325,7 +327,7 @@ def _draw_histogram(axes: Axes, ranking: Sequence[Candidate], left_out: int) -> 
         style = {"ha": "right", "va": "top", "weight": weight, "bbox": _WHITE}
         _note(axes, shown, (place, 1), (-5, -down), ("data", "axes fraction"), **style)
     axes.set_title("Scores" + (f" ({left_out:,} not finite, left out)" if left_out else ""))
-    axes.set_xlabel("score" if len(best.scores) == draws else f"score ({_drawn_times(draws)} each)")
+    axes.set_xlabel("score" if len(best.scores) == draws else f"score ({counted(draws, 'draw')} each)")
     axes.set_ylabel("genomes")
     axes.locator_params(axis="y", integer=True)
     if logarithmic:
@@ -357,7 +359,7 @@ def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
             color=shade,
             s=(30 if number > min(groups) else 22) if len(finite) <= 500 else 10,
             linewidths=0,
-            label=_drawn_times(number),
+            label=counted(number, "draw"),
             # Many points would make an SVG of many megabytes.
             rasterized=len(group) > 2000,
         )
@@ -385,10 +387,6 @@ def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
 
 def _cost_text(each: Candidate, cost: str) -> str:
     return f"{(each.cost.latency or 0) * 1000:.3g} ms" if cost == "latency" else f"{getattr(each.cost, cost):,}"
-
-
-def _drawn_times(number: int) -> str:
-    return "1 draw" if number == 1 else f"{number} draws"
 
 
 def _shades(number: int) -> list[str]:

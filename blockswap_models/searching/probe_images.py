@@ -17,12 +17,12 @@ from timm.data import create_transform
 from torch.utils.data import Dataset, IterableDataset
 
 from ..data.cifar import normalize
-from ..data.folders import DataError, find_dataset, names_in, open_dataset
+from ..data.folders import DataError, dataset_text, find_dataset, names_in, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import image_mode
+from ..messages import counted
 
 __all__ = [
-    "FewImagesError",
     "ImageSpec",
     "Minibatch",
     "affordable_batches",
@@ -69,16 +69,6 @@ class Minibatch:
         return self.images[index * size : (index + 1) * size], self.labels[index * size : (index + 1) * size]
 
 
-class FewImagesError(DataError):
-    """Too few images that can be read for a minibatch; `found` says how many there are."""
-
-    def __init__(self, name: str, found: int, damaged: bool = False) -> None:
-        self.found = found
-        which = "images that can be read" if damaged else "images"
-        advice = f"use a batch_size= of at most {found}" if found > 1 else "use a dataset of more"
-        super().__init__(f"{name} has {found} {which}; {advice}")
-
-
 # A search takes so many minibatches in turn, or as many as have so many numbers in all.
 _MOST_BATCHES, _MOST_NUMBERS = 16, 20_000_000
 # How whoever has images in memory makes a network of more classes.
@@ -116,6 +106,7 @@ def dataset_minibatch(
     split: str = "train",
     num_batches: int = 1,
     holdout: HoldOut | None = None,
+    fewer: bool = False,
 ) -> Minibatch:
     """Draws images, without augmentation, from a dataset that timm can open.
 
@@ -133,6 +124,7 @@ def dataset_minibatch(
         split: The split, in any case.
         num_batches: So many minibatches, or as many as there are images for, but at least one.
         holdout: Which images are held out for validation, for a folder without splits; none where None.
+        fewer: Whether a minibatch has all images that can be read, where these are fewer than `batch_size`.
 
     Returns:
         The minibatches.
@@ -144,7 +136,7 @@ def dataset_minibatch(
     name, root = find_dataset(name, root)
     dataset = open_dataset(name, root, split, input_img_mode=image_mode(space.input_size[0]), holdout=holdout)
     dataset.transform = _transform(space)
-    images, labels = _draw(dataset, about["data"], batch_size, num_batches, seed)
+    images, labels, batch_size = _draw(dataset, dataset_text(name, root), batch_size, num_batches, seed, fewer)
     num_batches = len(images) // batch_size
     if holdout is not None:
         about |= {"val_share": holdout.share, "val_seed": holdout.seed}
@@ -226,7 +218,9 @@ def user_minibatch(space: ImageSpec, data: Any, batch_size: int = 32, seed: int 
         raise DataError(f"data are a pair of images and labels, a dataset, a loader or a folder of images, not {kind}")
     num_batches = min(number, there) // batch_size
     if not num_batches:
-        raise DataError(f"the {kind} has {there} images" + (f"; use a batch_size of at most {there}" if there else ""))
+        raise DataError(
+            f"the {kind} has {counted(there, 'image')}" + (f"; use a batch_size of at most {there}" if there else "")
+        )
     images, labels = (torch.cat(each)[: num_batches * batch_size] for each in zip(*pairs, strict=True))
     # Looked at together: one image alone may be brighter than the mean throughout.
     images = images if as_pictures else _normalised(space, images)
@@ -250,9 +244,11 @@ def _sized(space: ImageSpec, images: Any, labels: Any) -> tuple[torch.Tensor, to
     images, labels = _tensor(images, "images"), _tensor(labels, "labels")
     if images.shape[1:] != space.input_size:
         raise DataError(_size_message(space, images))
+    if not len(images):
+        raise DataError(f"there are no images: their shape is {tuple(images.shape)}; use one or more")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(f"labels are whole numbers, one an image, not {_dtype(labels)}; use the numbers of the classes")
-    if labels.shape != images.shape[:1] or not len(labels):
+    if labels.shape != images.shape[:1]:
         raise DataError(f"labels are (N,), one an image, not {tuple(labels.shape)} for images {tuple(images.shape)}")
     return images, labels.long()
 
@@ -285,6 +281,10 @@ def _normalised(space: ImageSpec, images: torch.Tensor) -> torch.Tensor:
         raise DataError(f"images are uint8, or floats that are normalised, not {_dtype(images)}; use uint8")
     advice = f"use uint8, which is normalised here, or (x - mean) / std of x in 0 to 1, with mean {mean} and std {std}"
     low, high = images.min().item(), images.max().item()
+    if math.isnan(low):
+        raise DataError(
+            f"images have {counted(int(images.isnan().sum()), 'value')} that are NaN; use images without any"
+        )
     # Other means than the network's, and what augmentation adds, do not reach so far.
     farthest = 4 * max(1.0, *(max(m, 1 - m) / s for m, s in zip(mean, std, strict=True)))
     if max(-low, high) > farthest:
@@ -316,10 +316,14 @@ def _size_message(space: ImageSpec, images: torch.Tensor) -> str:
     return f"images are {wanted} in this space, not {given}; use SearchSpace(…, {', '.join(other)}), or other images"
 
 
-def _draw(dataset: Any, name: str, batch_size: int, num_batches: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(
+    dataset: Any, name: str, batch_size: int, num_batches: int, seed: int, fewer: bool
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Draws images with their labels, and says how many a minibatch has."""
     damaged = False
     if not isinstance(dataset, IterableDataset):
         there = len(dataset)
+        batch_size = min(batch_size, there) if fewer else batch_size
         number = min(num_batches, there // batch_size) * batch_size
         generator = np.random.default_rng(_data_seed(seed))
         chosen = generator.choice(there, number, replace=False)
@@ -330,15 +334,18 @@ def _draw(dataset: Any, name: str, batch_size: int, num_batches: int, seed: int)
             good = (item for index in others if (item := dataset[int(index)]) is not None)
             items += islice(good, number - len(items))
             dataset.warn()
-            damaged, there = True, min(there, len(items))
-            del items[len(items) // batch_size * batch_size :]
+            there, damaged = min(there, len(items)), True
     else:
         items = list(islice(dataset, num_batches * batch_size))
         there = len(items)
-        del items[there // batch_size * batch_size :]
+    if fewer and there:
+        batch_size = min(batch_size, there)
+    del items[len(items) // batch_size * batch_size :]
     if not items:
-        raise FewImagesError(name, there, damaged)
-    return torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
+        those = " that can be read" if damaged else ""
+        advice = f"; use a batch_size= of at most {there}" if there else ""
+        raise DataError(f"{name} has {counted(there, 'image')}{those}{advice}")
+    return torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items]), batch_size
 
 
 def _sizes(batch_size: int, num_batches: int) -> str:

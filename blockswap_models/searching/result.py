@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..budget import Budget
 from ..files import json_line, write_atomic
+from ..messages import counted
 from ..strips import genome_html, legend_html
 from .candidates import Candidate, ScoredDraw
 from .record import RecordError, budget_of, read_ranking, read_record, record_header
@@ -124,7 +125,7 @@ class SearchResult:
             rows.append(f'<tr>{row}<td style="text-align:left">{genome_html(each.genome)}</td></tr>')
         more = f" (the best {len(shown)} are shown)" if len(self) > len(shown) else ""
         stopped = ", interrupted" * self.interrupted
-        title = f"{self.space.layout.name} within {self.budget}: {len(self):,} genomes{stopped}{more}"
+        title = f"{self.space.layout.name} within {self.budget}: {counted(len(self), 'genome')}{stopped}{more}"
         legend = legend_html(block for each in shown for block in each.genome.blocks)
         return (
             f"<div><b>{escape(title)}</b><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

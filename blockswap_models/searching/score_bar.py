@@ -31,7 +31,7 @@ class ScoreBar:
     def __call__(self, results: Iterable[Any], total: int, done: int, round_name: str) -> Iterator[Any]:
         """Wraps the scores of a round, as `progress` of `search`."""
         if self._bar is None:
-            self._bar = new_bar(total, done, unit=" scores")
+            self._bar = new_bar(total, done, unit="score")
         # Scores of a record, which took no time.
         self._bar.initial += done - self._bar.n
         self._bar.n = done

@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from timm.data import create_loader
 from timm.data.loader import fast_collate
 from timm.models import load_state_dict
+from timm.utils import unwrap_model
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
-from ..data.folders import DataError, find_dataset, open_dataset
+from ..data.folders import DataError, dataset_text, find_dataset, number_by, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import ImageFiles, image_mode
 from ..data.loader import ImageLoader, collate_good
@@ -164,7 +165,7 @@ def evaluation_loader(
     """Opens a dataset for a model: size, crop and normalisation are those of its timm configuration.
 
     CIFAR at its own size is kept on the model's device. Images that cannot be read are left out, with a warning
-    that names them.
+    that names them. The classes of a folder are found among those of the model by name, where it has names for them.
 
     Args:
         model: The model that the images are for, on the device that they go to.
@@ -174,7 +175,8 @@ def evaluation_loader(
         batch_size: Images in a minibatch.
         images: Number of images, evenly spaced; all by default.
         class_map: timm's: a file with the names of the classes in order, for a folder that has only some of them. A
-            folder that has training images too is numbered by these, and needs none.
+            folder that has training images too is numbered by these, and needs none; nor does one whose classes the
+            model knows by name.
         workers: Processes that read images.
         holdout: Which images are those of validation, for a folder without splits; all are where None.
 
@@ -217,12 +219,15 @@ def evaluation_loader(
         input_img_mode=image_mode(config["input_size"][0]),
         holdout=holdout,
     )
+    names = (getattr(unwrap_model(model), "pretrained_cfg", None) or {}).get("label_names")
+    if data == "folder" and class_map is None and names is not None and len(names) == getattr(model, "num_classes", 0):
+        number_by(names, dataset, root)
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     if index:
         classes, advice = max(index.values()) + 1, ", with weights for as many"
         if data == "folder" and classes < getattr(model, "num_classes", classes):
             advice += ", or, for some of the network's classes, the file with the names of all (class_map=)"
-        check_classes(model, data, classes, class_map is not None, advice)
+        check_classes(model, dataset_text(data, root), classes, class_map is not None, advice)
     chosen: Any = dataset
     if images is not None:
         if isinstance(dataset, IterableDataset):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
-from ..data.folders import DataError, find_dataset, open_dataset
+from ..data.folders import DataError, dataset_text, find_dataset, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import image_mode
 from ..data.loader import ImageLoader
@@ -208,7 +208,7 @@ def _timm_loader(
         _check_stream(dataset, data, world_size, workers)
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     if index:
-        check_classes(model, data, max(index.values()) + 1, advice="")
+        check_classes(model, dataset_text(data, root), max(index.values()) + 1, advice="")
     loader = create_loader(
         dataset,
         input_size=config["input_size"],

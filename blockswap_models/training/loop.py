@@ -183,8 +183,7 @@ def train(
     with new_bar(
         recipe.epochs * size,
         done * size + progressed.step * recipe.batch_size,
-        unit=" images",
-        unit_scale=True,
+        unit="image",
         disable=rank != 0 or not progress,
     ) as bar:
         for epoch in range(done, recipe.epochs):

@@ -16,7 +16,7 @@ from ..zoo.genomes import GENOMES
 from .evaluate import load_weights
 from .run_folder import read_summary
 
-__all__ = ["has_weights", "is_folder", "make_model", "of_summary"]
+__all__ = ["has_weights", "is_folder", "make_model", "of_summary", "require_sizes"]
 
 # What timm writes into the folder of a network, and a run does not.
 CONFIG = "config.json"
@@ -44,6 +44,8 @@ def make_model(
     Raises:
         ValueError: There is no such model, or there are no such weights of it.
     """
+    # Without classes it is a network without its head, for timm.
+    require_sizes(num_classes=num_classes or None, in_chans=in_chans)
     if is_folder(name):
         if not (Path(name) / CONFIG).is_file():
             return _of_run(Path(name), checkpoint, genome, num_classes, in_chans)
@@ -70,6 +72,20 @@ def make_model(
             )
         load_weights(model, checkpoint)
     return model
+
+
+def require_sizes(**sizes: int | None) -> None:
+    """Sees that the sizes of a network that are given are numbers of something.
+
+    Args:
+        **sizes: `num_classes`, `in_chans` or `image_size`.
+
+    Raises:
+        ValueError: One is below 1.
+    """
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is at least 1, not {value}")
 
 
 def has_weights(name: str, genome: str | None = None) -> bool:

@@ -30,6 +30,7 @@ from .freezing import freeze
 from .initial_weights import copy_from_teacher, load_initial
 from .loaders import require_splits, training_loader
 from .loop import train
+from .models import require_sizes
 from .recipes import Recipe
 from .shared_teacher import SharedTeacherTask
 
@@ -119,6 +120,8 @@ def train_run(
         ValueError: Something does not fit; the message says what.
     """
     rank, world_size = rank_and_size()
+    sizes = {name: getattr(settings, name) for name in ("num_classes", "in_chans", "image_size")}
+    require_sizes(**sizes)
     if recipe.freeze is not None and not settings.pretrained and settings.init is None:
         raise ValueError("to freeze random weights trains less of the network; use pretrained=True or init=FILE")
     holdout = holdout_of(settings.data, settings.data_dir, settings.val_share, settings.val_seed)

@@ -17,11 +17,20 @@ from blockswap_models.cli.streams import make_writable
         ("ascii", "4.21 +- 0.13 ... x beta e ?"),
     ],
 )
-def test_letters_that_an_encoding_lacks_are_written_in_plain_ones(encoding, written):
-    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_letters_that_an_encoding_lacks_are_written_in_plain_ones(encoding, written, errors):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors)
     make_writable(stream)
     print("4.21 ± 0.13 … × β é 語", end="", file=stream, flush=True)
     assert stream.buffer.getvalue().decode(encoding) == written
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp866"])
+def test_names_of_files_are_written_as_they_are(encoding):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="surrogateescape")
+    make_writable(stream)
+    print(b"caf\xe9.png".decode("ascii", "surrogateescape"), end="", file=stream, flush=True)
+    assert stream.buffer.getvalue() == b"caf\xe9.png"
 
 
 def test_streams_that_have_their_own_way_stay():

@@ -67,6 +67,34 @@ def test_a_library_is_searched(files, library):
         assert (code, message in said) == (2, True), said
 
 
+def test_a_library_of_a_folder_without_splits_leaves_some_images_out(files):
+    code, _, said = run(
+        *("library", "test_resnet", "--teacher-checkpoint", files / "teacher.safetensors", "--num-classes", "5"),
+        *("--data", files / "images" / "train", "--out", files / "lib2", "--types", "G4", "--steps", "1"),
+        *("--batch-size", "4", "--workers", "0"),
+    )
+    assert code == 0, said
+    assert "15 of its 20 images train and 5 are held out for validation, 20% of each class by seed 0" in said
+    assert BlockLibrary.load(files / "lib2").header["data"].endswith("train, without 0.2 of each class by seed 0")
+
+
+def test_what_a_library_lacks_is_said_in_its_own_options(files):
+    for arguments, message in {
+        ("wrn16_1",): "; use --teacher-checkpoint FILE for weights of your own",
+        (
+            "test_resnet",
+            "--num-classes",
+            "5",
+            "--in-chans",
+            "1",
+            "--teacher-checkpoint",
+            files / "teacher.safetensors",
+        ): ("is of a network for images of 3 channels, this one takes 1; use --in-chans 3, or other weights"),
+    }.items():
+        code, _, said = run("library", *arguments, "--data", files / "images", "--out", files / "lib3")
+        assert (code, said.count("\n"), said.endswith(f"{message}\n")) == (2, 1, True), said
+
+
 def test_a_student_starts_from_the_blocks_of_a_library(files, library):
     run_folder = files / "run"
     code, _, said = run(

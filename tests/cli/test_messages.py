@@ -40,6 +40,8 @@ def test_arguments_of_python_become_options(message: str, said: str) -> None:
 
 
 def test_a_record_is_named_by_out() -> None:
+    python = "use tensors: search(data=(images, labels)), or SearchSpace(…, in_chans=1)"
+    assert as_options(f"{python} (data=)", search_) == f"{python} (--data)"
     assert as_options("use another record=", search_) == "use another --out"
     assert as_options("use another record=", click.Command("none")) == "use another record="
 

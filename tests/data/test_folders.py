@@ -187,6 +187,26 @@ def test_an_empty_folder_is_a_class(tmp_path):
     assert [dataset[place][1] for place in range(2)] == [0, 2]
 
 
+def test_a_network_that_names_its_classes_numbers_those_of_a_folder(tmp_path):
+    model = network(3, favourite=2)
+    model.pretrained_cfg["label_names"] = ["cat", "dog", "fox"]
+
+    def labels_of(place):
+        return [label for _, labels in evaluation_loader(model, str(place), workers=0) for label in labels.tolist()]
+
+    assert labels_of(write(tmp_path / "some", "cat/0.png fox/0.png fox/1.png")) == [0, 2, 2]
+    assert evaluate(model, evaluation_loader(model, str(tmp_path / "some"), workers=0)).top1_error == pytest.approx(
+        100 / 3
+    )
+    assert labels_of(write(tmp_path / "numbers", "0/0.png 1/0.png 2/0.png")) == [0, 1, 2]
+    # As many classes, which were scored as if they were the network's.
+    other = write(tmp_path / "other", "cat/0.png fox/0.png wolf/0.png")
+    with pytest.raises(
+        DataError, match=r"^the class 'wolf' of '.*other' is none of the network's 3, which knows 'cat'; use"
+    ):
+        evaluation_loader(model, str(other))
+
+
 def test_a_class_may_be_called_train(tmp_path):
     write(tmp_path, "bus/0.png bus/1.png car/0.png car/1.png train/0.png train/1.png")
     assert classes_of(str(tmp_path)) == ("bus", "car", "train")
@@ -359,7 +379,7 @@ def test_no_good_image_at_all(tmp_path):
     damage(tmp_path / "cat" / "0.png", "empty")
     with pytest.raises(DataError, match="there are no images to evaluate on: 1 cannot be read"):
         evaluate(network(1), evaluation_loader(network(1), str(tmp_path), workers=0))
-    with pytest.raises(DataError, match="has 0 images that can be read; use a dataset of more"):
+    with pytest.raises(DataError, match=r"' has 0 images that can be read$"):
         dataset_minibatch(SearchSpace("wrn16_1", ["S"]), str(tmp_path), batch_size=1)
 
 
@@ -406,8 +426,11 @@ def test_the_search_draws_others_for_damaged_images(tmp_path, caplog):
     # Of fewer good images there are fewer minibatches.
     damage(tmp_path / "b" / "2.png", "bomb")
     assert dataset_minibatch(space, str(tmp_path), batch_size=3, num_batches=2).num_batches == 1
-    with pytest.raises(DataError, match=r" has 5 images that can be read; use a batch_size= of at most 5$"):
+    with pytest.raises(DataError, match=r"' has 5 images that can be read; use a batch_size= of at most 5"):
         dataset_minibatch(space, str(tmp_path), batch_size=6)
+    for size in (6, 9):
+        minibatch = dataset_minibatch(space, str(tmp_path), batch_size=size, num_batches=2, fewer=True)
+        assert (len(minibatch.images), minibatch.num_batches) == (5, 1)
 
 
 def test_the_warning_is_a_line_of_stderr(tmp_path, capsys, monkeypatch):

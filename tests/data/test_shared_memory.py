@@ -9,6 +9,7 @@ from torch.utils.data import get_worker_info
 
 from blockswap_models.data.folders import DataError
 from blockswap_models.data.shared_memory import collate_shared, memory_told
+from blockswap_models.prediction import predict
 from blockswap_models.training.evaluate import evaluate, evaluation_loader
 from blockswap_models.training.loaders import training_loader
 from blockswap_models.training.recipes import RECIPES
@@ -43,6 +44,19 @@ def test_full_shared_memory_is_an_error_at_once(folder, monkeypatch):
         evaluate(model, testing)
     with pytest.raises(DataError, match=ADVICE):
         next(iter(training))
+
+
+def test_full_shared_memory_ends_a_prediction(folder, monkeypatch):
+    def full(_):
+        raise RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    model = timm.create_model("blockswap_wrn16_1", num_classes=2)
+    assert len(predict(model, folder / "val")) == 2
+    # As in a process that reads images.
+    monkeypatch.setattr("blockswap_models.data.shared_memory.get_worker_info", lambda: "a reader")
+    with pytest.raises(DataError, match=ADVICE):
+        predict(model, folder / "val")
 
 
 def test_full_shared_memory_is_an_error_before_there_are_processes(folder, monkeypatch):

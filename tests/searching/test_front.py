@@ -149,7 +149,7 @@ def test_the_command_prints_the_front_of_its_record(tmp_path, monkeypatch) -> No
     assert code == 0, err
     best = [line for line in out.splitlines() if line.strip().startswith("params ")]
     assert len(best) == 2
-    assert "Pareto front of the genomes with 1 draws" in out
+    assert "Pareto front of the genomes with 1 draw:" in out
     code, shown, err = run("show", "a.jsonl", "--json")
     report = json.loads(shown)
     # Whoever has more parameters has a higher score: all are on the front.

@@ -66,7 +66,7 @@ def test_a_folder_of_images(folder, name):
         ("nowhere", None, 8, r"no folder 'nowhere'; use a folder of images, or torch/cifar10 and its folder"),
         ("torch/cifar10", "", 8, r"no dataset torch/cifar10 in '.*': Dataset not found"),
         ("torch/no_such", "", 8, r"no dataset torch/no_such in '.*': .+"),
-        ("folder", "", 13, r"folder has 12 images; use a batch_size= of at most 12"),
+        ("folder", "", 13, r"' has 12 images; use a batch_size= of at most 12"),
     ],
 )
 def test_errors_say_what_to_write(folder, name, root, batch_size, message):
@@ -161,7 +161,12 @@ def test_pixels_are_normalised_as_the_network_wants_them():
         (IMAGES.permute(0, 2, 3, 1), LABELS, r"not \(12, 32, 32, 3\); put the channels first, as images\.transpose\("),
         (IMAGES[:, 0], LABELS, r"^images are \(N, 3, 32, 32\), not \(12, 32, 32\); use images\[:, None\] for grey"),
         (IMAGES, LABELS[:3], r"^labels are \(N,\), one an image, not \(3,\) for images \(12, 3, 32, 32\)$"),
-        (IMAGES[:0], LABELS[:0], r"^labels are \(N,\), one an image, not \(0,\) for images \(0, 3, 32, 32\)$"),
+        (
+            IMAGES.index_fill(0, torch.tensor([3]), torch.nan),
+            LABELS,
+            "^images have 3,072 values that are NaN; use images without any$",
+        ),
+        (IMAGES[:0], LABELS[:0], r"^there are no images: their shape is \(0, 3, 32, 32\); use one or more$"),
         (IMAGES, LABELS.float(), "^labels are whole numbers, one an image, not float32; use the numbers"),
         (
             IMAGES,

@@ -77,6 +77,8 @@ def test_refuses_shares(amount, message) -> None:
 
 def test_amounts_of_size() -> None:
     sizes = {"500kB": 500_000, "1.25 MB": 1_250_000, "2KiB": 2048, "999B": 999}
+    # As tables and messages have them.
+    sizes |= {"159,000": 159_000, "159,000 bytes": 159_000, "159,000..160,000": (159_000, 160_000)}
     assert [Budget(size=text).size for text in sizes] == list(sizes.values())
     assert str(Budget(size="..500kB")) == "size up to 500,000 bytes"
     with pytest.raises(BudgetError, match="'500k' is no size; use 500kB"):

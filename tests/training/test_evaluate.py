@@ -304,14 +304,20 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
         ("resnet18 --no-pretrained --num-classes 10 --data torch/cifar10 --data-dir .", "no dataset torch/cifar10 in"),
         (
             "wrn16_1 --no-pretrained --data images",
-            "folder has 3 classes, but the network has 10; use --num-classes 3, with weights for as many, or, for "
+            "'images' has 3 classes, but the network has 10; use --num-classes 3, with weights for as many, or, for "
             "some of the network's classes, the file with the names of all (--class-map)",
         ),
-        ("wrn16_1 --no-pretrained --num-classes 2 --data images", "folder has 3 classes, but the network has 2; use"),
+        ("wrn16_1 --no-pretrained --num-classes 2 --data images", "'images' has 3 classes, but the network has 2; use"),
         ("wrn16_1 --no-pretrained --data images --class-map nowhere", "no dataset folder in 'images': Cannot locate"),
         (
             "wrn16_1 --no-pretrained --num-classes 3 --data images --images 10",
             "there are 9 images, not 10; use fewer (--images)",
+        ),
+        ("wrn16_1 --no-pretrained --in-chans 0 --data images", "evaluate: --in-chans is at least 1, not 0"),
+        ("wrn16_1 --no-pretrained --num-classes -1 --data images", "evaluate: --num-classes is at least 1, not -1"),
+        (
+            "wrn16_1 --no-pretrained --num-classes 3 --in-chans 2 --data images",
+            "in Python, use tensors: search(data=(images, labels)), or a loader of your own",
         ),
         ("wrn16_1 --no-pretrained --data images --images 0", "an error is measured on at least 1 image, not 0"),
         ("wrn16_1 --no-pretrained --data images --batch-size 0", "a minibatch has at least 1 image, not 0"),

@@ -537,6 +537,8 @@ def test_tensorboard_where_it_is_there(capsys, tmp_path, monkeypatch):
         (["--teacher", "wrn16_1", "--teacher-checkpoint", "none.safetensors"], "no checkpoint 'none.safetensors'"),
         (["--genome", "S/S/S"], "blockswap_wrn16_1 has stages of"),
         (["--log-every", 0], "--log-every is at least 1, not 0"),
+        (["--in-chans", 0], "--in-chans is at least 1, not 0"),
+        (["--image-size", 0], "--image-size is at least 1, not 0"),
         (["--resume"], "there is no run to resume in"),
         (["--batch-size", 64], "32 images make no minibatch of 64"),
     ],
