@@ -88,6 +88,17 @@ def test_damaged_images_are_named_and_skipped(photos, caplog):
         predict(network(), damaged)
 
 
+def test_a_link_to_nowhere_in_a_folder_is_left_out(photos, tmp_path, caplog):
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "good.png").symlink_to(photos / "some" / "1.png")
+    (links / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    code, out, _ = run("predict", "blockswap_wrn16_1", "--no-pretrained", links, "--csv")
+    assert (code, out.count("\n")) == (0, 2)
+    assert out.splitlines()[1].startswith(f"{links / 'good.png'},")
+    assert [each.split("', which")[1] for each in caplog.messages] == [" cannot be read: No such file or directory"]
+
+
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(DataError, match=r"^no image '.*none.png'; use a file, or a folder of images$"):
         images_in(tmp_path / "none.png")

@@ -204,6 +204,8 @@ def _read_record(options: SimpleNamespace) -> None:
             from ..zoo.register import register
 
             register(found.layout)
+    elif options.names[0].endswith(".jsonl"):
+        raise ValueError(f"no record {quote(options.names[0])}; use the record of a search, or a network")
     elif options.rank is not None:
         raise ValueError("--rank is for the record of a search; use its file in place of the network")
     if options.data is None:

@@ -91,6 +91,8 @@ def test_another_network_of_a_record(searched, tmp_path):
         assert message in err
     status, _, err = run("train", "wrn16_1", "--rank", 1, "--data", tmp_path, "--out", tmp_path / "other")
     assert (status, "--rank is for the record of a search" in err) == (2, True)
+    status, _, err = run("train", "none.jsonl", "--data", tmp_path, "--out", tmp_path / "other")
+    assert (status, err) == (2, "blockswap train: no record 'none.jsonl'; use the record of a search, or a network\n")
 
 
 def test_records_of_noise_and_older_ones_ask_for_data(searched, tmp_path):

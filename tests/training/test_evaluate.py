@@ -325,6 +325,7 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
             "in Python, use tensors: search(data=(images, labels)), or a loader of your own",
         ),
         ("wrn16_1 --no-pretrained --data images --images 0", "an error is measured on at least 1 image, not 0"),
+        ("wrn16_1 --no-pretrained --num-classes 3 --data images --workers -1", "--workers is at least 0, not -1"),
         ("wrn16_1 --no-pretrained --data images --batch-size 0", "a minibatch has at least 1 image, not 0"),
         ("wrn16_1 --checkpoint nowhere --data images", "no checkpoint 'nowhere'; use a .safetensors file"),
         ("wrn16_1 --checkpoint images --data images", "the checkpoint 'images' is a folder; use a file in it, or"),
