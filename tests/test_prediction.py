@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +70,17 @@ def test_imagenets_classes_have_words():
     assert class_names(network(2)) == ("0", "1")
     # Names of other weights are not those of this head.
     assert class_names(network(2, ["cat", "dog", "fox"])) == ("0", "1")
+    assert class_names(network(2, {"2": "fox"})) == ("0", "1")
+    # By number, as a config in JSON has them.
+    assert class_names(network(3, {"2": "fox", "0": "cat"})) == ("cat", "1", "fox")
+
+
+@pytest.mark.parametrize(
+    ("classes", "first"), [(11_821, "benthos"), (21_842, "tench, Tinca tinca"), (21_843, "organism, being")]
+)
+def test_larger_imagenets_have_words(classes, first):
+    names = class_names(SimpleNamespace(num_classes=classes))
+    assert (len(names), names[0]) == (classes, first)
 
 
 def test_shipped_weights_know_their_classes():

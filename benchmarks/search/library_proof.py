@@ -69,7 +69,7 @@ SMOKE: dict[str, Any] = {
     "library_batch_size": 2,
     "joined": 2,
     "joined_images": 4,
-    "epochs": 5,
+    "epochs": 4,
     "batch_size": 4,
     "threads": 1,
 }
@@ -133,16 +133,17 @@ def run(options: argparse.Namespace) -> None:
     print(f"{versions()}; {processor()}")
     print(f"teacher: {of_teacher}; {trainer_of(options, images, device, options.epochs)}", flush=True)
     library = library_of(options, images, teacher, device)
+    space = space_of_library(teacher, library)
     paid = library_macs(library, BlockNetwork(teacher), options.library_batch_size)
     print(f"library: {len(library.errors)} blocks, {paid / 1e12:,.2f} T MACs", flush=True)
     for params in options.params:
         starts = starts_of(options, params, teacher, library)
         rows = []
         limit = next(each.spent for each in starts if not each.trained)
-        limit += options.epochs * epoch_macs(teacher, starts[0].genome, images, options)
+        limit += options.epochs * epoch_macs(space, starts[0].genome, images, options)
         print(f"\n{params}: {limit / 1e12:,.2f} T MACs each\n")
         for start in starts:
-            per_epoch = epoch_macs(teacher, start.genome, images, options)
+            per_epoch = epoch_macs(space, start.genome, images, options)
             wanted = {"": options.epochs}
             if start.trained:
                 wanted = {"apart": options.epochs, "paid": int((limit - start.spent - paid) // per_epoch)}
@@ -153,7 +154,7 @@ def run(options: argparse.Namespace) -> None:
                     trainer = trainer_of(options, images, device, epochs)
                     summary = fit(start, trainer, teacher, of_teacher, library, options)
                 rows.append((start, how, epochs, spent, spent + epochs * per_epoch, summary))
-        print_rows(rows, teacher)
+        print_rows(rows, space)
 
 
 def teacher_of(options: argparse.Namespace, images: Images, device: torch.device) -> tuple[nn.Module, str]:
@@ -275,11 +276,10 @@ def library_macs(library: BlockLibrary, network: BlockNetwork, batch_size: int) 
     return batch_size * (steps + measures)
 
 
-def epoch_macs(teacher: nn.Module, genome: Genome, images: Images, options: argparse.Namespace) -> int:
+def epoch_macs(space: SearchSpace, genome: Genome, images: Images, options: argparse.Namespace) -> int:
     """Counts an epoch of training a student: its own passes, and the teacher's."""
-    student = facts_of(swap(teacher, genome))["macs"]
     steps = len(images.train[1]) // options.batch_size
-    return steps * options.batch_size * (STEP * student + facts_of(teacher)["macs"])
+    return steps * options.batch_size * (STEP * space.cost(genome).macs + space.original_cost.macs)
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -319,11 +319,11 @@ def fit(
     return {**summary, "curve": errors}
 
 
-def print_rows(rows: list[tuple[Any, ...]], teacher: nn.Module) -> None:
+def print_rows(rows: list[tuple[Any, ...]], space: SearchSpace) -> None:
     """Prints the students of a budget with their compute and errors, and the curve of each."""
     print(f"{'student':12s}{'library':>8s}{'parameters':>12s}{'epochs':>8s}{'T MACs':>10s}{'error, %':>10s}  genome")
     for start, how, epochs, _, total, summary in rows:
-        params = facts_of(swap(teacher, start.genome))["params"]
+        params = space.cost(start.genome).params
         error = "-" if summary is None else f"{summary['top1_error']:.2f}"
         said = max(epochs, 0)
         print(f"{start.name:12s}{how:>8s}{params:12,}{said:8d}{total / 1e12:10,.2f}{error:>10s}  {start.genome}")

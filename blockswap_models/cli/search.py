@@ -13,7 +13,7 @@ from ..machine import default_workers, find_device
 from ..messages import counted, did_you_mean, listed, quote
 from ..progress import progress_bar
 from ..searching.latency import LatencyTable
-from ..searching.record import build_text, read_record, require_new
+from ..searching.record import RecordError, build_text, read_record, require_new
 from .errors import advise_when_interrupted
 from .parameters import (
     AMOUNT,
@@ -214,7 +214,7 @@ def search_(as_json: bool, **arguments: Any) -> None:
     if options.resume is None:
         require_new(record)
     if options.resume is not None and Path(record).is_file():
-        _go_on_as(options, read_record(record)[0])
+        _go_on_as(options, record, read_record(record)[0])
     elif options.data is not None:
         read_images(options)
     space = _space(options)
@@ -340,9 +340,11 @@ def _input_size(options: SimpleNamespace) -> tuple[int, int, int]:
     return (3, 224, 224) if cfg is None else cfg.input_size
 
 
-def _go_on_as(options: SimpleNamespace, header: dict[str, Any]) -> None:
+def _go_on_as(options: SimpleNamespace, record: str, header: dict[str, Any]) -> None:
     """Takes classes, channels, size and held out images from a record if they are not given, to continue it."""
+    from ..data.folders import find_dataset
     from ..data.holdout import HoldOut
+    from ..data.splits import splits_in
 
     channels, height, width = header.get("input_size") or _input_size(options)
     told = {"num_classes": header.get("num_classes"), "in_chans": channels}
@@ -351,8 +353,17 @@ def _go_on_as(options: SimpleNamespace, header: dict[str, Any]) -> None:
         if getattr(options, name) is None:
             setattr(options, name, value)
     about = header.get("about") or {}
-    if "val_share" in about:
-        options.holdout = HoldOut(about["val_share"], about["val_seed"])
+    if "val_share" not in about:
+        # Of a folder without splits a search of an older version saw all images, and so does what continues it.
+        return
+    options.holdout = HoldOut(about["val_share"], about["val_seed"])
+    if options.data is not None:
+        name, folder = find_dataset(options.data, options.data_dir)
+        if name == "folder" and (splits := splits_in(folder)):
+            raise RecordError(
+                f"{record} began before {quote(folder)} had splits ({', '.join(each.name for each in splits)}), and "
+                "scores of other images cannot be compared; use another out=, or the folder as it was"
+            )
 
 
 def space_of(options: SimpleNamespace, table: LatencyTable | None = None) -> SearchSpace:

@@ -14,13 +14,13 @@ from torch import nn
 
 from ..data.cifar import CifarLoader
 from ..data.facts import holdout_of, holdout_text, image_facts
-from ..data.folders import find_dataset
+from ..data.folders import find_dataset, names_of
 from ..data.statistics import CIFAR10_NAMES, model_data_config
 from ..nets.cost import count
 from ..nets.devices import describe_machine
 from ..nets.library import BlockLibrary
 from ..nets.swap import swap
-from ..zoo.cards import MissingWeightsError, file_digest
+from ..zoo.cards import MissingWeightsError, WeightsError, file_digest
 from ..zoo.find import create_network, find_model, swaps, which_was_taken
 from ..zoo.original import original_network
 from .attention_transfer import AttentionTransferTask
@@ -131,9 +131,12 @@ def train_run(
     images = image_facts(settings.data, settings.data_dir, holdout=holdout)
     if images is not None and settings.num_classes is None:
         settings = replace(settings, num_classes=len(images.classes))
-    label_names = None if images is None else images.classes
-    if settings.data.lower() == "torch/cifar10":
+    if images is not None:
+        label_names: Sequence[str] | None = images.classes
+    elif settings.data.lower() == "torch/cifar10":
         label_names = CIFAR10_NAMES
+    else:
+        label_names = names_of(settings.data, settings.data_dir)
     students = _students(settings, label_names)
     of_students = {name: _facts(name, student) for name, student in students.items()}
     model = students[settings.names[0]]
@@ -218,7 +221,16 @@ def make_teacher(settings: RunSettings) -> nn.Module:
     # Its classes need not be the student's: attention transfer learns nothing from its answers. Pretrained weights keep
     # theirs, since a new head would have random ones.
     own: dict[str, Any] = {} if checkpoint is None else {"num_classes": settings.num_classes}
-    teacher: nn.Module = timm.create_model(name, pretrained=checkpoint is None, in_chans=settings.in_chans, **own)
+    try:
+        teacher: nn.Module = timm.create_model(name, pretrained=checkpoint is None, in_chans=settings.in_chans, **own)
+    except OSError as error:
+        # Those of the file system have a number; those of the network have none, and do not say whose weights.
+        if error.errno is not None:
+            raise
+        raise WeightsError(
+            f"the weights of the teacher {name} are not on this machine, and cannot be fetched: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
     if checkpoint is not None:
         load_weights(teacher, checkpoint, any_classes=True)
     return teacher

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from timm.models import (
     PretrainedCfg,
     build_model_with_cfg,
@@ -211,6 +213,7 @@ def save_pretrained(
         TypeError: The network is not of the zoo, and has no other blocks.
         ValueError: The network was changed since it was made, as `fold_batchnorm` does.
         WeightsError: The card is of weights in another precision.
+        OSError: The disk is full, or the folder cannot be written in.
 
     Example:
         ```python
@@ -241,7 +244,15 @@ def save_pretrained(
         kwargs["model_config"] = {"label_names": list(names), **(kwargs.get("model_config") or {})}
     with TemporaryDirectory(prefix=".tmp", dir=directory) as place:
         folder = Path(place)
-        save_for_hf(model, place, model_args=model_args, **{"safe_serialization": True, **kwargs})
+        try:
+            save_for_hf(model, place, model_args=model_args, **{"safe_serialization": True, **kwargs})
+        except SafetensorError as error:
+            # Of a full disk it says so in its text alone.
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), str(directory / "model.safetensors")) from None
         _check_loads(model, place)
         if card is not None:
             dtype = str(next(model.parameters()).dtype).removeprefix("torch.")

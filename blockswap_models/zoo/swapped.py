@@ -13,7 +13,6 @@ from timm.models import build_model_with_cfg, register_model, resolve_pretrained
 from torch import nn
 
 from ..genome import Genome
-from .blockswap import weights_named
 
 __all__: list[str] = []
 
@@ -23,8 +22,9 @@ def swapped(
     pretrained: bool = False, network: str = "resnet50", genome: Genome | str | None = None, **kwargs: Any
 ) -> nn.Module:
     """Any network of timm with the blocks of a genome; with weights of timm where it keeps its own, if pretrained."""
-    # Here: that module imports timm, and this one is imported as soon as timm is.
+    # Here: these modules import timm, and this one is imported as soon as timm is.
     from ..nets.swap import find_blocks, layout_of, swap
+    from .blockswap import weights_named
 
     whole = weights_named(**kwargs)
     name, _, tag = network.partition(".")
