@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import timm
 import torch
 from timm.layers import BatchNormAct2d, Format, freeze_batch_norm_2d
 from timm.models._features import FeatureGetterNet, FeatureInfo, FeatureListNet
@@ -22,7 +21,7 @@ from .data.statistics import model_data_config
 from .genome import Genome
 from .nets.copies import plain_copy
 from .nets.networks import WideResNet
-from .zoo.find import has_genome, require_model
+from .zoo.find import create_network, require_model
 
 __all__ = ["FPNBackbone", "fpn_backbone", "mask_rcnn"]
 
@@ -97,7 +96,7 @@ def fpn_backbone(
 
     Args:
         name_or_model: A name, or a network, which is copied.
-        genome: The blocks, for a name of the zoo.
+        genome: The blocks, for a name of the zoo; or for one of timm, whose blocks they replace.
         pretrained: Whether to load timm's weights; of a network, whether its weights are trained ones.
         norm_layer: Takes the place of each BN, whose numbers it inherits. FrozenBatchNorm2d where pretrained, else BN
             stays.
@@ -116,7 +115,7 @@ def fpn_backbone(
 
     Raises:
         TypeError: The network gives no features.
-        ValueError: The name is unknown or has no genome, or there are no such layers.
+        ValueError: The name is unknown, or there are no such layers.
 
     Example:
         ```python
@@ -166,7 +165,7 @@ def mask_rcnn(
     Args:
         name_or_model: A name of timm or the zoo, or a network, which is copied.
         num_classes: Classes, the background included: for COCO 91, as torchvision counts.
-        genome: The blocks, for a name of the zoo.
+        genome: The blocks, for a name of the zoo; or for one of timm, whose blocks they replace.
         pretrained_backbone: `pretrained` of `fpn_backbone`.
         norm_layer: As of `fpn_backbone`.
         trainable_backbone_layers: `trainable_layers` of `fpn_backbone`.
@@ -179,7 +178,7 @@ def mask_rcnn(
 
     Raises:
         TypeError: `MaskRCNN` has no such argument, or the network gives no features.
-        ValueError: The name is unknown or has no genome, or there are no such layers.
+        ValueError: The name is unknown, or there are no such layers.
 
     Example:
         ```python
@@ -218,14 +217,10 @@ def _of_name(
     name: str, genome: Genome | str | None, pretrained: bool, wanted: Sequence[int] | None, kwargs: dict[str, Any]
 ) -> tuple[nn.Module, FeatureInfo]:
     require_model(name)
-    if genome is not None:
-        if ":" not in name and not has_genome(name):
-            raise ValueError(f"{name} has no genome; leave out genome=, or use a model of 'blockswap list'")
-        kwargs = {**kwargs, "genome": genome}
     with torch.device("meta"):
-        body: Any = timm.create_model(name, features_only=True, **kwargs)
+        body: Any = create_network(name, genome, features_only=True, **kwargs)
     levels = _levels(body.feature_info.info, wanted)
-    body = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=levels, **kwargs)
+    body = create_network(name, genome, pretrained=pretrained, features_only=True, out_indices=levels, **kwargs)
     return body, body.feature_info
 
 

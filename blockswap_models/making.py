@@ -44,7 +44,7 @@ from .training.recipes import RECIPES, Recipe
 from .training.run_folder import read_summary
 from .training.runs import RunSettings, make_teacher, train_run
 from .zoo.blockswap import save_pretrained
-from .zoo.cards import make_card, training_command
+from .zoo.cards import MissingWeightsError, make_card, training_command
 from .zoo.find import find_model
 
 __all__ = ["Made", "MakeError", "make", "small_data_recipe"]
@@ -295,6 +295,10 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
         raise MakeError(f"{quote(str(path))} is damaged; use a new folder (out=)") from None
     for key, value in plan.items():
         if found.get(key) != value:
+            if not any(each.is_file() for each in folder.rglob("*") if each != path):
+                # Nothing was done yet, such as where the teacher was mistyped.
+                _write_plan(folder, plan)
+                return
             raise MakeError(
                 f"{quote(str(folder))} was begun with {key.replace('_', ' ')} {_short(found.get(key))}, not "
                 f"{_short(value)}; use the same again, or another out="
@@ -401,6 +405,9 @@ def _given_teacher(name: str, settings: RunSettings) -> RunSettings:
     if Path(name).is_file():
         return replace(settings, teacher=settings.names[0], teacher_checkpoint=name)
     if not is_folder(name):
+        found = find_model(name)
+        if ":" not in found and not timm.is_model_pretrained(found):
+            raise MissingWeightsError(found, "use teacher=FILE for your own, or leave out teacher= to train it")
         return replace(settings, teacher=name)
     if (Path(name) / "config.json").is_file():
         return replace(settings, teacher=f"local-dir:{name}")
@@ -577,7 +584,9 @@ def _one_line_for_a_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        # Those of the network have no number.
+        if error.errno is None:
+            raise
         raise MakeError(
-            f"cannot write in {quote(str(folder))}: {reason}; what is done is kept, so make room and call again"
+            f"cannot write in {quote(str(folder))}: {error.strerror}; what is done is kept, so make room and call again"
         ) from None

@@ -27,8 +27,8 @@ def listed(numbers: Iterable[object]) -> str:
 
 
 def plural(word: str) -> str:
-    """Returns the plural of a regular noun: images, minibatches."""
-    return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
+    """Returns the plural of a regular noun: images, minibatches; and epochs, whose ch is spoken as a k."""
+    return word + ("es" if word.endswith(("s", "x", "ch", "sh")) and word != "epoch" else "s")
 
 
 def counted(number: int, word: str) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo, create_transform
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from timm.utils import unwrap_model
 from timm.utils.misc import natural_key
 from torch import nn
@@ -153,18 +153,29 @@ def class_names(model: nn.Module) -> tuple[str, ...]:
         model: The network.
 
     Returns:
-        The names that were saved with it, those of ImageNet in words; ImageNet's for 1,000 classes without names; and
-        numbers where there is nothing else.
+        The names that were saved with it, those of ImageNet in words; without names those of the ImageNet of as many
+        classes, of which timm knows 1,000, 11,221, 11,821, 21,841, 21,842 and 21,843; and numbers where there is
+        nothing else.
     """
     network = unwrap_model(model)
     cfg = getattr(network, "pretrained_cfg", None) or {}
     number: int = getattr(network, "num_classes", 0)
-    names = cfg.get("label_names")
-    info = ImageNetInfo()
-    if names is None or len(names) != number:
-        names = info.label_names() if number == info.num_classes() else [str(each) for each in range(number)]
+    names = _saved_names(cfg.get("label_names"), number)
+    if names is None:
+        subset = infer_imagenet_subset({"num_classes": number})
+        names = [str(each) for each in range(number)] if subset is None else ImageNetInfo(subset).label_names()
     words = {**dict.fromkeys(names), **(cfg.get("label_descriptions") or {})}
+    info = ImageNetInfo()
     return tuple(words[name] or _in_words(name, info) for name in names)
+
+
+def _saved_names(names: Any, number: int) -> list[str] | None:
+    """The names of a cfg, where they are of as many classes; timm also takes them by number, some left out."""
+    if isinstance(names, Mapping):
+        by_number = {int(place): str(name) for place, name in names.items()}
+        fits = all(0 <= place < number for place in by_number)
+        return [by_number.get(place, str(place)) for place in range(number)] if fits else None
+    return list(names) if names is not None and len(names) == number else None
 
 
 def _in_words(name: str, info: ImageNetInfo) -> str:

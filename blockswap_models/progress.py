@@ -5,6 +5,7 @@ This module needs the standard library only; tqdm is loaded with the first bar.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -48,6 +49,8 @@ def new_bar(total: float | None = None, initial: float = 0, *, unit: str = "step
     """
     if not disable and not is_watched():
         return LogLines(total, initial, unit=unit)
+    # tqdm shows nothing on a terminal that does not say how large it is, as those are that a program makes.
+    size: dict[str, Any] = {"dynamic_ncols": True} if _has_size() else {"ncols": 80, "nrows": 24}
     return _bar_class()(
         total=total,
         initial=initial,
@@ -55,8 +58,16 @@ def new_bar(total: float | None = None, initial: float = 0, *, unit: str = "step
         bar_format=_BAR,
         disable=disable,
         mininterval=_BAR_SECONDS,
-        dynamic_ncols=True,
+        **size,
     )
+
+
+def _has_size() -> bool:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        # It is no terminal: a notebook.
+        return True
 
 
 @cache
@@ -69,7 +80,7 @@ def _bar_class() -> Any:
         def format_dict(self) -> dict[str, Any]:
             own = super().format_dict
             since = (own["n"] - own["initial"]) / own["elapsed"] if own["elapsed"] else None
-            return own | bar_words(own["n"], own["total"], own["unit"], own["rate"] or since)
+            return {**own, **bar_words(own["n"], own["total"], own["unit"], own["rate"] or since)}
 
     return Bar
 
@@ -102,9 +113,9 @@ def _digits(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def progress_bar(steps: Iterable[Step], unit: str) -> Iterator[Step]:
-    """Wraps steps, so that they are counted as they are taken."""
-    with new_bar(len(steps) if isinstance(steps, Sized) else None, unit=unit) as bar:
+def progress_bar(steps: Iterable[Step], unit: str, total: int | None = None) -> Iterator[Step]:
+    """Wraps steps, so that they are counted as they are taken; `total` is for steps without a length."""
+    with new_bar(len(steps) if isinstance(steps, Sized) else total, unit=unit) as bar:
         for step in steps:
             yield step
             bar.update()
@@ -154,10 +165,11 @@ class LogLines:
     def _write(self) -> None:
         from tqdm import tqdm
 
-        # It takes an unknown number too, which its types do not say.
+        # It takes an unknown number, and words of any name, which its types do not say.
         total: Any = self.total
         elapsed = time.monotonic() - self._start
         rate = (self.n - self.initial) / elapsed if elapsed else None
+        words: dict[str, Any] = dict(bar_words(self.n, total, self.unit, rate))
         line = tqdm.format_meter(
             self.n,
             total,
@@ -166,7 +178,7 @@ class LogLines:
             postfix=self._postfix,
             initial=self.initial,
             bar_format=_LINE,
-            **bar_words(self.n, total, self.unit, rate),
+            **words,
         )
         state = f"{self.n}/{self._description}/{self._postfix}"
         if state != self._last:

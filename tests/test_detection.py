@@ -11,8 +11,9 @@ from torchvision.models.detection import backbone_utils
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from blockswap_models import swap
+from blockswap_models import GenomeError, swap
 from blockswap_models.detection import fpn_backbone, mask_rcnn
+from blockswap_models.nets.blocks import ResidualBlock
 
 GENOME = "B2,W1/G4,B2G4/S,W2/B4,S"
 IMAGES = [torch.rand(3, 64, 72, generator=torch.Generator().manual_seed(0)), torch.rand(3, 48, 64)]
@@ -217,7 +218,7 @@ def test_torchscript_finds_the_same():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: mask_rcnn("resnet18", 5, GENOME), ValueError, "resnet18 has no genome; leave out genome=, or use"),
+        (lambda: mask_rcnn("test_resnet", 5, "K"), GenomeError, "test_resnet has stages of 1, 1, 1 and 1 blocks; this"),
         (lambda: mask_rcnn("resnet18", 5, layers=3), TypeError, "mask_rcnn has no argument layers; see torchvision's"),
         (
             lambda: fpn_backbone(timm.create_model("resnet18"), GENOME, in_chans=1),
@@ -269,3 +270,13 @@ def test_a_swapped_network_of_timm_is_a_backbone() -> None:
     backbone = fpn_backbone(swap(model, "K/G4/B2/K"))
     features = backbone(torch.randn(1, 3, 64, 64))
     assert [each.shape[-1] for each in features.values()][:3] == [16, 8, 4]
+
+
+def test_a_name_of_timm_takes_a_genome_too() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = fpn_backbone("test_resnet", "K/G4/B2/K")
+        maps = backbone(torch.rand(1, 3, 64, 64))
+    assert backbone.strides == [4, 8, 16, 32, 64]
+    assert [tuple(each.shape[2:]) for each in maps.values()] == [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
+    assert sum(isinstance(each, ResidualBlock) for each in backbone.modules()) == 2

@@ -14,7 +14,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.utils import prune
 
-from blockswap_models import save_pretrained
+from blockswap_models import save_pretrained, swap
 from blockswap_models.cli.export import FORMAT_NAMES
 from blockswap_models.cli.main import main
 from blockswap_models.export import ABOUT, FORMATS, OPSET, ExportError, export_model, fold_batchnorm, format_of
@@ -182,6 +182,16 @@ def test_onnx_takes_any_number_of_images(onnxruntime, tmp_path):
     assert (told["name"], told["genome"], told["input_size"]) == ("blockswap_wrn16_1", TINY, "[3, 16, 16]")
     assert json.loads(told["mean"]) == pytest.approx([0.4914, 0.4822, 0.4465])
     assert json.loads(told["std"]) == pytest.approx([0.2023, 0.1994, 0.2010])
+
+
+def test_a_network_of_timm_with_other_blocks_is_exported(onnxruntime, tmp_path):
+    model = swap(timm.create_model("test_resnet", num_classes=5, zero_init_last=False), "K/G4/W1/B2").eval()
+    made = export_model(model, tmp_path / "net.onnx", input_size=(3, 64, 64))
+    assert (made.name, made.genome, made.folded) == ("test_resnet", "K/G4/W1/B2", made.batchnorms)
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    batch = torch.randn(2, 3, 64, 64)
+    (answer,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+    torch.testing.assert_close(torch.from_numpy(answer), model(batch), atol=1e-4, rtol=1e-4)
 
 
 def test_files_of_torch_need_no_other_package(tmp_path):
@@ -394,7 +404,7 @@ def test_command_says_when_weights_are_random(capsys, tmp_path):
             "exclude each other; leave one of them out",
         ),
         (["wrn16_1", "--checkpoint", "none", "--out", "net.ts"], "no checkpoint 'none'"),
-        (["resnet50", "--genome", "S", "--out", "net.ts"], "resnet50 has no genome"),
+        (["test_resnet", "--genome", "S", "--out", "net.ts"], "test_resnet has stages of 1, 1, 1 and 1 blocks"),
         (["wrn16_1", "--out", "absent/net.ts"], "no folder 'absent'; use a file in a folder that exists (--out)"),
     ],
 )

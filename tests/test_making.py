@@ -11,9 +11,10 @@ import timm
 import torch
 from command_line import run
 from PIL import Image
+from safetensors import SafetensorError
 
 import blockswap_models.making as making
-from blockswap_models import BudgetError, DataError, ExportError, MakeError, make
+from blockswap_models import BudgetError, DataError, ExportError, MakeError, WeightsError, make
 from blockswap_models.training.evaluate import evaluate, evaluation_loader
 from blockswap_models.training.run_folder import read_summary
 
@@ -79,7 +80,7 @@ def test_what_is_made_is_what_is_said(made, photos):
     assert {each["val_share"] for each in (student, teacher)} == {0.2}
     assert any("15 of its 18 images train and 3 are held out for validation" in line for line in said)
     assert "the smallest class has 5 images to train on: few to learn from" in said
-    assert "for 15 images: minibatches of 4, 1 epochs (other numbers: batch_size=, epochs=)" in said
+    assert "for 15 images: minibatches of 4, 1 epoch (other numbers: batch_size=, epochs=)" in said
 
 
 def test_the_onnx_file_answers_as_the_folder_does(made, photos):
@@ -143,6 +144,11 @@ def test_images_that_do_not_do(tmp_path, no_training):
         make_least(single, tmp_path / "net")
     with pytest.raises(DataError, match="no folder"):
         make_least(tmp_path / "none", tmp_path / "net")
+    damaged = write(tmp_path / "damaged", number=2)
+    for path in (damaged / "dog").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"^no image of the class 'dog' of '.*damaged' can be read, such as '.*/dog/"):
+        make_least(damaged, tmp_path / "net")
     with pytest.raises(BudgetError, match="no genome of blockswap_wrn16_1 meets params 9,000,000"):
         make_least(write(tmp_path / "photos"), tmp_path / "net", "9m")
     assert not (tmp_path / "net").exists()
@@ -179,6 +185,12 @@ def test_teachers_that_do_not_fit_are_known_before_the_search(made, photos, tmp_
         make_least(grey, tmp_path / "net", teacher=weights)
     with pytest.raises(ValueError, match="unknown model 'nonsense'"):
         make_least(photos, tmp_path / "other", teacher="nonsense")
+    # Nothing was done, so that another teacher is no other network.
+    with pytest.raises(WeightsError, match=r"; use teacher=FILE for your own, or leave out teacher= to train it$"):
+        make_least(photos, tmp_path / "other", teacher="blockswap_wrn40_2_811k")
+    with pytest.raises(RuntimeError, match="training"):
+        make_least(photos, tmp_path / "other")
+    assert json.loads((tmp_path / "other" / "make.json").read_text())["plan"]["teacher"] == "train"
     # One of as many classes of other names teaches by attention alone, and so does one of another number.
     for teacher, classes in (("blockswap_wrn40_2_404k", "abcdefghij"), (weights, "ab")):
         facts = making.image_facts(str(write(tmp_path / classes, classes, 2)))
@@ -187,6 +199,16 @@ def test_teachers_that_do_not_fit_are_known_before_the_search(made, photos, tmp_
         weight, why = making._soft_labels(given, facts)
         assert weight == 0
         assert "by attention transfer alone, since the " in why
+
+
+def test_a_teacher_whose_weights_cannot_be_fetched(photos, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        # As the Hub has it, without the number that errors of files have.
+        raise FileNotFoundError("cannot find the requested files in the local cache\nmore")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(WeightsError, match=r"^the weights of the teacher blockswap_wrn40_2_404k are not .* cache$"):
+        make_least(photos, tmp_path / "net", teacher="wrn40_2_404k")
 
 
 def test_a_teacher_that_was_trained_before(made, photos):
@@ -224,9 +246,9 @@ def test_a_full_disk_is_one_line_and_what_is_done_is_kept(made, photos, tmp_path
         (folder / name).unlink()
 
     def fail(*_, **__):
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(making, "save_pretrained", fail)
+    monkeypatch.setattr("blockswap_models.zoo.blockswap.save_for_hf", fail)
     command = f"make --params 60k --network wrn16_1 --samples 2 --epochs 1 --batch-size 4 --device cpu --data {photos}"
     status, out, err = run(*command.split(), "--workers", 1, "--out", folder)
     assert (status, out) == (2, "")

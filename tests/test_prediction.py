@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +70,17 @@ def test_imagenets_classes_have_words():
     assert class_names(network(2)) == ("0", "1")
     # Names of other weights are not those of this head.
     assert class_names(network(2, ["cat", "dog", "fox"])) == ("0", "1")
+    assert class_names(network(2, {"2": "fox"})) == ("0", "1")
+    # By number, as a config in JSON has them.
+    assert class_names(network(3, {"2": "fox", "0": "cat"})) == ("cat", "1", "fox")
+
+
+@pytest.mark.parametrize(
+    ("classes", "first"), [(11_821, "benthos"), (21_842, "tench, Tinca tinca"), (21_843, "organism, being")]
+)
+def test_larger_imagenets_have_words(classes, first):
+    names = class_names(SimpleNamespace(num_classes=classes))
+    assert (len(names), names[0]) == (classes, first)
 
 
 def test_shipped_weights_know_their_classes():
@@ -86,6 +98,17 @@ def test_damaged_images_are_named_and_skipped(photos, caplog):
     assert [f"left out {str(damaged)!r}, which cannot be read: " in each for each in caplog.messages] == [True]
     with pytest.raises(DataError, match=r"^none of 1 images can be read, such as '.*3.png'; use other files$"):
         predict(network(), damaged)
+
+
+def test_a_link_to_nowhere_in_a_folder_is_left_out(photos, tmp_path, caplog):
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "good.png").symlink_to(photos / "some" / "1.png")
+    (links / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    code, out, _ = run("predict", "blockswap_wrn16_1", "--no-pretrained", links, "--csv")
+    assert (code, out.count("\n")) == (0, 2)
+    assert out.splitlines()[1].startswith(f"{links / 'good.png'},")
+    assert [each.split("', which")[1] for each in caplog.messages] == [" cannot be read: No such file or directory"]
 
 
 def test_files_that_are_not_there(tmp_path):

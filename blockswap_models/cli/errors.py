@@ -18,7 +18,7 @@ def as_options(message: str, command: click.Command | None) -> str:
     """Rewrites the arguments that a message names as options of a command: `num_classes=146` as `--num-classes 146`.
 
     So is a name with which the message begins, as in `num_classes is at least 1`. Quoted text is left alone, and so are
-    calls of Python.
+    calls of Python. An argument in brackets, as in `(split=)`, is left out where the command has no such option.
     """
     options: dict[str | None, click.Option] = {}
     if command:
@@ -30,13 +30,20 @@ def as_options(message: str, command: click.Command | None) -> str:
         return message
     names = "|".join(sorted(map(re.escape, filter(None, options)), key=len, reverse=True))
     message = re.sub(rf"^({names})(?= (?:is|needs) )", lambda found: _flag(options[found[1]]), message)
-    calls = r"\w\((?:[^()]|\([^()]*\))*\)"
-    pattern = rf"(?<!\w)(?:'[^']*'|\"[^\"]*\")|{calls}|(?<![\w.-])(?P<name>{names})=(?P<value>{_VALUE})?"
-    return re.sub(pattern, lambda found: _written(found, options), message)
+    # Quoted text and calls are found first, and so are left alone.
+    parts = (
+        r"(?<!\w)(?:'[^']*'|\"[^\"]*\")",
+        r"\w\((?:[^()]|\([^()]*\))*\)",
+        r" \((?P<only>[a-z_]+)=\)",
+        rf"(?<![\w.-])(?P<name>{names})=(?P<value>{_VALUE})?",
+    )
+    return re.sub("|".join(parts), lambda found: _written(found, options), message)
 
 
 def _written(found: re.Match[str], options: dict[str | None, click.Option]) -> str:
-    name, value = found["name"], found["value"]
+    name, value, only = found["name"], found["value"], found["only"]
+    if only is not None:
+        return f" ({_flag(options[only])})" if only in options else ""
     if name is None:
         return found[0]
     option = options[name]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +77,7 @@ def library_(
     """Trains a library of blocks, and prints the errors."""
     from ..data.facts import holdout_of, holdout_text
     from ..machine import find_device, keep_memory
-    from ..training.library import train_library
+    from ..training.library import has_random_weights, train_library
     from ..training.loaders import training_loader
     from ..training.models import has_weights, make_model
     from ..zoo.cards import MissingWeightsError
@@ -97,22 +99,30 @@ def library_(
         click.echo(holdout_text(data, data_dir, holdout), err=True)
         images = f"{data}, without {holdout.share:g} of each class by seed {holdout.seed}"
     advise_when_interrupted("go on with the same command and --resume")
-    library = train_library(
-        model,
-        loader,
-        out,
-        data=images,
-        types=SEARCH_TYPES if types is None else types,
-        steps=steps,
-        lr=lr,
-        memory=memory,
-        seed=seed,
-        resume=resume,
-        checkpoint_minutes=checkpoint_minutes,
-        progress=lambda taken: progress_bar(taken, "step"),
-    )
+    if has_random_weights(model):
+        click.echo(f"{network} has random weights: there is nothing to imitate; use trained ones", err=True)
+    with warnings.catch_warnings():
+        # It has been said.
+        warnings.filterwarnings("ignore", ".* to imitate has random weights")
+        library = train_library(
+            model,
+            loader,
+            out,
+            data=images,
+            types=SEARCH_TYPES if types is None else types,
+            steps=steps,
+            lr=lr,
+            memory=memory,
+            seed=seed,
+            resume=resume,
+            checkpoint_minutes=checkpoint_minutes,
+            progress=lambda taken: progress_bar(taken, "step"),
+        )
     if as_json:
-        rows = [{"block": at + 1, "type": block, "error": error} for (at, block), error in library.errors.items()]
+        rows = [
+            {"block": at + 1, "type": block, "error": error if math.isfinite(error) else None}
+            for (at, block), error in library.errors.items()
+        ]
         print_json({"network": library.header["network"], "folder": out, "errors": rows})
         return
     _print_errors(library, Path(out))

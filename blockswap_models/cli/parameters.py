@@ -224,7 +224,11 @@ def model_options(weights: str) -> Decorator:
             default=None,
             help=f"the model's own weights, or random ones [default: {weights}]",
         ),
-        click.option("--genome", type=GENOME, help="block types, for a model of the zoo [default: its own]"),
+        click.option(
+            "--genome",
+            type=GENOME,
+            help="block types, for a model of the zoo, or in place of those of timm's (K keeps one) [default: its own]",
+        ),
         click.option("--num-classes", type=int, help="classes [default: the model's own]"),
         click.option("--in-chans", type=int, help="input channels [default: the model's own]"),
     )

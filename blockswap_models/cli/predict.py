@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -56,14 +57,16 @@ def predict_(as_json: bool, **arguments: Any) -> None:
     ).to(find_device(options.device))
     say_which(options.name, options.genome)
     long = len(files) > _LONG * options.batch_size
+    minibatches = math.ceil(len(files) / options.batch_size) if long else 0
     predictions = iter_predictions(
         model,
-        files,
+        # Not the files by their names: of a folder, one that has gone is left out.
+        options.images,
         top=options.top,
         batch_size=options.batch_size,
         # Starting processes takes longer than reading a few images.
         workers=options.workers if long else 0,
-        progress=(lambda batches: progress_bar(batches, "minibatch")) if long else None,
+        progress=(lambda batches: progress_bar(batches, "minibatch", minibatches)) if long else None,
     )
     if options.as_csv:
         _print_csv(predictions)

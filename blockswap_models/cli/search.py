@@ -13,7 +13,7 @@ from ..machine import default_workers, find_device
 from ..messages import counted, did_you_mean, listed, quote
 from ..progress import progress_bar
 from ..searching.latency import LatencyTable
-from ..searching.record import build_text, read_record, require_new
+from ..searching.record import RecordError, build_text, read_record, require_new
 from .errors import advise_when_interrupted
 from .parameters import (
     AMOUNT,
@@ -214,7 +214,7 @@ def search_(as_json: bool, **arguments: Any) -> None:
     if options.resume is None:
         require_new(record)
     if options.resume is not None and Path(record).is_file():
-        _go_on_as(options, read_record(record)[0])
+        _go_on_as(options, record, read_record(record)[0])
     elif options.data is not None:
         read_images(options)
     space = _space(options)
@@ -262,12 +262,16 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
 
     if options.data is None:
         raise ValueError("joined blocks are measured on labelled images; use --data")
+    record = options.resume or options.out or _record_name(options)
+    if options.resume is None:
+        require_new(record)
     library = BlockLibrary.load(options.library)
     network = options.network.value if isinstance(options.network.value, str) else options.network.value.name
     if library.header["network"] not in (network, options.network.text):
         raise ValueError(f"the library {quote(options.library)} is of {library.header['network']}, not of {network}")
     model = original_network(library)
-    space = space_of_library(model, library)
+    table = _latency_table(options)
+    space = space_of_library(model, library, table)
     budgets = _budgets(options, space)
     if len(budgets) > 1:
         raise ValueError("a library is searched at one budget; use one amount")
@@ -277,12 +281,24 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
         space, options.data, options.data_dir, size, options.seed, options.split, -(-_JOINED_IMAGES // size)
     )
     number = min(_JOINED, options.samples)
-    result = search_library(model, library, budget, images, number, progress=lambda each: progress_bar(each, "genome"))
+    advise_when_interrupted(f"continue with the same command and --resume{'' if not options.out else f' {record}'}")
+    result = search_library(
+        model,
+        library,
+        budget,
+        images,
+        number,
+        latency=table,
+        record=record,
+        resume=options.resume is not None,
+        progress=lambda each: progress_bar(each, "genome"),
+    )
     least = best_by_errors(space, budget, library, 1)[0]
     best = result.best
     if as_json:
         top = [each.as_json() for each in result.candidates[: options.top]]
-        print_json({"network": space.layout.name, "best": top[0], "top": top, "error": least.error, "gap": least.gap})
+        report = {"network": space.layout.name, "best": top[0], "top": top, "error": least.error, "gap": least.gap}
+        print_json({**report, "record": record})
         return
     found = len(result.candidates)
     print(f"best of the {found} genomes of {space.layout.name} within {budget} with the smallest sums of errors,")
@@ -290,7 +306,7 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
     print_ranking(result.candidates[: options.top])
     proved = "the smallest there is" if least.gap == 0 else f"at most {least.gap:.2%} above the smallest there is"
     print(f"\nsmallest sum of errors: {least.error:.4f}, {proved}")
-    print(f"train it: blockswap train {options.network.text} --genome {best.genome} --init {options.library} …")
+    print(f"record: {record}\n{train_text(read_record(record)[0], record)}")
 
 
 def read_images(options: SimpleNamespace) -> None:
@@ -324,9 +340,11 @@ def _input_size(options: SimpleNamespace) -> tuple[int, int, int]:
     return (3, 224, 224) if cfg is None else cfg.input_size
 
 
-def _go_on_as(options: SimpleNamespace, header: dict[str, Any]) -> None:
+def _go_on_as(options: SimpleNamespace, record: str, header: dict[str, Any]) -> None:
     """Takes classes, channels, size and held out images from a record if they are not given, to continue it."""
+    from ..data.folders import find_dataset
     from ..data.holdout import HoldOut
+    from ..data.splits import splits_in
 
     channels, height, width = header.get("input_size") or _input_size(options)
     told = {"num_classes": header.get("num_classes"), "in_chans": channels}
@@ -335,8 +353,17 @@ def _go_on_as(options: SimpleNamespace, header: dict[str, Any]) -> None:
         if getattr(options, name) is None:
             setattr(options, name, value)
     about = header.get("about") or {}
-    if "val_share" in about:
-        options.holdout = HoldOut(about["val_share"], about["val_seed"])
+    if "val_share" not in about:
+        # Of a folder without splits a search of an older version saw all images, and so does what continues it.
+        return
+    options.holdout = HoldOut(about["val_share"], about["val_seed"])
+    if options.data is not None:
+        name, folder = find_dataset(options.data, options.data_dir)
+        if name == "folder" and (splits := splits_in(folder)):
+            raise RecordError(
+                f"{record} began before {quote(folder)} had splits ({', '.join(each.name for each in splits)}), and "
+                "scores of other images cannot be compared; use another out=, or the folder as it was"
+            )
 
 
 def space_of(options: SimpleNamespace, table: LatencyTable | None = None) -> SearchSpace:
@@ -355,15 +382,20 @@ def space_of(options: SimpleNamespace, table: LatencyTable | None = None) -> Sea
 
 
 def _space(options: SimpleNamespace) -> SearchSpace:
-    """Makes the space of a command, with its table of latencies where a budget or a front asks for one."""
+    """Makes the space of a command, with its table of latencies."""
+    return space_of(options, _latency_table(options))
+
+
+def _latency_table(options: SimpleNamespace) -> LatencyTable | None:
+    """Reads the table of latencies of a command; raises BudgetError where a budget or a front lacks one."""
     if options.latency_table is not None:
-        return space_of(options, LatencyTable.load(options.latency_table))
+        return LatencyTable.load(options.latency_table)
     if options.latency is not None or getattr(options, "front", None) == "latency":
         raise BudgetError(
             "a budget of latency needs a table of measured latencies; measure one with 'blockswap profile NETWORK "
             "--out table.json' and use --latency-table table.json"
         )
-    return space_of(options)
+    return None
 
 
 def _budgets(options: SimpleNamespace, space: SearchSpace) -> list[Budget]:
@@ -441,7 +473,9 @@ def _print_result(result: SearchResult, record: str, number: int, as_json: bool)
             + " / ".join(" ".join(next(shares) for _ in s) for s in best.genome.stages)
         )
     described: dict[str, Any] = {"space": layout.name, "num_classes": space.num_classes, "input_size": space.input_size}
-    if not layout.is_standard:
+    if space.network is not None:
+        described["network"] = space.network.weights
+    elif not layout.is_standard:
         described["layout"] = layout
     print(f"record: {record}\n{build_text(described, best.genome)}\n{train_text(read_record(record)[0], record)}")
 

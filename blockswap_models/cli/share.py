@@ -164,15 +164,15 @@ def _halve(model: nn.Module) -> None:
 
 
 def _model_of(card: dict[str, Any], weights: Path) -> nn.Module:
-    import timm
-
     from ..training.evaluate import load_weights
-    from ..zoo.find import find_model
+    from ..zoo.find import create_network, find_model
 
-    name = find_model(card["name"].partition(".")[0])
+    name = card["name"].partition(".")[0]
+    # Of a name that the zoo has too, the card says whose it is.
+    name = name if card.get("swapped") else find_model(name)
     size = card.get("input_size")
     own = {} if size is None else {"in_chans": size[0], "pretrained_cfg_overlay": {"input_size": tuple(size)}}
-    model: Any = timm.create_model(name, num_classes=card["num_classes"], genome=card["genome"], **own)
+    model: Any = create_network(name, card["genome"], num_classes=card["num_classes"], **own)
     if "label_names" in card:
         model.pretrained_cfg["label_names"] = card["label_names"]
     load_weights(model, weights)

@@ -86,7 +86,11 @@ _recipe_options = together(
 @holdout_options
 @click.option("--out", required=True, metavar="FOLDER", help="where checkpoint, log and weights go")
 @click.option("--resume", is_flag=True, help="resume the run in that folder")
-@click.option("--genome", type=GENOME, help="block types, for a model of the zoo [default: its own]")
+@click.option(
+    "--genome",
+    type=GENOME,
+    help="block types, for a model of the zoo, or in place of those of timm's (K keeps one) [default: its own]",
+)
 @click.option("--num-classes", type=int, help="classes [default: the model's own]")
 @click.option("--in-chans", type=int, help="channels of the images [default: the model's own]")
 @click.option("--image-size", type=int, help="side of the images in pixels [default: the model's own]")
@@ -188,6 +192,10 @@ def _read_record(options: SimpleNamespace) -> None:
             if getattr(options, name) is None:
                 setattr(options, name, getattr(found, name))
         options.names, options.genome = (found.name,), str(found.genome)
+        if found.swapped:
+            options.names = (_of_timm(found.name, options.genome),)
+        if options.init is None and not options.pretrained:
+            options.init = found.library
         if options.data is None and found.data is not None:
             options.data, options.data_dir = found.data, found.data_dir
             if options.val_share is None and found.val_share is not None:
@@ -196,10 +204,22 @@ def _read_record(options: SimpleNamespace) -> None:
             from ..zoo.register import register
 
             register(found.layout)
+    elif options.names[0].endswith(".jsonl"):
+        raise ValueError(f"no record {quote(options.names[0])}; use the record of a search, or a network")
     elif options.rank is not None:
         raise ValueError("--rank is for the record of a search; use its file in place of the network")
     if options.data is None:
         raise click.UsageError("Missing option '--data'.", click.get_current_context())
+
+
+def _of_timm(name: str, genome: str) -> str:
+    """The name by which a network of timm is found with a genome: with a tag where the zoo has that name too."""
+    import timm
+
+    from ..zoo.find import find_model
+
+    cfg = timm.get_pretrained_cfg(name)
+    return name if find_model(name, genome) == name or cfg is None else f"{name}.{cfg.tag}"
 
 
 def _recipe(options: SimpleNamespace) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -67,7 +67,7 @@ def image_facts(
         The facts, or None where the dataset is no folder of images.
 
     Raises:
-        DataError: There is no such folder or split, it has one class only, or none of its images can be read.
+        DataError: There is no such folder or split, it has one class only, or no image of a class can be read.
     """
     name, folder = find_dataset(name, root)
     if name != "folder":
@@ -77,16 +77,24 @@ def image_facts(
     if len(classes) < 2:
         raise DataError(f"{quote(folder)} has one class only, {quote(classes[0])}; use a folder of two classes or more")
     samples = open_dataset(name, folder, split, holdout=holdout).reader.samples
-    of_classes = Counter(label for _, label in samples)
+    of_classes: dict[int, list[str]] = defaultdict(list)
+    for path, label in samples:
+        of_classes[label].append(path)
     looks = [_look(samples[place * len(samples) // _LOOKED_AT][0]) for place in range(min(_LOOKED_AT, len(samples)))]
     if len(samples) < _LOOKED_AT:
         looks = [_look(path) for path, _ in samples]
     good = [each for each in looks if each is not None]
     if not good:
         raise DataError(f"no image of {quote(folder)} can be read, such as {quote(samples[0][0])}; use other files")
+    for label, paths in of_classes.items():
+        if all(_look(path) is None for path in paths):
+            raise DataError(
+                f"no image of the class {quote(classes[label])} of {quote(folder)} can be read, such as "
+                f"{quote(paths[0])}; use other files"
+            )
     size = (round(median(height for _, height, _ in good)), round(median(width for _, _, width in good)))
     channels = 1 if all(grey for grey, _, _ in good) else 3
-    return ImageFacts(classes, len(samples), min(of_classes.values()), channels, size)
+    return ImageFacts(classes, len(samples), min(map(len, of_classes.values())), channels, size)
 
 
 def _look(path: str) -> tuple[bool, int, int] | None:

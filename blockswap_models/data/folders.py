@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from .holdout import HoldOut
 from .images import ImageFiles, InMode, image_extensions
 from .splits import find_split, known_split, splits_in
 
-__all__ = ["DataError", "classes_of", "dataset_text", "find_dataset", "number_by", "open_dataset"]
+__all__ = [
+    "DataError",
+    "classes_of",
+    "dataset_text",
+    "find_dataset",
+    "names_in",
+    "names_of",
+    "number_by",
+    "open_dataset",
+]
 
 # Datasets of torchvision that have these two splits; timm takes any name but train's for the second.
 _TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
@@ -78,6 +88,48 @@ def classes_of(name: str, root: str | Path | None = None, split: str | None = "t
     if not classes:
         raise DataError(f"no folders of classes in {quote(str(folder))}; use a folder of one folder a class (data=)")
     return classes
+
+
+def names_of(name: str, root: str | Path | None = None, split: str | None = "train") -> tuple[str, ...] | None:
+    """Lists the names of the classes of any dataset, as its labels count them.
+
+    Args:
+        name: As for `find_dataset`.
+        root: As for `find_dataset`.
+        split: The split, for a folder that has no training images.
+
+    Returns:
+        The names; None where the dataset does not say them, would have to be streamed, or cannot be opened, of which
+        whoever reads its images says why.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    name, root = find_dataset(name, root)
+    if name == "folder":
+        return classes_of(name, root, split)
+    if name.lower().partition("/")[0] not in ("torch", "hfds"):
+        return None
+    with suppress(DataError):
+        # The names are the same in each split, and this is smaller than the training images.
+        return names_in(open_dataset(name, root, None))
+    return None
+
+
+def names_in(dataset: Any) -> tuple[str, ...] | None:
+    """Lists the names of the classes of a dataset that `open_dataset` opened.
+
+    Args:
+        dataset: The dataset.
+
+    Returns:
+        The names in the order of the labels; None where the dataset does not say them, or has several for a class.
+    """
+    numbers = getattr(dataset, "class_to_idx", None) or getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if not numbers:
+        return None
+    names = sorted(numbers, key=lambda name: int(numbers[name]))
+    return tuple(names) if [numbers[name] for name in names] == list(range(len(names))) else None
 
 
 def open_dataset(

@@ -108,7 +108,9 @@ def read_image(file: IO[bytes] | str, mode: str) -> Image.Image:
         raise ImageError("it is no image that Pillow knows") from None
     # Pillow has no error of its own for damaged files: OSError, SyntaxError, struct.error and more are seen.
     except Exception as error:
-        raise ImageError((str(error).splitlines() or [type(error).__name__])[0]) from error
+        # What the system says of a file it says with the file's name.
+        said = getattr(error, "strerror", None) or str(error)
+        raise ImageError((said.splitlines() or [type(error).__name__])[0]) from error
 
 
 class ImageFiles(ImageDataset):

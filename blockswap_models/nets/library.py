@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ class BlockLibrary:
         folder: The folder.
         header: What the library is of: network, hash of its weights, layout, block types, data and settings.
         errors: The error of each block type at each position, counted from 0: the mean square of what it computes
-            differently from the block it stands in for, over the variance of what that block adds to its shortcut.
+            differently from the block it stands in for, over the variance of what that block adds to its shortcut;
+            infinite where it did not learn at that rate.
         files: The file that holds the tensors of each of them.
 
     Raises:
@@ -92,7 +94,11 @@ class BlockLibrary:
             if header["kind"] != KIND:
                 raise ValueError
             rows = read_json_lines(folder / "errors.jsonl")[0] if (folder / "errors.jsonl").exists() else []
-            errors = {(each["block"] - 1, each["type"]): float(each["error"]) for row in rows for each in row["blocks"]}
+            errors = {
+                (each["block"] - 1, each["type"]): math.inf if each["error"] is None else float(each["error"])
+                for row in rows
+                for each in row["blocks"]
+            }
             files = {(each["block"] - 1, each["type"]): str(row["file"]) for row in rows for each in row["blocks"]}
         except OSError as error:
             raise LibraryError(

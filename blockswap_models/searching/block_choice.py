@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,13 @@ from ..budget import Budget, BudgetError, BudgetLike, Cost
 from ..genome import Genome
 from ..nets.library import BlockLibrary
 from ..nets.swap import swap
-from .candidates import Candidate
+from ..zoo.cards import file_digest
+from .candidates import Candidate, ScoredDraw, rank
 from .cost_table import CostTable
+from .latency import LatencyTable
 from .probe_images import Minibatch
+from .record import Record
+from .scoring import budget_windows, describe_space
 from .search import SearchResult
 from .space import SearchSpace
 
@@ -56,12 +62,13 @@ class BlockChoice:
         return 0.0 if self.error <= self.bound else (self.error - self.bound) / self.error
 
 
-def space_of_library(model: nn.Module, library: BlockLibrary) -> SearchSpace:
+def space_of_library(model: nn.Module, library: BlockLibrary, latency: LatencyTable | None = None) -> SearchSpace:
     """Makes the search space of a library's blocks, and of those that the network has itself (K).
 
     Args:
         model: The network that was imitated.
         library: Its library.
+        latency: Measured times of the network with these block types.
 
     Returns:
         The space.
@@ -71,7 +78,7 @@ def space_of_library(model: nn.Module, library: BlockLibrary) -> SearchSpace:
     """
     library.require(model)
     trained = dict.fromkeys(block for _, block in library.errors)
-    return SearchSpace(model, ["K", *trained])
+    return SearchSpace(model, ["K", *trained], latency=latency)
 
 
 def best_by_errors(space: SearchSpace, budget: Budget, library: BlockLibrary, number: int = 50) -> list[BlockChoice]:
@@ -155,6 +162,8 @@ def _by_programme(space: SearchSpace, budget: Budget, errors: Sequence[np.ndarra
     for name, (low, high) in budget.windows.items():
         costs = np.array([getattr(cost, name) for each in options for cost in each], float)
         start = getattr(fixed, name)
+        if name == "size":
+            high += space.size_slack
         # In shares of the window's end, so that the solver's tolerance means the same for each cost.
         scale = high if np.isfinite(high) else max(low, 1.0)
         constraints.append(LinearConstraint(costs[None] / scale, (low - start) / scale, (high - start) / scale))
@@ -213,6 +222,10 @@ def search_library(
     budget: BudgetLike,
     images: Minibatch,
     number: int = 50,
+    *,
+    latency: LatencyTable | None = None,
+    record: str | Path | None = None,
+    resume: bool = False,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> SearchResult:
     """Chooses blocks of a library: of the genomes with the smallest sums of errors the one that is best when joined.
@@ -223,6 +236,9 @@ def search_library(
         budget: The budget.
         images: Labelled images on which joined networks are measured, such as 1,000.
         number: Genomes to join.
+        latency: Measured times of the network with these block types, for a budget of latency.
+        record: A file, to which the accuracy of each genome is written as it comes.
+        resume: Whether to continue that file.
         progress: Wraps the genomes, as tqdm does.
 
     Returns:
@@ -231,6 +247,7 @@ def search_library(
     Raises:
         BudgetError: No genome fits.
         LibraryError: The library is of other weights.
+        RecordError: The record is of another search, or cannot be written.
 
     Example:
         ```python
@@ -240,12 +257,31 @@ def search_library(
         student = swap(model, best.genome, library=library)
         ```
     """
-    space, budget = space_of_library(model, library).resolve(budget)
+    space, budget = space_of_library(model, library, latency).resolve(budget)
     choices = best_by_errors(space, budget, library, number)
-    candidates = []
-    for each in progress(choices) if progress else choices:
-        joined = swap(model, each.genome, library=library)
-        candidates.append(Candidate(each.genome, each.cost, (joined_accuracy(joined, images),)))
+    described = {
+        **describe_space(space),
+        "budget": budget_windows(budget),
+        "asked": budget.as_json(),
+        "library": file_digest(library.folder / "errors.jsonl"),
+        "data": images.source,
+        "score": "joined accuracy",
+        "dtype": "float32",
+        "strategy": "library",
+        **({} if space.latency is None else {"latency_table": space.latency.digest}),
+        "about": {**images.about, "library": str(library.folder)},
+    }
+    scored: dict[Genome, ScoredDraw] = {}
+    with ExitStack() as stack:
+        kept = None if record is None else stack.enter_context(Record(record, described, resume))
+        for each in progress(choices) if progress else choices:
+            draw = None if kept is None else kept.draws.get((each.genome, 0))
+            if draw is None:
+                joined = swap(model, each.genome, library=library)
+                draw = ScoredDraw(each.genome, each.cost, 0, joined_accuracy(joined, images))
+                if kept is not None:
+                    kept.add(draw)
+            scored[each.genome] = draw
     # Of equal ones the smaller sum of errors stands first.
-    ranked = sorted(candidates, key=lambda each: -each.score)
-    return SearchResult(space, budget, tuple(ranked))
+    ranked = rank(Candidate.of_draws([each]) for each in scored.values())
+    return SearchResult(space, budget, tuple(ranked), draws=tuple(scored.values()), searched=described)

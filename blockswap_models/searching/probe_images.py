@@ -17,7 +17,7 @@ from timm.data import create_transform
 from torch.utils.data import Dataset, IterableDataset
 
 from ..data.cifar import normalize
-from ..data.folders import DataError, classes_of, dataset_text, find_dataset, open_dataset
+from ..data.folders import DataError, dataset_text, find_dataset, names_in, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import image_mode
 from ..messages import counted
@@ -140,9 +140,9 @@ def dataset_minibatch(
     num_batches = len(images) // batch_size
     if holdout is not None:
         about |= {"val_share": holdout.share, "val_seed": holdout.seed}
-    classes = classes_of(name, root, split)
-    if classes is not None and len(classes) == space.num_classes:
-        about["label_names"] = list(classes)
+    names = names_in(dataset)
+    if names is not None and len(names) == space.num_classes:
+        about["label_names"] = list(names)
     minibatch = _checked(space, images, labels, f"{name}, {_sizes(batch_size, num_batches)}", num_batches)
     return replace(minibatch, about=about)
 

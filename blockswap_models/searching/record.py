@@ -211,6 +211,8 @@ class FoundNetwork:
         name: The network whose blocks were replaced, as timm has it.
         genome: The blocks.
         layout: Its layout, where it is of the user's own.
+        swapped: Whether it is a network of timm, whose blocks are swapped.
+        library: The folder of the library whose blocks were chosen, or None.
         num_classes: Classes.
         in_chans: Channels of the images.
         image_size: Side of the images in pixels.
@@ -223,6 +225,8 @@ class FoundNetwork:
     name: str
     genome: Genome
     layout: Layout | None
+    swapped: bool
+    library: str | None
     num_classes: int
     in_chans: int
     image_size: int
@@ -248,18 +252,25 @@ def network_of(path: str | Path, rank: int = 1) -> FoundNetwork:
         raise RecordError(f"{path} has {len(ranking):,} genomes, of which none is number {rank}; use another rank=")
     try:
         name, (channels, height, width), classes = header["space"], header["input_size"], header["num_classes"]
-        layout = Layout(**header["layout"]) if "layout" in header else None
-        if layout is None:
+        about = header.get(_ABOUT) or {}
+        swapped = "network" in header
+        layout = Layout(**header["layout"]) if "layout" in header and not swapped else None
+        if layout is None and not swapped:
             name = Layout.named(name).name
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{path} does not say which network was searched: {error}") from None
     if height != width:
         raise RecordError(f"{path} is of images of {height}x{width}; networks are trained on square ones")
-    about = header.get(_ABOUT) or {}
+    if swapped and header["network"] != RANDOM_WEIGHTS and "library" not in about:
+        raise RecordError(
+            f"{path} is of a {name} with weights that only its search had; use {name} and genome= in its place"
+        )
     return FoundNetwork(
         name,
         ranking[rank - 1].genome,
         layout,
+        swapped,
+        about.get("library"),
         classes,
         channels,
         height,

@@ -220,10 +220,16 @@ class SearchResult:
         if "budgets" in header:
             raise RecordError(f"{path} is of a search at several budgets, which is no one ranking")
         if space is None:
-            from ..layout import Layout
+            from ..layout import RANDOM_WEIGHTS, Layout
             from .space import SearchSpace
 
-            layout = Layout(**header["layout"]) if "layout" in header else Layout.named(str(header["space"]))
+            layout: Layout | str
+            if header.get("network") == RANDOM_WEIGHTS:
+                layout = str(header["space"])
+            elif "network" in header:
+                raise RecordError(f"{path} is of a {header['space']} with weights of its own; use space=")
+            else:
+                layout = Layout(**header["layout"]) if "layout" in header else Layout.named(str(header["space"]))
             channels, height, width = header["input_size"]
             space = SearchSpace(layout, header["types"].split(), header["num_classes"], channels, (height, width))
         searched = {name: value for name, value in header.items() if name != "record"}

@@ -32,6 +32,7 @@ __all__ = [
     "budget_windows",
     "check_numbers",
     "describe",
+    "describe_space",
     "make_scorer",
     "scores_of_refinement",
 ]
@@ -176,13 +177,7 @@ def describe(scorer: Scorer, strategy: str, within: dict[str, Any]) -> dict[str,
     """
     space = scorer.space
     return {
-        "space": space.layout.name,
-        # Of the user's own, the name alone does not say it.
-        **({} if space.layout.is_standard else {"layout": _as_json(space.layout)}),
-        **({} if space.network is None else {"network": space.network.weights}),
-        "types": " ".join(map(str, space.types)),
-        "input_size": list(space.input_size),
-        "num_classes": space.num_classes,
+        **describe_space(space),
         **within,
         "seed": scorer.seed,
         "data": scorer.data.source,
@@ -192,6 +187,19 @@ def describe(scorer: Scorer, strategy: str, within: dict[str, Any]) -> dict[str,
         **({} if space.latency is None else {"latency_table": space.latency.digest}),
         # What a run that trains on the same data must know; scores do not depend on it.
         **({"about": dict(scorer.data.about)} if scorer.data.about else {}),
+    }
+
+
+def describe_space(space: SearchSpace) -> dict[str, Any]:
+    """What a record says of the networks that are searched."""
+    return {
+        "space": space.layout.name,
+        # Of the user's own, the name alone does not say it.
+        **({} if space.layout.is_standard else {"layout": _as_json(space.layout)}),
+        **({} if space.network is None else {"network": space.network.weights}),
+        "types": " ".join(map(str, space.types)),
+        "input_size": list(space.input_size),
+        "num_classes": space.num_classes,
     }
 
 

@@ -238,6 +238,16 @@ class SearchSpace:
         stem, tensors = self._stored
         return sum(each.data for each in stem) + sum(max(sum(e.data for e in own) for own in at) for at in tensors)
 
+    @property
+    def size_slack(self) -> int:
+        """The bytes by which the sizes of options may add up to more than the file has.
+
+        Each option counts the most digits that an offset can have.
+        """
+        stem, tensors = self._stored
+        number = len(stem) + sum(max(map(len, at)) for at in tensors)
+        return 2 * number * (len(str(self._longest_data)) - 1) + 16
+
     def _size(self, picks: Sequence[int]) -> int:
         """The bytes of the weights file of a genome, of which the option at each position is given."""
         stem, tensors = self._stored
@@ -351,10 +361,7 @@ class SearchSpace:
             # The product of a decimal fraction and 1e9 is not exact.
             window = round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
         elif name == "size":
-            # Sizes add up but for the digits of offsets, of which each option counts the most that there can be.
-            stem, tensors = self._stored
-            number = len(stem) + sum(max(map(len, at)) for at in tensors)
-            window = window[0], window[1] + 2 * number * (len(str(self._longest_data)) - 1) + 16
+            window = window[0], window[1] + self.size_slack
         return CostTable(
             fixed, totals, [[spellings for _, spellings in each] for each in self.options], window, longest
         )

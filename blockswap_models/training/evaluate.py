@@ -24,7 +24,7 @@ from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import DataError, dataset_text, find_dataset, number_by, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import ImageFiles, image_mode
-from ..data.loader import ImageLoader, collate_good
+from ..data.loader import ImageLoader, collate_good, require_readers
 from ..data.shared_memory import collate_shared
 from ..data.splits import known_split
 from ..data.statistics import model_data_config
@@ -189,12 +189,13 @@ def evaluation_loader(
         The minibatches.
 
     Raises:
-        DataError: There is no such dataset or split, or it does not fit the model.
+        DataError: There is no such dataset or split, it does not fit the model, or a number is too small.
     """
     if batch_size < 1:
         raise DataError(f"a minibatch has at least 1 image, not {batch_size}")
     if images is not None and images < 1:
         raise DataError(f"an error is measured on at least 1 image, not {images}")
+    require_readers(workers)
     data, root = find_dataset(data, root)
     config = model_data_config(model)
     source, _, cifar = data.lower().partition("/")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,11 +30,11 @@ from ..genome import SEARCH_TYPES, BlockType
 from ..messages import quote
 from ..nets.blocks import PreActBasic, PreActBottleneck, ResidualBlock
 from ..nets.library import KIND, BlockLibrary, LibraryError, tensor_name, weights_digest
-from ..nets.swap import BlockNetwork, FoundBlock, new_block
+from ..nets.swap import BlockNetwork, FoundBlock, is_norm, new_block
 from .evaluate import Minibatches
 from .loop import set_epoch
 
-__all__ = ["train_library"]
+__all__ = ["has_random_weights", "train_library"]
 
 # Bytes of a parameter while it learns: itself, its gradient and the two averages of Adam, in float32.
 _BYTES = 16
@@ -105,8 +106,8 @@ def train_library(
             raise ValueError(f"{name} is at least 1, not {value}")
     if has_random_weights(model):
         warnings.warn(
-            f"the {type(model).__name__} to imitate has random weights: the statistics of its BN are those of a fresh "
-            "network; use a trained one",
+            f"the {type(model).__name__} to imitate has random weights: its norms are those of a fresh network; use a "
+            "trained one",
             UserWarning,
             stacklevel=2,
         )
@@ -122,6 +123,7 @@ def train_library(
         "types": [str(each) for each in chosen],
         "data": data,
         "batch_size": getattr(loader, "batch_size", None),
+        "minibatches": _length(loader),
         "steps": steps,
         "lr": lr,
         "measure": measure,
@@ -147,9 +149,14 @@ def train_library(
 
 
 def has_random_weights(model: nn.Module) -> bool:
-    """Whether a network's BN has seen no images, as that of a fresh one."""
-    norms = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
-    return bool(norms) and not any(each.running_mean.any() for each in norms)  # type: ignore[union-attr]
+    """Whether a network's BN has seen no images, or its other norms have not learned, as those of a fresh one."""
+    norms = list(filter(is_norm, model.modules()))
+    seen = [mean for each in norms if (mean := getattr(each, "running_mean", None)) is not None]
+    if seen:
+        return not any(each.any() for each in seen)
+    weights = [each.weight for each in norms if isinstance(each.weight, torch.Tensor)]
+    # Some begin at zero, as the last of a branch.
+    return bool(weights) and all(bool(((each == 0) | (each == 1)).all()) for each in weights)
 
 
 def _items(network: BlockNetwork, types: Sequence[BlockType], own: Any) -> list[tuple[int, BlockType]]:
@@ -190,6 +197,14 @@ def _batch_size(loader: Minibatches) -> int:
     return int(getattr(loader, "batch_size", None) or len(next(iter(loader))[0]))
 
 
+def _length(loader: Minibatches) -> int | None:
+    """The number of minibatches of a loader, where it knows that."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 def _open(folder: Path, header: dict[str, Any], model: nn.Module, resume: bool) -> None:
     """Begins the folder of a library, or sees that it is of the same; raises LibraryError."""
     path = folder / "library.json"
@@ -198,7 +213,8 @@ def _open(folder: Path, header: dict[str, Any], model: nn.Module, resume: bool) 
             raise LibraryError(f"there is a library in {quote(str(folder))}; use resume=True, or another folder=")
         found = BlockLibrary.load(folder).header
         for name, value in header.items():
-            if found.get(name) != value:
+            # Older libraries do not say how many minibatches there were.
+            if found.get(name) != value and (name in found or name != "minibatches"):
                 shown = [quote(each, 60) for each in (found.get(name), value)]
                 raise LibraryError(
                     f"the library in {quote(str(folder))} has {name} {shown[0]}, not {shown[1]}; use what it has, or "
@@ -273,7 +289,9 @@ class _Trainer:
         }
         file = f"part-{number:03}.safetensors"
         write_atomic(self.folder / file, safetensors.torch.save(tensors), LibraryError)
-        rows = [{"block": index + 1, "type": str(block), "error": errors[index, block]} for index, block in blocks]
+        # JSON knows neither infinity nor NaN, which a block has that did not learn at this rate.
+        finite = {item: error if math.isfinite(error) else None for item, error in errors.items()}
+        rows = [{"block": index + 1, "type": str(block), "error": finite[index, block]} for index, block in blocks]
         with open(self.folder / "errors.jsonl", "ab") as table:
             append_json_line(table, {"part": number, "parts": parts, "file": file, "blocks": rows})
 
@@ -286,10 +304,8 @@ class _Trainer:
 
     def _minibatches(self, start: int) -> Iterator[torch.Tensor]:
         """Gives images from a step on, in the order of the seed, epoch after epoch."""
-        try:
-            epoch, skip = divmod(start, len(self.loader))  # type: ignore[arg-type]
-        except TypeError:
-            epoch, skip = 0, 0
+        length = _length(self.loader)
+        epoch, skip = (0, start) if length is None else divmod(start, length)
         while True:
             set_epoch(self.loader, self.header["seed"], epoch, 0)
             for images, _ in islice(self.loader, skip, None):

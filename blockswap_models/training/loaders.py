@@ -16,7 +16,7 @@ from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import DataError, dataset_text, find_dataset, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import image_mode
-from ..data.loader import ImageLoader
+from ..data.loader import ImageLoader, require_readers
 from ..data.shared_memory import collate_shared
 from ..data.splits import known_split, splits_in
 from ..data.statistics import model_data_config
@@ -190,6 +190,7 @@ def _timm_loader(
     told: set[str],
     holdout: HoldOut | None,
 ) -> SizedMinibatches:
+    require_readers(workers)
     if data == "folder":
         require_splits(root, holdout)
     dataset = open_dataset(

@@ -11,7 +11,7 @@ from torch import nn
 from ..genome import Genome
 from ..messages import quote
 from ..zoo.cards import MissingWeightsError
-from ..zoo.find import find_model
+from ..zoo.find import create_network, find_model, is_all_kept, swaps
 from ..zoo.genomes import GENOMES
 from .evaluate import load_weights
 from .run_folder import read_summary
@@ -37,7 +37,8 @@ def make_model(
         name: What `find_model` takes; or the folder of a run, or one that `save_pretrained` wrote.
         pretrained: Whether to load the model's own weights, where no checkpoint is given.
         checkpoint: A file of weights, as of `load_weights`.
-        genome: Block types, for a model of the zoo.
+        genome: Block types, for a model of the zoo; or for one of timm, whose blocks they replace but for those that
+            they keep (K).
         num_classes: Number of classes; the model's own where None.
         in_chans: Number of input channels; the model's own where None.
 
@@ -56,8 +57,13 @@ def make_model(
         weights = timm.list_models(f"{full.partition('.')[0]}.*", pretrained=True)
         instead = f"use {weights[0]}" if weights else "use checkpoint=FILE, or pretrained=False for random weights"
         raise MissingWeightsError(full, instead)
-    arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, "genome": genome}
-    model: Any = timm.create_model(full, pretrained=pretrained, **arguments)
+    if pretrained and genome is not None and swaps(full, genome) and not is_all_kept(genome):
+        raise MissingWeightsError(
+            f"{full} with other blocks, {genome}",
+            "use checkpoint=FILE, or the folder of its training run in place of the name, or pretrained=False for "
+            "random weights",
+        )
+    model: Any = create_network(full, genome, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans)
     trained = model.pretrained_cfg.get("num_classes")
     if pretrained and trained is not None and trained != model.num_classes:
         raise ValueError(
@@ -95,6 +101,8 @@ def has_weights(name: str, genome: str | None = None) -> bool:
     full = find_model(name, genome)
     if ":" in full:
         return True
+    if genome is not None and swaps(full, genome):
+        return timm.is_model_pretrained(full) and is_all_kept(genome)
     own = GENOMES.get(full.partition(".")[0])
     return timm.is_model_pretrained(full) and (genome is None or own is None or Genome(genome) == own)
 
@@ -107,12 +115,13 @@ def is_folder(name: str) -> bool:
 def of_summary(summary: dict[str, Any]) -> nn.Module:
     """Makes the network of a run, with random weights, from what the run wrote to `summary.json`."""
     size = tuple(summary["input_size"])
-    overlay = {"input_size": size}
-    name, own = find_model(summary["model"]), {}
-    if summary.get("genome") is not None:
-        own["genome"] = summary["genome"]
-    model: Any = timm.create_model(
-        name, num_classes=summary["num_classes"], in_chans=size[0], pretrained_cfg_overlay=overlay, **own
+    name = summary["model"]
+    # A folder or repository has its own genome.
+    genome = None if ":" in name else summary.get("genome")
+    # Of a name that the zoo has too, only the run knows whose it was.
+    full = name if summary.get("swapped") else find_model(name, genome)
+    model: Any = create_network(
+        full, genome, num_classes=summary["num_classes"], in_chans=size[0], pretrained_cfg_overlay={"input_size": size}
     )
     names = summary.get("label_names")
     if names is not None and len(names) == summary["num_classes"]:

@@ -14,14 +14,14 @@ from torch import nn
 
 from ..data.cifar import CifarLoader
 from ..data.facts import holdout_of, holdout_text, image_facts
-from ..data.folders import find_dataset
+from ..data.folders import find_dataset, names_of
 from ..data.statistics import CIFAR10_NAMES, model_data_config
 from ..nets.cost import count
 from ..nets.devices import describe_machine
 from ..nets.library import BlockLibrary
 from ..nets.swap import swap
-from ..zoo.cards import MissingWeightsError, file_digest
-from ..zoo.find import find_model, which_was_taken
+from ..zoo.cards import MissingWeightsError, WeightsError, file_digest
+from ..zoo.find import create_network, find_model, swaps, which_was_taken
 from ..zoo.original import original_network
 from .attention_transfer import AttentionTransferTask
 from .distributed import rank_and_size
@@ -47,7 +47,7 @@ class RunSettings:
         data_dir: The folder of a dataset with a name.
         val_share: Share of each class that is held out for validation, for a folder without splits; 0.2 where None.
         val_seed: Seed of what is held out.
-        genome: Block types, for a network of the zoo.
+        genome: Block types, for a network of the zoo; or for one of timm, whose blocks they replace.
         num_classes: Classes; those of a folder of images, or the network's own, where None.
         in_chans: Channels of the images, the network's own where None.
         image_size: Side of the images in pixels, the network's own where None.
@@ -131,9 +131,12 @@ def train_run(
     images = image_facts(settings.data, settings.data_dir, holdout=holdout)
     if images is not None and settings.num_classes is None:
         settings = replace(settings, num_classes=len(images.classes))
-    label_names = None if images is None else images.classes
-    if settings.data.lower() == "torch/cifar10":
+    if images is not None:
+        label_names: Sequence[str] | None = images.classes
+    elif settings.data.lower() == "torch/cifar10":
         label_names = CIFAR10_NAMES
+    else:
+        label_names = names_of(settings.data, settings.data_dir)
     students = _students(settings, label_names)
     of_students = {name: _facts(name, student) for name, student in students.items()}
     model = students[settings.names[0]]
@@ -218,7 +221,16 @@ def make_teacher(settings: RunSettings) -> nn.Module:
     # Its classes need not be the student's: attention transfer learns nothing from its answers. Pretrained weights keep
     # theirs, since a new head would have random ones.
     own: dict[str, Any] = {} if checkpoint is None else {"num_classes": settings.num_classes}
-    teacher: nn.Module = timm.create_model(name, pretrained=checkpoint is None, in_chans=settings.in_chans, **own)
+    try:
+        teacher: nn.Module = timm.create_model(name, pretrained=checkpoint is None, in_chans=settings.in_chans, **own)
+    except OSError as error:
+        # Those of the file system have a number; those of the network have none, and do not say whose weights.
+        if error.errno is not None:
+            raise
+        raise WeightsError(
+            f"the weights of the teacher {name} are not on this machine, and cannot be fetched: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
     if checkpoint is not None:
         load_weights(teacher, checkpoint, any_classes=True)
     return teacher
@@ -240,7 +252,6 @@ def _students(settings: RunSettings, label_names: Sequence[str] | None) -> dict[
     students: dict[str, nn.Module] = {}
     own: dict[str, Any] = {
         "num_classes": settings.num_classes,
-        "genome": settings.genome,
         "in_chans": settings.in_chans,
     }
     for short, name in zip(settings.names, full, strict=True):
@@ -252,7 +263,7 @@ def _students(settings: RunSettings, label_names: Sequence[str] | None) -> dict[
             # The channels of the weights, which timm adapts to those of the network.
             channels = 3 if cfg is None else cfg.input_size[0]
             own["pretrained_cfg_overlay"] = {"input_size": (channels, settings.image_size, settings.image_size)}
-        student: Any = timm.create_model(name, pretrained=settings.pretrained, **own)
+        student: Any = create_network(name, settings.genome, pretrained=settings.pretrained, **own)
         students[short] = student
         if label_names is not None and len(label_names) == student.num_classes:
             # As timm has them, so that they are saved with the network.
@@ -287,7 +298,12 @@ def _facts(name: str, student: nn.Module) -> dict[str, Any]:
     genome, cost = getattr(student, "genome", None), count(student)
     genome = None if genome is None else str(genome)
     size = list(model_data_config(student)["input_size"])
-    return {"model": name, "genome": genome, "params": cost.params, "macs": cost.macs, "input_size": size}
+    facts = {"model": name, "genome": genome, "params": cost.params, "macs": cost.macs, "input_size": size}
+    architecture = getattr(student, "pretrained_cfg", {}).get("architecture")
+    if architecture is not None and ":" not in name and swaps(architecture, genome):
+        # Of a name that the zoo has too.
+        facts["swapped"] = True
+    return facts
 
 
 def _task(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from timm.models import (
     PretrainedCfg,
     build_model_with_cfg,
@@ -44,7 +46,10 @@ from .cards import (
 )
 from .genomes import GENOMES
 
-__all__ = ["COMMON", "create", "save_pretrained"]
+__all__ = ["COMMON", "SWAPPED", "create", "save_pretrained", "weights_named"]
+
+# The entry of networks of timm with other blocks, in swapped.py.
+SWAPPED = "swapped"
 
 COMMON = {
     "license": "mit",
@@ -107,7 +112,7 @@ def create(
         raise GenomeError(
             f"{name} has pretrained weights for the genome '{source}' only, not for '{genome}'; use pretrained=False"
         )
-    if pretrained and source is None and not _weights_named(**kwargs):
+    if pretrained and source is None and not weights_named(**kwargs):
         raise MissingWeightsError(name)
     if pretrained:
         _check_weights(name, **kwargs)
@@ -145,12 +150,12 @@ def _genome_of_weights(
     """Returns the genome of the weights that timm would load; None if there are none, or only the caller knows it."""
     if saved := (pretrained_model_args or {}).get("genome"):
         return Genome(saved)
-    if _weights_named(pretrained_cfg, pretrained_cfg_overlay):
+    if weights_named(pretrained_cfg, pretrained_cfg_overlay):
         return None
     return own if is_model_pretrained(name) else None
 
 
-def _weights_named(pretrained_cfg: Any = None, pretrained_cfg_overlay: dict[str, Any] | None = None, **_: Any) -> bool:
+def weights_named(pretrained_cfg: Any = None, pretrained_cfg_overlay: dict[str, Any] | None = None, **_: Any) -> bool:
     """Whether the caller says where weights are: by a cfg handed in whole, or by a place in an overlay."""
     places = [(pretrained_cfg_overlay or {}).get(key) for key in ("state_dict", "file", "url", "hf_hub_id")]
     return not isinstance(pretrained_cfg, (str, type(None))) or any(places)
@@ -197,7 +202,7 @@ def save_pretrained(
     `torch.nn.utils.prune` has pruned is saved with its zeros. Files appear whole or not at all.
 
     Args:
-        model: A network of the zoo, or a registered one.
+        model: A network of the zoo, or a registered one, or one of timm that `swap` gave other blocks.
         directory: The folder, which is created if needed.
         card: The card of these weights. The folder then has `card.json`, with the hash of the new file, by which an
             altered one is refused, and README.md, a model card.
@@ -205,9 +210,10 @@ def save_pretrained(
         **kwargs: Arguments of timm's `save_for_hf`.
 
     Raises:
-        TypeError: The network is not of the zoo.
+        TypeError: The network is not of the zoo, and has no other blocks.
         ValueError: The network was changed since it was made, as `fold_batchnorm` does.
         WeightsError: The card is of weights in another precision.
+        OSError: The disk is full, or the folder cannot be written in.
 
     Example:
         ```python
@@ -218,7 +224,9 @@ def save_pretrained(
     model = unwrap_model(model)
     genome = getattr(model, "genome", None)
     if genome is None or not hasattr(model, "pretrained_cfg"):
-        raise TypeError(f"save_pretrained takes a network of the zoo, made by timm, not {type(model).__name__}")
+        raise TypeError(
+            f"save_pretrained takes a network of the zoo, or one of timm that swap made, not {type(model).__name__}"
+        )
     model = plain_copy(model)
     for tensor in (*model.parameters(), *model.buffers()):
         # What safetensors wants, also of a network in channels_last.
@@ -227,13 +235,24 @@ def save_pretrained(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     own_cfg: Any = model.pretrained_cfg
+    if not isinstance(model, (WideResNet, ResNet)):
+        # timm makes it anew by the entry that swaps.
+        model_args["network"], own_cfg["architecture"] = own_cfg["architecture"], SWAPPED
     names = own_cfg.pop("label_names", None)
     if names is not None and len(names) == model.num_classes:
         # Where timm and the Hugging Face Hub look for them.
         kwargs["model_config"] = {"label_names": list(names), **(kwargs.get("model_config") or {})}
     with TemporaryDirectory(prefix=".tmp", dir=directory) as place:
         folder = Path(place)
-        save_for_hf(model, place, model_args=model_args, **{"safe_serialization": True, **kwargs})
+        try:
+            save_for_hf(model, place, model_args=model_args, **{"safe_serialization": True, **kwargs})
+        except SafetensorError as error:
+            # Of a full disk it says so in its text alone.
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), str(directory / "model.safetensors")) from None
         _check_loads(model, place)
         if card is not None:
             dtype = str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -41,7 +41,7 @@ _OF_THE_RUN = (
 )
 
 # What the cards of older runs do not say.
-_OF_LATER_RUNS = ("input_size", "init", "init_weights", "label_names", "val_share", "val_seed")
+_OF_LATER_RUNS = ("input_size", "init", "init_weights", "label_names", "val_share", "val_seed", "swapped")
 
 Card = dict[str, Any]
 
@@ -214,7 +214,8 @@ def model_card(card: Card, source: str) -> str:
     }
     note = f"{card['note']}\n\n" if "note" in card else ""
     architecture = name.partition(".")[0]
-    registered = "" if architecture in GENOMES else f'blockswap_models.register("{architecture}")\n'
+    known = architecture in GENOMES or card.get("swapped")
+    registered = "" if known else f'blockswap_models.register("{architecture}")\n'
     table = "\n".join(f"| {title} | {value} |" for title, value in rows.items())
     return f"""---
 library_name: timm

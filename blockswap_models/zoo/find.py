@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import timm
+from torch import nn
 
+from ..genome import BlockType, Genome
 from ..layout import Layout
 from ..messages import did_you_mean, quote
+from .blockswap import SWAPPED
 from .register import register
 
-__all__ = ["find_model", "has_genome", "require_model", "which_was_taken"]
+__all__ = [
+    "create_network",
+    "find_model",
+    "has_genome",
+    "is_all_kept",
+    "require_model",
+    "swaps",
+    "which_was_taken",
+]
 
 _PREFIX = "blockswap_"
+_KEEP = BlockType("K")
 _ADVICE = "see 'blockswap list' and timm.list_models()"
 
 
 def find_model(name: str, genome: str | None = None) -> str:
     """Finds the name under which timm has a model.
 
-    A name that both timm and the zoo have, such as `resnet34`, is timm's; with a genome it is the zoo's. A WRN or
-    ResNet that is not in the zoo is registered.
+    A name that both timm and the zoo have, such as `resnet34`, is timm's; with a genome it is the zoo's, unless the
+    genome keeps a block (K), which only a network of timm has. A WRN or ResNet that is not in the zoo is registered.
 
     Args:
         name: A model of timm, one of the zoo with or without `blockswap_`, `local-dir:FOLDER` or `hf-hub:NAME`.
         genome: The block types that the model is to have.
 
     Raises:
-        ValueError: There is no such model, or it takes no genome.
+        ValueError: There is no such model, or it has a genome of its own.
     """
     if ":" in name:
         if genome is not None:
             raise ValueError(f"{name} has a genome of its own; leave out genome=, or use a model of 'blockswap list'")
         return name
     ours = f"{_PREFIX}{name}"
-    if genome is not None and "." not in name and timm.is_model(ours):
+    keeps = genome is not None and _KEEP in Genome(genome).blocks
+    if genome is not None and not keeps and "." not in name and timm.is_model(ours):
         return ours
     for candidate in (name, ours):
         if timm.is_model(candidate):
-            if genome is not None and not has_genome(candidate):
-                raise ValueError(f"{name} has no genome; leave out genome=, or use a model of 'blockswap list'")
             return candidate
     with suppress(ValueError):
         layout = Layout.named(name)
@@ -50,6 +62,30 @@ def find_model(name: str, genome: str | None = None) -> str:
     names = timm.list_models()
     short = [each.removeprefix(_PREFIX) for each in names if each.startswith(_PREFIX)]
     raise ValueError(f"unknown model {quote(name)}; {did_you_mean(name, [*names, *short], _ADVICE)}")
+
+
+def swaps(name: str, genome: Genome | str | None) -> bool:
+    """Whether a genome takes the place of blocks of timm's: in a found model that is none of the zoo."""
+    return genome is not None and ":" not in name and not has_genome(name)
+
+
+def is_all_kept(genome: Genome | str) -> bool:
+    """Whether a genome keeps every block of a network, so that this is as timm has it."""
+    return set(Genome(genome).blocks) == {_KEEP}
+
+
+def create_network(name: str, genome: Genome | str | None = None, **kwargs: Any) -> nn.Module:
+    """Makes a network by the name that `find_model` found; in one of timm, the blocks of a genome replace its own.
+
+    Args:
+        name: The name.
+        genome: The block types.
+        **kwargs: Arguments of timm's `create_model`.
+    """
+    if swaps(name, genome):
+        kwargs["network"], name = name, SWAPPED
+    model: nn.Module = timm.create_model(name, genome=genome, **kwargs)
+    return model
 
 
 def which_was_taken(name: str, found: str) -> str | None:

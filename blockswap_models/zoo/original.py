@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 from torch import nn
 
 from ..nets.library import BlockLibrary
+from .find import create_network
 
 __all__ = ["original_network"]
 
@@ -23,9 +23,8 @@ def original_network(library: BlockLibrary, **kwargs: Any) -> nn.Module:
         The network, in evaluation mode.
     """
     header = library.header
-    genome = {} if header["genome"] is None else {"genome": header["genome"]}
     layout = library.layout
-    arguments = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0], **genome, **kwargs}
-    model: nn.Module = timm.create_model(header["network"], pretrained=False, **arguments)
+    arguments = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0], **kwargs}
+    model = create_network(header["network"], header["genome"], pretrained=False, **arguments)
     model.load_state_dict(library.original_state())
     return model.eval()

@@ -18,15 +18,20 @@ from typing import Any
 __all__ = ["register_zoo"]
 
 _PACKAGE = __name__.partition(".")[0]
-_ENTRIES = f"{_PACKAGE}.zoo.blockswap"
+_ENTRIES = (f"{_PACKAGE}.zoo.blockswap", f"{_PACKAGE}.zoo.swapped")
 
 
 def register_zoo() -> None:
     """Registers the zoo with timm: now where timm has been imported, else as soon as it is."""
     if "timm" in sys.modules:
-        importlib.import_module(_ENTRIES)
+        _import_entries()
     else:
         sys.meta_path.insert(0, _RegisterAfterTimm())
+
+
+def _import_entries() -> None:
+    for each in _ENTRIES:
+        importlib.import_module(each)
 
 
 class _RegisterAfterTimm:
@@ -55,7 +60,7 @@ class _RegisterAfterTimm:
                     self.loading -= 1
                 if not self.loading and self in sys.meta_path:
                     sys.meta_path.remove(self)
-                    importlib.import_module(_ENTRIES)
+                    _import_entries()
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import timm
 from command_line import run
 from PIL import Image
 
-import blockswap_models  # noqa: F401  # the zoo
+from blockswap_models import Budget, SearchSpace, search
+from blockswap_models.searching.probe_images import affordable_batches, dataset_minibatch
 
 FEW = ["--device", "cpu", "--workers", 0]
 
@@ -91,6 +93,8 @@ def test_another_network_of_a_record(searched, tmp_path):
         assert message in err
     status, _, err = run("train", "wrn16_1", "--rank", 1, "--data", tmp_path, "--out", tmp_path / "other")
     assert (status, "--rank is for the record of a search" in err) == (2, True)
+    status, _, err = run("train", "none.jsonl", "--data", tmp_path, "--out", tmp_path / "other")
+    assert (status, err) == (2, "blockswap train: no record 'none.jsonl'; use the record of a search, or a network\n")
 
 
 def test_records_of_noise_and_older_ones_ask_for_data(searched, tmp_path):
@@ -106,17 +110,38 @@ def test_records_of_noise_and_older_ones_ask_for_data(searched, tmp_path):
     assert (status, err.splitlines()[-1]) == (2, "blockswap train: Missing option '--data'.")
 
 
-def test_an_older_record_is_gone_on_with(searched, photos, tmp_path):
-    record, _, _ = searched
-    header, *rows = record.read_text().splitlines()
-    whole = {key: value for key, value in json.loads(header).items() if key != "about"}
-    command = "search wrn16_1 --types S,G4 --params 60k..150k --samples 3 --refine 0 --batch-size 4 --workers 1"
+GO_ON = "search wrn16_1 --types S,G4 --params 60k..150k --samples 3 --refine 0 --batch-size 4 --workers 1 --resume"
+
+
+def test_an_older_record_is_gone_on_with(photos, tmp_path):
     old = tmp_path / "old.jsonl"
-    old.write_text("\n".join([json.dumps(whole), *rows]) + "\n")
-    # An older search drew from all images, so that its minibatch is another; classes and size are the record's.
-    status, _, err = run(*command.split(), "--data", photos, "--resume", old)
-    assert (status, "is the record of another search: data " in err) == (2, True)
-    assert "input_size" not in err
+    # An older search drew from all images of the folder, and its record did not say where they are.
+    space = SearchSpace("wrn16_1", num_classes=3, in_chans=1, types=("S", "G4"))
+    images = dataset_minibatch(space, str(photos), None, 4, num_batches=affordable_batches(space, 4))
+    whole = {"data": images, "batch_size": 4, "workers": 1, "refine": 0, "record": old, "progress": False}
+    search(space, Budget(params="60k..150k"), 2, **whole)
+    header, *rows = old.read_text().splitlines()
+    header = json.dumps({key: value for key, value in json.loads(header).items() if key not in ("about", "asked")})
+    old.write_text("\n".join([header, rows[0]]) + "\n")
+    status, _, err = run(*GO_ON.split(), old, "--data", photos)
+    assert status == 0, err
+    assert old.read_text().splitlines()[:2] == [header, rows[0]]
+    assert len(old.read_text().splitlines()) == 4
+
+
+def test_a_record_of_a_folder_that_has_splits_since_says_so(searched, photos, tmp_path):
+    record, _, _ = searched
+    flat, old = tmp_path / "photos", tmp_path / "old.jsonl"
+    for split in ("train", "val"):
+        shutil.copytree(photos, flat / split)
+    old.write_text(record.read_text())
+    status, out, err = run(*GO_ON.split(), old, "--data", flat)
+    assert (status, out) == (2, "")
+    assert err == (
+        f"blockswap search: {old} began before '{flat}' had splits (train, val), and scores of other images cannot be "
+        "compared; use another --out, or the folder as it was\n"
+    )
+    assert old.read_text() == record.read_text()
 
 
 def test_the_folder_of_a_run_is_a_network(trained, photos):

@@ -33,6 +33,7 @@ from blockswap_models.searching.candidates import Candidate
         ("batch_size is at least 1, not 0", "--batch-size is at least 1, not 0"),
         ("data is missing: timm.f(x, unknown=3)", "--data is missing: timm.f(x, unknown=3)"),
         ("the data is missing", "the data is missing"),
+        ("both are 'val (split=)'; use one (split=)", "both are 'val (split=)'; use one"),
     ],
 )
 def test_arguments_of_python_become_options(message: str, said: str) -> None:

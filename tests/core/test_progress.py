@@ -1,6 +1,7 @@
 """Progress: a bar where a person looks, whole lines in a log."""
 
 import io
+import os
 import sys
 from types import SimpleNamespace
 
@@ -22,6 +23,15 @@ def test_a_terminal_has_a_bar(monkeypatch):
     assert "\r" in written
     assert "reading: 100%|" in written
     assert "| 3 of 3 letters [" in written
+
+
+def test_a_terminal_without_a_size_has_a_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((0, 0)))
+    assert list(progress_bar(iter("abc"), "letter", 3)) == list("abc")
+    assert "100%|" in sys.stderr.getvalue()
+    assert max(map(len, sys.stderr.getvalue().splitlines())) <= 80
 
 
 def test_a_bar_says_how_many_a_second_or_how_long_each():
@@ -57,8 +67,11 @@ def test_a_log_has_whole_lines(monkeypatch):
 def test_a_log_has_one_line_of_what_is_quick(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert list(progress_bar([1, 2, 3], "round")) == [1, 2, 3]
-    assert sys.stderr.getvalue().startswith("3 of 3 rounds [")
-    assert sys.stderr.getvalue().count("\n") == 1
+    assert list(progress_bar(iter("ab"), "minibatch", 2)) == ["a", "b"]
+    assert [line.split(" [")[0] for line in sys.stderr.getvalue().splitlines()] == [
+        "3 of 3 rounds",
+        "2 of 2 minibatches",
+    ]
 
 
 def test_nothing_is_written_where_it_is_off(monkeypatch):

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import pickle
 import re
 import struct
 import zlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +19,13 @@ from PIL import Image
 from timm.data import create_dataset
 from torch import nn
 from torch._utils import ExceptionWrapper
+from torchvision.datasets import CIFAR100
 from tqdm import tqdm
 
 from blockswap_models import SearchSpace
 from blockswap_models.cli.main import main
 from blockswap_models.data.errors import DataError
-from blockswap_models.data.folders import classes_of, find_dataset, open_dataset
+from blockswap_models.data.folders import classes_of, find_dataset, names_in, names_of, open_dataset
 from blockswap_models.data.images import ImageError, image_extensions, read_image
 from blockswap_models.data.loader import plain_errors
 from blockswap_models.data.splits import find_split, known_split
@@ -264,6 +267,34 @@ def test_torchvisions_folder_is_this_one(tmp_path):
 
 def test_other_datasets_have_no_classes_of_a_folder(tmp_path):
     assert classes_of("torch/cifar10", tmp_path) is None
+
+
+def test_classes_of_other_datasets_have_names(tmp_path, monkeypatch):
+    # Without the hashes of the true files.
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    folder, names = tmp_path / CIFAR100.base_folder, [f"class {number:02}" for number in reversed(range(100))]
+    folder.mkdir()
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
+    for file in ("train", "test"):
+        batch = {"data": np.zeros((4, 3072), dtype=np.uint8), "fine_labels": [0, 1, 2, 99]}
+        (folder / file).write_bytes(pickle.dumps(batch))
+    assert names_of("torch/cifar100", tmp_path) == tuple(names)
+    space = SearchSpace("wrn16_1", num_classes=100)
+    assert dataset_minibatch(space, "torch/cifar100", tmp_path, 4).about["label_names"] == names
+    # A network of other classes would have the wrong ones.
+    space = SearchSpace("wrn16_1", num_classes=101)
+    assert "label_names" not in dataset_minibatch(space, "torch/cifar100", tmp_path, 4).about
+    # What is not there, or may be endless, has none; what cannot be read says so when it is read.
+    assert names_of("wds/photos", tmp_path) is None
+    assert names_of("torch/mnist", tmp_path) is None
+
+
+def test_names_are_in_the_order_of_labels():
+    reader = SimpleNamespace(class_to_idx={"dog": 1, "cat": 0})
+    assert names_in(SimpleNamespace(reader=reader)) == ("cat", "dog")
+    # Several names of a class, as torchvision has them of ImageNet.
+    assert names_in(SimpleNamespace(class_to_idx={"tench": 0, "Tinca tinca": 0, "goldfish": 1})) is None
+    assert names_in(SimpleNamespace(class_to_idx={})) is None
 
 
 def test_a_good_folder_is_what_timm_reads(tmp_path):

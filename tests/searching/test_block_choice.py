@@ -1,16 +1,32 @@
 """The choice of a library's blocks."""
 
 import itertools
+import multiprocessing
+import os
+import signal
+import statistics
 
 import numpy as np
 import pytest
 import timm
 import torch
 
-from blockswap_models import BlockLibrary, BlockType, Budget, BudgetError, Genome, swap, train_library
+from blockswap_models import (
+    BlockLibrary,
+    BlockType,
+    Budget,
+    BudgetError,
+    Genome,
+    RecordError,
+    SearchResult,
+    profile,
+    swap,
+    train_library,
+)
 from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.searching.block_choice import best_by_errors, joined_accuracy, search_library, space_of_library
 from blockswap_models.searching.probe_images import tensor_minibatch
+from blockswap_models.searching.record import read_ranking, read_record
 
 TYPES = ("G4", "B2")
 
@@ -57,6 +73,65 @@ def test_the_genomes_with_the_smallest_sums_are_found_in_order(space, library, b
     assert [each.genome for each in found] == [genome for _, genome in wanted[:6]]
     assert all(each.cost == space.cost(each.genome) and each.gap < 1e-6 for each in found)
     assert len(best_by_errors(space, budget, library, 1000)) == len(wanted)
+
+
+def test_budgets_of_size_and_latency_are_met_exactly(model, library):
+    table = profile(space_of_library(model, library), rounds=1, passes=1)
+    space = space_of_library(model, library, table)
+    middle = statistics.median(
+        space.cost("/".join(types)).latency for types in itertools.product(("K", *TYPES), repeat=4)
+    )
+    for asked in ({"size": "..600kB"}, {"size": "300kB..600kB", "macs": "..80m"}, {"latency": (0, middle)}):
+        sized, budget = space.resolve(asked)
+        wanted = every(sized, library, budget)
+        assert 1 < len(wanted) < 81, asked
+        found = best_by_errors(sized, budget, library, 100)
+        assert [each.genome for each in found] == [genome for _, genome in wanted]
+        assert all(budget.fits(each.cost) for each in found)
+
+
+def measured(model, library, images, record, **kwargs):
+    return search_library(model, library, Budget(params=(100_000, 300_000)), images, number=4, record=record, **kwargs)
+
+
+def test_a_killed_search_keeps_what_it_measured(model, library, space, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    pictures = random.integers(256, size=(16, *space.input_size), dtype=np.uint8)
+    images = tensor_minibatch(space, pictures, random.integers(5, size=16))
+
+    def killed(genomes):
+        for number, genome in enumerate(genomes):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield genome
+
+    record = tmp_path / "record.jsonl"
+    process = multiprocessing.get_context("fork").Process(
+        target=measured, args=(model, library, images, record), kwargs={"progress": killed}
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(read_record(record)[1]) == 2
+    whole = measured(model, library, images, None)
+    joined = []
+    monkeypatch.setattr(
+        "blockswap_models.searching.block_choice.joined_accuracy",
+        lambda network, given: joined.append(network) or joined_accuracy(network, given),
+    )
+    again = measured(model, library, images, record, resume=True)
+    assert again.candidates == whole.candidates
+    assert len(joined) == 2
+    # The record says all that the accuracies depend on.
+    assert read_ranking(record)[1] == whole.candidates
+    assert SearchResult.load(record, space).best == whole.best
+    with pytest.raises(RecordError, match="is of a test_resnet with weights of its own; use space="):
+        SearchResult.load(record)
+    with pytest.raises(RecordError, match="exists; continue it with resume=True"):
+        measured(model, library, images, record)
+    other = tensor_minibatch(space, pictures[::-1].copy(), images.labels.numpy())
+    with pytest.raises(RecordError, match="is the record of another search: data"):
+        measured(model, library, other, record, resume=True)
 
 
 def test_a_budget_that_nothing_meets(space, library):

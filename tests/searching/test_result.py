@@ -172,10 +172,10 @@ def test_ctrl_c_can_be_raised(tmp_path, ctrl_c):
 def test_a_bar_where_a_person_looks(monkeypatch):
     few = {"genomes": ["2xS/2xS/2xS"], "batch_size": 4, "refine": 0}
     for tty, progress, shown in (
-        (True, None, "1/1"),
+        (True, None, "1 of 1 score ["),
         (True, False, None),
         (False, None, None),
-        (False, True, "scoring: 1 of 1 scores ["),
+        (False, True, "scoring: 1 of 1 score ["),
     ):
         stream = io.StringIO()
         stream.isatty = lambda tty=tty: tty

@@ -5,11 +5,23 @@ import json
 import pickle
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 
-from blockswap_models import Budget, Genome, GenomeError, LatencyTable, RecordError, SearchSpace, count, profile, search
-from blockswap_models.searching.record import build_text
+from blockswap_models import (
+    Budget,
+    Genome,
+    GenomeError,
+    LatencyTable,
+    RecordError,
+    SearchResult,
+    SearchSpace,
+    count,
+    profile,
+    search,
+)
+from blockswap_models.searching.record import build_text, network_of
 from tests.command_line import run
 
 TYPES = ("K", "S", "G4", "B2")
@@ -36,6 +48,25 @@ def test_a_space_of_a_network_counts_what_is_built(space):
     assert space.cost("K/K/K/K") == count(original, (3, 32, 32))
 
 
+def test_every_type_fits_the_widths_of_bottlenecks():
+    # Those of ResNet-50, a block a stage.
+    with torch.device("meta"):
+        model = timm.create_model("resnet14t", num_classes=5)
+    space = SearchSpace(model, image_size=64)
+    assert [place.out_chs for place in space.layout.places] == [256, 512, 1024, 2048]
+    # Some are the same network at a position, and are one option.
+    assert [sum(number for _, number in options) for options in space.options] == [24] * 4
+    for block in space.types:
+        genome = "/".join([str(block)] * 4)
+        assert space.cost(genome) == count(space.build(genome), (3, 64, 64)), block
+    # The block that is there is a bottleneck of four, and a standard block on its ends is much larger.
+    assert space.cost("B4/B4/B4/B4") == space.cost("K/K/K/K")
+    _, options = space.option_costs
+    by_type = {str(block): cost for (block, _), cost in zip(space.options[3], options[3], strict=True)}
+    # Two 3x3 convolutions with BN; the shortcut is that of the block, a 1x1 convolution with BN.
+    assert by_type["S"].params == 9 * 2048 * (1024 + 2048) + 2 * 2 * 2048 + 1024 * 2048 + 2 * 2048
+
+
 def test_where_no_types_are_given_blocks_may_be_kept():
     types = [str(block) for block in SearchSpace("test_resnet").types]
     assert types[:3] == ["K", "S", "G2"]
@@ -57,6 +88,9 @@ def test_a_search_of_a_network_is_recorded_and_goes_on(space, tmp_path):
     assert build_text(header, "K/S/K/K") == (
         "build it: blockswap_models.swap(timm.create_model('test_resnet', num_classes=5, in_chans=3), 'K/S/K/K')"
     )
+    found = network_of(record)
+    assert (found.name, found.swapped, found.library, found.genome) == ("test_resnet", True, None, again.best.genome)
+    assert SearchResult.load(record).space.cost("K/S/K/K") == space.cost("K/S/K/K")
     # All blocks have a part in the score, also those that timm starts at zero.
     kept = search(space, None, genomes=["K/K/K/K"], batch_size=4, refine=0)
     assert min(kept.best.shares) > 0
@@ -73,6 +107,8 @@ def test_a_given_network_keeps_its_weights_and_its_record_is_of_them(tmp_path):
     other = timm.create_model("test_resnet", num_classes=5)
     with pytest.raises(RecordError, match="another search: network"):
         search(SearchSpace(other, TYPES, image_size=32), Budget(params=(None, 200_000)), resume=True, **arguments)
+    with pytest.raises(RecordError, match="is of a test_resnet with weights that only its search had"):
+        network_of(record)
     with pytest.raises(ValueError, match="has num_classes=5, not 7"):
         SearchSpace(model, num_classes=7)
 
@@ -86,6 +122,28 @@ def test_latencies_of_a_network_are_measured_and_added_up(space, tmp_path):
     least, most = measured.range("latency")
     assert 0 < least <= table.latency("K/K/K/K") <= most
     assert measured.count(Budget(latency=(None, most))) == 16
+    # In between those that are fast enough, by listing them; the share is of the network as it is.
+    times = {genome: table.latency(genome) for genome in map("/".join, itertools.product("KS", repeat=4))}
+    middle = sorted(times.values())[7]
+    fast = {genome for genome, seconds in times.items() if seconds <= middle}
+    assert {*measured.sample(16, Budget(latency=(None, middle)))} == fast
+    assert measured.count(Budget(latency=(None, middle))) == len(fast)
+    assert measured.resolve(Budget(latency="..50%"))[1].latency == (None, pytest.approx(times["K/K/K/K"] / 2))
+
+
+def test_budgets_of_size_are_those_of_the_weights_file(space):
+    for genome in ("K/K/K/K", "S/G4/K/B2"):
+        model = space.build(genome)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.half()
+        content = safetensors.torch.save(model.state_dict(), {"format": "pt"})
+        assert space.sized.cost(genome).size == len(content)
+    sizes = {genome: space.sized.cost(genome).size for genome in map("/".join, itertools.product(TYPES, repeat=4))}
+    budget = Budget(size=(None, sorted(sizes.values())[40]))
+    fitting = {genome for genome, size in sizes.items() if size <= budget.size[1]}
+    assert {*space.sample(300, budget)} == fitting
+    assert space.range("size") == (min(sizes.values()), max(sizes.values()))
+    assert space.resolve(Budget(size="50%"))[1].size == round(sizes["K/K/K/K"] / 2)
 
 
 def printed(*arguments):

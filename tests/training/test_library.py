@@ -1,17 +1,24 @@
 """Libraries of trained blocks."""
 
 import json
+import math
+import multiprocessing
+import os
 import shutil
+import signal
 
 import pytest
 import timm
 import torch
 from command_line import run
 
+import blockswap_models.training.library
 from blockswap_models import BlockLibrary, BlockType, LibraryError, swap, train_library
 from blockswap_models.data.cifar import CifarLoader
+from blockswap_models.files import append_json_line, json_line, write_atomic
 from blockswap_models.nets.cost import count
 from blockswap_models.nets.swap import BlockNetwork, new_block
+from blockswap_models.training.library import has_random_weights
 
 TYPES = ("G4", "B2")
 
@@ -138,6 +145,103 @@ def test_a_killed_run_goes_on_to_the_same_library(model, library, tmp_path):
         train_library(model, loader(), folder, **SETTINGS)
 
 
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_a_step(_):
+    """Kills in the middle of the second part, of whose steps each has a checkpoint."""
+
+    def steps(taken):
+        parts.append(taken)
+        for step in taken:
+            if len(parts) == 2 and step == 2:
+                kill()
+            yield step
+
+    parts = []
+    return {"progress": steps}
+
+
+def before_its_line_is_in_the_table(monkeypatch):
+    """Kills when the tensors of the second part are written, and its line is not."""
+
+    def write(path, content, error):
+        write_atomic(path, content, error)
+        if path.name == "part-002.safetensors":
+            kill()
+
+    monkeypatch.setattr(blockswap_models.training.library, "write_atomic", write)
+    return {}
+
+
+def in_a_line_of_the_table(monkeypatch):
+    """Kills when half of the line of the second part is written."""
+
+    def append(file, row):
+        if row["part"] == 2:
+            line = json_line(row)
+            file.write(line[: len(line) // 2])
+            file.flush()
+            kill()
+        append_json_line(file, row)
+
+    monkeypatch.setattr(blockswap_models.training.library, "append_json_line", append)
+    return {}
+
+
+IN_PARTS = {**SETTINGS, "steps": 4, "measure": 1, "memory": 2_000_000, "checkpoint_minutes": 0}
+
+
+@pytest.fixture(scope="module")
+def in_parts(model, tmp_path_factory):
+    return train_library(model, loader(), tmp_path_factory.mktemp("parts") / "lib", **IN_PARTS)
+
+
+@pytest.mark.parametrize("moment", [in_a_step, before_its_line_is_in_the_table, in_a_line_of_the_table])
+def test_a_library_is_the_same_to_the_bit_whenever_its_process_was_killed(model, in_parts, tmp_path, moment):
+    folder = tmp_path / "lib"
+
+    def train():
+        train_library(model, loader(), folder, **IN_PARTS, **moment(pytest.MonkeyPatch()))
+
+    process = multiprocessing.get_context("fork").Process(target=train)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(BlockLibrary.load(folder).errors) < len(in_parts.errors)
+    torch.manual_seed(99)
+    train_library(model, loader(), folder, **IN_PARTS, resume=True)
+    files = {each.name: each.read_bytes() for each in in_parts.folder.iterdir()}
+    assert len(files) > 5
+    assert {each.name: each.read_bytes() for each in folder.iterdir()} == files
+
+
+def test_a_library_killed_before_it_began_begins_again(model, in_parts, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def write(path, content, error):
+        if path.name == "library.json":
+            raise Killed
+        write_atomic(path, content, error)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(blockswap_models.training.library, "write_atomic", write)
+        with pytest.raises(Killed):
+            train_library(model, loader(), tmp_path, **IN_PARTS)
+    with pytest.raises(LibraryError, match=r"no library to go on with in .*; leave out resume=True"):
+        train_library(model, loader(), tmp_path, **IN_PARTS, resume=True)
+    assert train_library(model, loader(), tmp_path, **IN_PARTS).errors == in_parts.errors
+
+
+def test_blocks_that_did_not_learn_have_an_infinite_error(model, tmp_path):
+    settings = {**SETTINGS, "types": ("W1",), "steps": 3, "measure": 1, "lr": 1e30}
+    library = train_library(model, loader(), tmp_path, **settings)
+    assert set(library.errors.values()) == {math.inf}
+    assert json.loads((tmp_path / "errors.jsonl").read_text())["blocks"][0]["error"] is None
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -148,6 +252,30 @@ def test_a_killed_run_goes_on_to_the_same_library(model, library, tmp_path):
 def test_a_library_of_other_data_or_types_is_refused(model, library, changed, said):
     with pytest.raises(LibraryError, match=said):
         train_library(model, loader(), library.folder, **{**SETTINGS, **changed}, resume=True)
+
+
+def test_a_library_of_other_images_or_another_network_is_refused(model, library):
+    with pytest.raises(LibraryError, match="has batch_size 16, not 32"):
+        train_library(model, loader(32), library.folder, **SETTINGS, resume=True)
+    fewer = loader()
+    fewer.images, fewer.labels = fewer.images[:64], fewer.labels[:64]
+    with pytest.raises(LibraryError, match="has minibatches 8, not 4; use what it has, or another folder="):
+        train_library(model, fewer, library.folder, **SETTINGS, resume=True)
+    other = timm.create_model("test_resnet", num_classes=5)
+    other.load_state_dict({name: 2 * value for name, value in model.state_dict().items()})
+    with pytest.raises(LibraryError, match=r"has weights 'sha256 .*', not 'sha256"):
+        train_library(other, loader(), library.folder, **SETTINGS, resume=True)
+    theirs = timm.create_model("resnet10t", num_classes=5)
+    theirs.bn1.running_mean.fill_(1)
+    with pytest.raises(LibraryError, match="has network 'test_resnet', not 'resnet10t'"):
+        train_library(theirs, loader(), library.folder, **SETTINGS, resume=True)
+
+
+def test_networks_without_bn_may_be_random_too():
+    convnext = timm.create_model("test_convnext")
+    assert has_random_weights(convnext)
+    torch.nn.init.normal_(convnext.head.norm.weight)
+    assert not has_random_weights(convnext)
 
 
 def test_mistakes(model, library, tmp_path):

@@ -14,6 +14,9 @@ GENOME = "2xW1/2xW1/2xW1/2xW1"
     [
         ("resnet18", None, "resnet18"),
         ("resnet18", GENOME, "blockswap_resnet18"),
+        ("resnet18", "2xK/2xK/2xW1/2xW1", "resnet18"),
+        ("resnet18.tv_in1k", GENOME, "resnet18.tv_in1k"),
+        ("resnet50", "3xB4/4xB4/6xB4/3xB4", "resnet50"),
         ("resnet18.tv_in1k", None, "resnet18.tv_in1k"),
         ("blockswap_resnet18", None, "blockswap_resnet18"),
         ("wrn40_2_404k", None, "blockswap_wrn40_2_404k"),
@@ -43,8 +46,6 @@ def test_it_is_said_which_was_taken(name: str, genome: str | None, said: str | N
     ("name", "genome", "message"),
     [
         ("wrn40_2_400k", None, r"^unknown model 'wrn40_2_400k'; did you mean 'wrn40_2_404k'\?$"),
-        ("resnet50", GENOME, "^resnet50 has no genome; leave out genome=, or use a model of 'blockswap list'$"),
-        ("resnet18.tv_in1k", GENOME, "^resnet18.tv_in1k has no genome; "),
         ("hf-hub:a/b", GENOME, "^hf-hub:a/b has a genome of its own; leave out genome="),
     ],
 )

@@ -55,6 +55,9 @@ def scripts():
     folder = os.environ.get("TIMM_SCRIPTS")
     if folder is None:
         pytest.skip("TIMM_SCRIPTS does not name a checkout of timm, whose packages come without its scripts")
+    missing = [name for name in ("train.py", "validate.py", "benchmark.py") if not Path(folder, name).is_file()]
+    if missing:
+        pytest.skip(f"{folder}, which TIMM_SCRIPTS names, is no checkout of timm: {', '.join(missing)} not there")
     return Path(folder)
 
 
@@ -73,28 +76,42 @@ def photos(tmp_path):
 NETWORK = ["--model", "blockswap_wrn16_1", "--num-classes", "2", "--device", "cpu"]
 
 
-def test_validate(scripts, photos, tmp_path):
-    # Without a checkpoint it takes pretrained weights, so a network that has some.
-    network = ["--model", "blockswap_wrn40_2_404k", "--device", "cpu"]
-    few = ["--data-dir", photos, "--split", "validation", "--batch-size", "4", "--workers", "0"]
-    done = launch(scripts / "validate.py", *network, *few, "--results-file", tmp_path / "results.csv")
+def report(done):
+    """What a script prints for other programs, at its end."""
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout[done.stdout.index("{") :])
+    return json.loads(done.stdout.partition("--result\n")[2])
+
+
+def test_train_and_validate(scripts, photos, tmp_path):
+    few = ["--data-dir", photos, "--batch-size", "4", "--workers", "0"]
+    once = ["--epochs", "1", "--warmup-epochs", "0", "--cooldown-epochs", "0"]
+    out = ["--output", tmp_path / "out", "--experiment", "run"]
+    (epoch,) = report(launch(scripts / "train.py", *NETWORK, *few, *once, *out))
+    with open(tmp_path / "out" / "run" / "summary.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["eval_top1"]) == epoch["validation"]["top1"]
+    # What was trained by the one script is measured by the other: the same error of the same images.
+    best = tmp_path / "out" / "run" / "model_best.pth.tar"
+    result = report(launch(scripts / "validate.py", *NETWORK, *few, "--checkpoint", best))
+    assert result["top1"] == pytest.approx(epoch["validation"]["top1"])
+    assert result["param_count"] == 0.17
+
+
+def test_validate_with_weights_of_the_zoo(scripts, photos):
+    network = ["--model", "blockswap_wrn40_2_404k", "--pretrained", "--device", "cpu"]
+    few = ["--data-dir", photos, "--split", "validation", "--batch-size", "4", "--workers", "0"]
+    result = report(launch(scripts / "validate.py", *network, *few))
     assert result["model"] == "blockswap_wrn40_2_404k"
     assert result["top1"] + result["top1_err"] == pytest.approx(100)
 
 
-def test_benchmark(scripts, tmp_path):
-    few = ["--bench", "inference", "--batch-size", "2", "--num-bench-iter", "2", "--num-warm-iter", "1"]
-    done = launch(scripts / "benchmark.py", *NETWORK, *few, "--results-file", tmp_path / "results.csv")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout[done.stdout.index("{") :])["infer_img_size"] == 32
+def test_benchmark(scripts):
+    # It divides by a fifth of the iterations.
+    few = ["--bench", "inference", "--batch-size", "2", "--num-bench-iter", "5", "--num-warm-iter", "1"]
+    genome = ["--model-kwargs", "genome=2xG4/S,B2/2xS"]
+    result = report(launch(scripts / "benchmark.py", *NETWORK, *genome, *few))
+    import timm
 
-
-def test_train(scripts, photos, tmp_path):
-    few = ["--data-dir", photos, "--val-split", "validation", "--batch-size", "4", "--epochs", "1", "--workers", "0"]
-    out = ["--output", tmp_path / "out", "--experiment", "run", "--warmup-epochs", "0", "--cooldown-epochs", "0"]
-    done = launch(scripts / "train.py", *NETWORK, *few, *out)
-    assert done.returncode == 0, done.stderr
-    with open(tmp_path / "out" / "run" / "summary.csv") as file:
-        assert len(list(csv.DictReader(file))) == 1
+    network = timm.create_model("blockswap_wrn16_1", num_classes=2, genome="2xG4/S,B2/2xS", device="meta")
+    assert result["infer_img_size"] == 32
+    assert result["param_count"] == round(count(network).params / 1e6, 2)
