@@ -369,7 +369,7 @@ class _Place:
 
 
 def _train(plan: dict[str, Any], settings: RunSettings, soft_labels: float, run: Path, here: _Place) -> dict[str, Any]:
-    """Trains a network, goes on with its training, or finds that it is done; returns the summary."""
+    """Trains a network, or resumes its training, unless that is done; returns the summary."""
     if not (run / "summary.json").exists():
         recipe = small_data_recipe(plan["images"], plan["epochs"], plan["batch_size"])
         train_run(

@@ -41,7 +41,7 @@ class Search:
     def __init__(self, arguments: list[str], record: Path) -> None:
         self.record = record
         self.log = record.with_suffix(".log")
-        # A search killed before it opened its record leaves nothing to go on with.
+        # A search killed before it opened its record leaves nothing to resume.
         resume = ["--resume"] if size(record) else []
         command = [sys.executable, "-m", "blockswap_models", "search", *arguments, "--out", str(record), *resume]
         self.began = time.monotonic()

@@ -197,7 +197,7 @@ def trainer_of(options: argparse.Namespace, images: Images, device: torch.device
 
 
 def library_of(options: argparse.Namespace, images: Images, teacher: nn.Module, device: torch.device) -> BlockLibrary:
-    """Trains the library, or goes on with it, unless that is done."""
+    """Trains the library, or resumes it, unless that is done."""
     recipe = replace(RECIPES[RECIPE], batch_size=options.library_batch_size, cutout=0, small_size=0)
     loader = cifar_training_loader(*images.train, recipe, seed=options.seed, device=device)
     types = {} if options.types is None else {"types": options.types.split(",")}

@@ -2,7 +2,7 @@
 
     python -m benchmarks.search.shrinkage --data torch/cifar10 --data-dir path/to/cifar10 --out shrinkage.jsonl
 
-Genomes are scored by several draws each, into a record that the same command goes on with. Two estimates A and B have
+Genomes are scored by several draws each, into a record from which the same command resumes. Two estimates A and B have
 as many draws each, and share none. Estimates are the mean of the logarithms of a genome's own draws; the model, which
 predicts it from the types of the blocks and the scores of all genomes; and the posterior mean, which weighs both.
 

@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=100, help="how many to correlate over (%(default)s)")
     parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--plan", type=plan, action="append", default=[], metavar="DRAWS,REFINE[,IMAGES]")
-    parser.add_argument("--out", type=Path, help="the folder of records, to go on with (sureness)")
+    parser.add_argument("--out", type=Path, help="the folder of records, to resume from (sureness)")
     parser.add_argument("--smoke", action="store_true", help="few genomes, tiny minibatches; leaves no records")
     options = parser.parse_args()
     if options.smoke:

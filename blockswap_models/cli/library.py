@@ -42,7 +42,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str) -> int:
 @dataset_options
 @holdout_options
 @click.option("--out", required=True, metavar="FOLDER", help="where the library goes")
-@click.option("--resume", is_flag=True, help="go on with the library in that folder")
+@click.option("--resume", is_flag=True, help="resume the library in that folder")
 @click.option("--types", type=TYPES, help="block types, such as S,G4,W1 [default: the paper's 23]")
 @click.option("--steps", type=int, default=300, help="minibatches that each block learns from")
 @click.option("--batch-size", type=int, default=64, help="images in a minibatch")
@@ -98,7 +98,7 @@ def library_(
     if holdout is not None:
         click.echo(holdout_text(data, data_dir, holdout), err=True)
         images = f"{data}, without {holdout.share:g} of each class by seed {holdout.seed}"
-    advise_when_interrupted("go on with the same command and --resume")
+    advise_when_interrupted("continue with the same command and --resume")
     if has_random_weights(model):
         click.echo(f"{network} has random weights: there is nothing to imitate; use trained ones", err=True)
     with warnings.catch_warnings():

@@ -24,7 +24,7 @@ __all__ = ["make_"]
 @click.option("--macs", type=AMOUNT, help="a budget of multiply-accumulates, such as 60m")
 @click.option("--latency", type=LATENCY, help="a budget of time, such as ..4ms, measured on this machine")
 @click.option("--tolerance", type=float, default=0.025, help="how far from a bare amount")
-@click.option("--out", required=True, metavar="FOLDER", help="the folder of the network, new or to go on with")
+@click.option("--out", required=True, metavar="FOLDER", help="the folder of the network: new, or one to resume")
 @click.option(
     "--network",
     metavar="NETWORK",
@@ -62,7 +62,7 @@ def make_(as_json: bool, **arguments: Any) -> None:
     if not amounts:
         raise ValueError("a network needs a budget; use --params 1m, or --macs 60m, or --latency 4ms")
     budget = Budget(**amounts, tolerance=options.tolerance)
-    advise_when_interrupted("go on with the same command")
+    advise_when_interrupted("continue with the same command")
 
     from ..making import make
 

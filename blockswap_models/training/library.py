@@ -73,14 +73,14 @@ def train_library(
         model: The trained network, on the device on which to train.
         loader: Minibatches of images and labels, which are not used, as `training_loader` opens.
         folder: Where the library goes.
-        data: What the images are, for the record: a library goes on with the same only.
+        data: What the images are; a library is resumed with the same images only.
         types: The block types.
         steps: Minibatches that each block learns from.
         lr: The highest learning rate.
         measure: Minibatches on which errors are measured.
         memory: Bytes of a part.
         seed: Seed of weights and images.
-        resume: Whether to go on with the library in that folder, after any end.
+        resume: Whether to resume the library in that folder, however it ended.
         checkpoint_minutes: Minutes between checkpoints.
         progress: Wraps the steps of a part, as tqdm does.
 
@@ -226,7 +226,7 @@ def _open(folder: Path, header: dict[str, Any], model: nn.Module, resume: bool) 
             write_atomic(folder / "errors.jsonl", b"".join(map(json_line, rows)), LibraryError)
         return
     if resume:
-        raise LibraryError(f"there is no library to go on with in {quote(str(folder))}; leave out resume=True")
+        raise LibraryError(f"there is no library to resume in {quote(str(folder))}; leave out resume=True")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

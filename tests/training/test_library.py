@@ -230,7 +230,7 @@ def test_a_library_killed_before_it_began_begins_again(model, in_parts, tmp_path
         patched.setattr(blockswap_models.training.library, "write_atomic", write)
         with pytest.raises(Killed):
             train_library(model, loader(), tmp_path, **IN_PARTS)
-    with pytest.raises(LibraryError, match=r"no library to go on with in .*; leave out resume=True"):
+    with pytest.raises(LibraryError, match=r"no library to resume in .*; leave out resume=True"):
         train_library(model, loader(), tmp_path, **IN_PARTS, resume=True)
     assert train_library(model, loader(), tmp_path, **IN_PARTS).errors == in_parts.errors
 
@@ -284,7 +284,7 @@ def test_mistakes(model, library, tmp_path):
     (tmp_path / "library.json").write_text("[]")
     with pytest.raises(LibraryError, match="holds no library of blocks"):
         BlockLibrary.load(tmp_path)
-    with pytest.raises(LibraryError, match="no library to go on with"):
+    with pytest.raises(LibraryError, match="no library to resume"):
         train_library(model, loader(), tmp_path / "none", **SETTINGS, resume=True)
     damaged = tmp_path / "damaged"
     shutil.copytree(library.folder, damaged)
