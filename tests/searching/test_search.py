@@ -231,10 +231,9 @@ def test_pixels_are_ranked_as_the_images_that_they_are(tmp_path):
         assert search(SPACE, BUDGET, 3, data=data, batch_size=8).candidates == expected.candidates
 
 
-def test_nan_images_give_no_finite_score():
-    images = torch.full((4, 3, 32, 32), math.nan)
+def test_a_search_whose_scores_are_all_nan_says_so():
     with pytest.raises(SearchError, match="none of 6 scores is finite"):
-        search(SPACE, BUDGET, 6, data=(images, torch.arange(4)))
+        search(SPACE, BUDGET, 6, score=lambda model, images, labels: math.nan)
 
 
 @pytest.mark.parametrize(
