@@ -1,6 +1,7 @@
 """Fixtures: real images where BLOCKSWAP_DATA names their folder, and one thread a process."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,12 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("set BLOCKSWAP_DATA to a folder with cifar-10-batches-py and imagenet_val1300")
     return Path(folder)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread, whatever a test before has set."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -82,7 +82,8 @@ def _grouped_conv_of(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
         x = x.to(torch.get_autocast_dtype("cpu"))
     if not _is_computed(x, conv.in_channels):
         return nn.Conv2d.forward(conv, x)
-    return grouped_conv(x, conv.weight, conv.stride[0])
+    # What `grouped_conv` checks of the weights has been seen when the layer was chosen.
+    return _GroupedConv.apply(x, conv.weight, conv.stride[0])
 
 
 def grouped_conv(x: torch.Tensor, weight: torch.Tensor, stride: int = 1) -> torch.Tensor:
@@ -108,7 +109,7 @@ class _GroupedConv(torch.autograd.Function):
         shape = number, channels, (height - 1) // stride + 1, (width - 1) // stride + 1
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.half = stride, int(x.dtype == torch.bfloat16)
+        ctx.half = int(x.dtype == torch.bfloat16)
         ctx.sizes = number, height, width, channels, weight.shape[1], stride
         call_native("grouped_conv_forward", x, *ctx.sizes, _plain(weight), y, ctx.half)
         return y

@@ -15,14 +15,6 @@ from blockswap_models.nets.networks import build
 needs_compiler = pytest.mark.skipif(native.native_library() is None, reason="no C compiler on this machine")
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @needs_compiler
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])

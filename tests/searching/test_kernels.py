@@ -19,14 +19,6 @@ GENOME = "G4,W1/B2,D/B2G4,M6"
 needs_compiler = pytest.mark.skipif(native.native_library() is None, reason="no C compiler on this machine")
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def reference(x, weight, bias, eps, relu):
     y = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
     return F.relu(y) if relu else y
