@@ -1,4 +1,4 @@
-"""Layers in C for one thread of a CPU, where PyTorch is slow: 3x3 convolutions in narrow groups.
+"""Layers in C for one thread of a CPU, where PyTorch is slow: BN with ReLU, and 3x3 convolutions in narrow groups.
 
 They compute what PyTorch's layers compute, with its gradients, but for rounding; `benchmarks/speed/native_layers.py`
 compares their speed.
@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["call_native", "grouped_conv", "native_library", "override_attribute", "use_native_convs"]
 
-# Those of `norm_act.c` are for scores (`searching/kernels.py`); all are compiled at once.
+# Those of `norm_act.c` are for `native_norm.py`; all are compiled at once.
 _SOURCES = ("norm_act.c", "grouped_conv.c")
 # Channels in a group for which there is code. In groups of one channel PyTorch is as fast.
 _WIDTHS = (2, 4, 8)
@@ -168,8 +168,9 @@ def native_library() -> ctypes.CDLL | None:
 def _declare(library: ctypes.CDLL) -> None:
     """Says which arguments the functions have, in their order."""
     pointer, size, flag, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
-    library.norm_act_forward.argtypes = [pointer, *[size] * 3, *[pointer] * 2, real, flag, *[pointer] * 4, flag]
-    library.norm_act_backward.argtypes = [*[pointer] * 2, *[size] * 3, *[pointer] * 4, flag, pointer, flag]
+    library.norm_act_forward.argtypes = [pointer, *[size] * 3, *[pointer] * 2, real, flag, *[pointer] * 5, flag]
+    library.norm_act_backward.argtypes = [*[pointer] * 2, *[size] * 3, real, *[pointer] * 4, flag, *[pointer] * 3, flag]
+    library.norm_act_apply.argtypes = [pointer, *[size] * 2, *[pointer] * 2, flag, pointer, flag]
     images = [*[size] * 4, *[flag] * 2]
     library.grouped_conv_forward.argtypes = [pointer, *images, *[pointer] * 2, flag]
     library.grouped_conv_input.argtypes = [pointer, *images, *[pointer] * 2, flag]

@@ -5,6 +5,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 /* As wide as the widest registers: compilers keep a vector that is wider than these in memory, and take 2 to 5 times as
    long. The rows are a multiple of 16 numbers anywhere. */
@@ -41,6 +44,11 @@ INLINE void store(void *to, long at, Floats values, int half) {
         return;
     }
     /* To the nearest, ties to even. */
+#ifdef __AVX512BF16__
+    __m256bh rounded = _mm512_cvtneps_pbh((__m512)values);
+    memcpy((unsigned short *)to + at, &rounded, sizeof rounded);
+    return;
+#endif
     Bits bits = (Bits)values;
     Halves halves = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
     memcpy((unsigned short *)to + at, &halves, sizeof halves);
@@ -68,8 +76,18 @@ static void fold(double *sums, long width, long channels) {
 
 INLINE long least(long a, long b) { return a < b ? a : b; }
 
+INLINE void apply(const void *x, long rows, long width, const float *scale, const float *shift, int relu, void *y,
+                  int half) {
+    for (long r = 0; r < rows; r++)
+        for (long t = 0; t < width; t += LANES) {
+            Floats z = load(scale, t, 0) * load(x, r * width + t, half) + load(shift, t, 0);
+            store(y, r * width + t, relu ? where_positive(z, z) : z, half);
+        }
+}
+
 INLINE int forward(const void *x, long rows, long width, long channels, const float *gamma, const float *beta,
-                   double eps, int relu, void *y, float *scale, float *shift, float *mean, int half) {
+                   double eps, int relu, void *y, float *scale, float *shift, float *mean, float *variance,
+                   int half) {
     double *sums = calloc(2 * width, sizeof *sums), *squares = sums + width;
     if (!sums) return 1;
     double count = (double)rows * (width / channels);
@@ -100,25 +118,25 @@ INLINE int forward(const void *x, long rows, long width, long channels, const fl
     fold(sums, width, channels);
     fold(squares, width, channels);
     for (long c = 0; c < channels; c++) {
-        double off = sums[c] / count, variance = squares[c] / count - off * off, from = origin[c];
-        double factor = gamma[c] / sqrt((variance > 0 ? variance : 0) + eps);
+        double off = sums[c] / count, spread = squares[c] / count - off * off, from = origin[c];
+        /* Not 0 for what is not a number. */
+        if (spread < 0) spread = 0;
+        double factor = gamma[c] / sqrt(spread + eps);
         mean[c] = (float)(from + off);
+        variance[c] = (float)spread;
         for (long t = c; t < width; t += channels) {
             scale[t] = (float)factor;
             shift[t] = (float)(beta[c] - factor * (from + off));
         }
     }
     free(sums);
-    for (long r = 0; r < rows; r++)
-        for (long t = 0; t < width; t += LANES) {
-            Floats z = load(scale, t, 0) * load(x, r * width + t, half) + load(shift, t, 0);
-            store(y, r * width + t, relu ? where_positive(z, z) : z, half);
-        }
+    apply(x, rows, width, scale, shift, relu, y, half);
     return 0;
 }
 
-INLINE int backward(const void *g, const void *x, long rows, long width, long channels, const float *gamma,
-                    const float *scale, const float *shift, const float *mean, int relu, void *dx, int half) {
+INLINE int backward(const void *g, const void *x, long rows, long width, long channels, double eps,
+                    const float *scale, const float *shift, const float *mean, const float *variance, int relu,
+                    void *dx, float *dgamma, float *dbeta, int half) {
     double *sums = calloc(2 * width, sizeof *sums), *products = sums + width;
     float *slope = malloc(2 * width * sizeof *slope), *offset = slope + width;
     if (!sums || !slope) {
@@ -148,7 +166,11 @@ INLINE int backward(const void *g, const void *x, long rows, long width, long ch
     /* dx = scale (g - mean(g) - z mean(g z)), z = (x - mean) inverse: a factor for g, a factor for x, and a rest. */
     for (long t = 0; t < width; t++) {
         long c = t % channels;
-        double inverse = gamma[c] != 0 ? scale[t] / gamma[c] : 0;
+        double inverse = 1 / sqrt(variance[c] + eps);
+        if (t < channels) {
+            dgamma[c] = (float)(products[c] * inverse);
+            dbeta[c] = (float)sums[c];
+        }
         double factor = -scale[t] * inverse * inverse * products[c] / count;
         slope[t] = (float)factor;
         offset[t] = (float)(-scale[t] * sums[c] / count - factor * mean[c]);
@@ -165,17 +187,29 @@ INLINE int backward(const void *g, const void *x, long rows, long width, long ch
     return 0;
 }
 
-/* y = relu(scale x + shift); `scale` and `shift` (width) and `mean` (channels) are kept for the gradient. Returns 0, or
-   1 where there is no memory. */
+/* y = relu(scale x + shift); `scale` and `shift` (width), `mean` and `variance` (channels) are kept for the gradient.
+   Returns 0, or 1 where there is no memory. */
 int norm_act_forward(const void *x, long rows, long width, long channels, const float *gamma, const float *beta,
-                     double eps, int relu, void *y, float *scale, float *shift, float *mean, int half) {
-    return half ? forward(x, rows, width, channels, gamma, beta, eps, relu, y, scale, shift, mean, 1)
-                : forward(x, rows, width, channels, gamma, beta, eps, relu, y, scale, shift, mean, 0);
+                     double eps, int relu, void *y, float *scale, float *shift, float *mean, float *variance,
+                     int half) {
+    return half ? forward(x, rows, width, channels, gamma, beta, eps, relu, y, scale, shift, mean, variance, 1)
+                : forward(x, rows, width, channels, gamma, beta, eps, relu, y, scale, shift, mean, variance, 0);
 }
 
-/* dx, from the gradient g of y, from x and from what the forward pass kept. */
-int norm_act_backward(const void *g, const void *x, long rows, long width, long channels, const float *gamma,
-                      const float *scale, const float *shift, const float *mean, int relu, void *dx, int half) {
-    return half ? backward(g, x, rows, width, channels, gamma, scale, shift, mean, relu, dx, 1)
-                : backward(g, x, rows, width, channels, gamma, scale, shift, mean, relu, dx, 0);
+/* The gradients of x, gamma and beta, from the gradient g of y, from x and from what the forward pass kept. */
+int norm_act_backward(const void *g, const void *x, long rows, long width, long channels, double eps,
+                      const float *scale, const float *shift, const float *mean, const float *variance, int relu,
+                      void *dx, float *dgamma, float *dbeta, int half) {
+    return half ? backward(g, x, rows, width, channels, eps, scale, shift, mean, variance, relu, dx, dgamma, dbeta, 1)
+                : backward(g, x, rows, width, channels, eps, scale, shift, mean, variance, relu, dx, dgamma, dbeta, 0);
+}
+
+/* y = relu(scale x + shift), of a given scale and shift (width). Returns 0. */
+int norm_act_apply(const void *x, long rows, long width, const float *scale, const float *shift, int relu, void *y,
+                   int half) {
+    if (half)
+        apply(x, rows, width, scale, shift, relu, y, 1);
+    else
+        apply(x, rows, width, scale, shift, relu, y, 0);
+    return 0;
 }

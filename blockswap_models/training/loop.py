@@ -10,7 +10,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from itertools import count, islice
 from pathlib import Path
@@ -30,6 +30,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ..files import write_atomic
 from ..nets.native import use_native_convs
+from ..nets.native_norm import use_native_norms
 from ..progress import new_bar
 from .distributed import barrier, rank_and_size
 from .evaluate import Minibatches, SizedMinibatches, evaluate, is_compiled, step_marker
@@ -132,7 +133,8 @@ def train(
         The summary; of several students their summaries, by name.
 
     Raises:
-        TrainingError: The loss is no longer finite, or the folder has another run; the last good checkpoint is kept.
+        TrainingError: The loss is no longer finite, or the folder has another run or another process trains in it; the
+            last good checkpoint is kept.
 
     Example:
         ```python
@@ -163,91 +165,97 @@ def train(
         common["students"] = list(students)
     common |= arguments or {}
     run = RunFolder(folder, {**asdict(recipe), **common})
-    # Rank 0 reads the folder before the others do, and changes it only after all have read it.
-    state = run.load(resume) if rank == 0 else None
-    barrier()
-    state = run.load(resume) if rank else state
-    done, spent = (0, 0.0) if state is None else (state["epoch"], state["seconds"])
-    averages = {}
-    if recipe.average_epochs:
-        averages = {name: AveragedModel(_network(each)) for name, each in students.items()}
-    progressed = Progress()
-    if state is not None:
-        _restore(task, optimizer, averages, state)
-        if state.get("step"):
-            progressed = Progress(state["step"], state["sums"] if rank == 0 else None, state["names"])
-    barrier()
-    header = {"recipe": asdict(recipe), **common, **(facts or {})}
     if rank == 0:
-        run.begin(header, done)
+        # Refuses what does not fit before anything is written.
+        run.load(resume)
+    with run.locked() if rank == 0 else nullcontext():
+        # Rank 0 reads the folder before the others do, and changes it only after all have read it.
+        state = run.load(resume) if rank == 0 else None
+        barrier()
+        state = run.load(resume) if rank else state
+        done, spent = (0, 0.0) if state is None else (state["epoch"], state["seconds"])
+        averages = {}
+        if recipe.average_epochs:
+            averages = {name: AveragedModel(_network(each)) for name, each in students.items()}
+        progressed = Progress()
+        if state is not None:
+            _restore(task, optimizer, averages, state)
+            if state.get("step"):
+                progressed = Progress(state["step"], state["sums"] if rank == 0 else None, state["names"])
+        barrier()
+        header = {"recipe": asdict(recipe), **common, **(facts or {})}
+        if rank == 0:
+            run.begin(header, done)
 
-    size = recipe.batch_size * len(loader)
-    with new_bar(
-        recipe.epochs * size,
-        done * size + progressed.step * recipe.batch_size,
-        unit="image",
-        disable=rank != 0 or not progress,
-    ) as bar:
-        for epoch in range(done, recipe.epochs):
-            start = time.perf_counter()
-            first = progressed.step
+        size = recipe.batch_size * len(loader)
+        with new_bar(
+            recipe.epochs * size,
+            done * size + progressed.step * recipe.batch_size,
+            unit="image",
+            disable=rank != 0 or not progress,
+        ) as bar:
+            for epoch in range(done, recipe.epochs):
+                start = time.perf_counter()
+                first = progressed.step
 
-            def save(progressed: Progress, epoch: int = epoch, spent: float = spent, start: float = start) -> None:
-                seconds = spent + time.perf_counter() - start
-                run.save_state(_state(task, optimizer, averages, epoch, seconds) | progressed._asdict())
+                def save(progressed: Progress, epoch: int = epoch, spent: float = spent, start: float = start) -> None:
+                    seconds = spent + time.perf_counter() - start
+                    run.save_state(_state(task, optimizer, averages, epoch, seconds) | progressed._asdict())
 
-            bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}", refresh=False)
-            losses = train_epoch(
-                task,
-                loader,
-                optimizer,
-                recipe,
-                bar,
-                seed=seed,
-                epoch=epoch,
-                dtype=dtype,
-                log_every=log_every,
-                progressed=progressed,
-                checkpoint=_EveryMinutes(checkpoint_minutes, save) if rank == 0 else None,
-            )
-            progressed = Progress()
-            seconds = time.perf_counter() - start
-            if rank == 0:
-                _check_weights(students, epoch)
-                if epoch >= recipe.epochs - recipe.average_epochs:
-                    for name, average in averages.items():
-                        average.update_parameters(_network(students[name]))
-                row = {"epoch": epoch + 1, "lr": learning_rate(recipe, epoch)}
-                row |= {re.sub("(^|/)loss$", r"\1train_loss", name): value for name, value in losses.items()}
-                told = f"loss {losses['loss']:.3f}"
-                if (epoch + 1) % test_every == 0 or epoch + 1 == recipe.epochs:
-                    results = {name: evaluate(_evaluated(each), test_loader, dtype) for name, each in students.items()}
-                    for name, result in results.items():
-                        prefix = f"{name}/" if name else ""
-                        row |= {f"{prefix}top1_error": result.top1_error, f"{prefix}top5_error": result.top5_error}
-                    told += f", error {', '.join(f'{result.top1_error:.2f}' for result in results.values())} %"
-                spent += time.perf_counter() - start
-                row |= {
-                    "images_per_second": (size - first * recipe.batch_size) / seconds,
-                    "seconds": time.perf_counter() - start,
-                }
-                run.save(row, _state(task, optimizer, averages, epoch + 1, spent))
-                bar.set_postfix_str(told, refresh=False)
-                for name, value in row.items() if writer is not None else ():
-                    writer.add_scalar(name, value, epoch + 1)
-            barrier()
-    summaries = {}
-    for name, each in students.items() if rank == 0 else ():
-        own = {**header, **(of_students or {}).get(name, {}), "seconds": spent}
-        model = _network(each)
-        if averages:
-            model = averages[name].module
-            set_epoch(loader, seed, recipe.epochs - 1, rank)
-            # A network of averaged weights needs BN statistics of its own.
-            update_bn(((images, None) for images, _ in islice(loader, BN_MINIBATCHES)), model, task.device)
-        summaries[name] = _finish(model, test_loader, run.path / name, own)
-    barrier()
-    return summaries if together else summaries.get("", {})
+                bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}", refresh=False)
+                losses = train_epoch(
+                    task,
+                    loader,
+                    optimizer,
+                    recipe,
+                    bar,
+                    seed=seed,
+                    epoch=epoch,
+                    dtype=dtype,
+                    log_every=log_every,
+                    progressed=progressed,
+                    checkpoint=_EveryMinutes(checkpoint_minutes, save) if rank == 0 else None,
+                )
+                progressed = Progress()
+                seconds = time.perf_counter() - start
+                if rank == 0:
+                    _check_weights(students, epoch)
+                    if epoch >= recipe.epochs - recipe.average_epochs:
+                        for name, average in averages.items():
+                            average.update_parameters(_network(students[name]))
+                    row = {"epoch": epoch + 1, "lr": learning_rate(recipe, epoch)}
+                    row |= {re.sub("(^|/)loss$", r"\1train_loss", name): value for name, value in losses.items()}
+                    told = f"loss {losses['loss']:.3f}"
+                    if (epoch + 1) % test_every == 0 or epoch + 1 == recipe.epochs:
+                        results = {
+                            name: evaluate(_evaluated(each), test_loader, dtype) for name, each in students.items()
+                        }
+                        for name, result in results.items():
+                            prefix = f"{name}/" if name else ""
+                            row |= {f"{prefix}top1_error": result.top1_error, f"{prefix}top5_error": result.top5_error}
+                        told += f", error {', '.join(f'{result.top1_error:.2f}' for result in results.values())} %"
+                    spent += time.perf_counter() - start
+                    row |= {
+                        "images_per_second": (size - first * recipe.batch_size) / seconds,
+                        "seconds": time.perf_counter() - start,
+                    }
+                    run.save(row, _state(task, optimizer, averages, epoch + 1, spent))
+                    bar.set_postfix_str(told, refresh=False)
+                    for name, value in row.items() if writer is not None else ():
+                        writer.add_scalar(name, value, epoch + 1)
+                barrier()
+        summaries = {}
+        for name, each in students.items() if rank == 0 else ():
+            own = {**header, **(of_students or {}).get(name, {}), "seconds": spent}
+            model = _network(each)
+            if averages:
+                model = averages[name].module
+                set_epoch(loader, seed, recipe.epochs - 1, rank)
+                # A network of averaged weights needs BN statistics of its own.
+                update_bn(((images, None) for images, _ in islice(loader, BN_MINIBATCHES)), model, task.device)
+            summaries[name] = _finish(model, test_loader, run.path / name, own)
+        barrier()
+        return summaries if together else summaries.get("", {})
 
 
 # Minibatches that measure the BN statistics of averaged weights: more change nothing.
@@ -292,7 +300,7 @@ def train_epoch(
     """Takes the steps of one epoch; returns the mean of the loss and of each of its parts.
 
     `progressed` says which steps were taken before; `checkpoint` is called after each but the last. On one thread of a
-    CPU, images in channels_last use convolutions in C (`nets/native.py`).
+    CPU, images in channels_last use layers in C (`nets/native.py`, `nets/native_norm.py`).
     """
     progressed, (rank, _) = progressed or Progress(), rank_and_size()
     task.train()
@@ -306,6 +314,7 @@ def train_epoch(
     with ExitStack() as undo:
         if not is_compiled(task):
             use_native_convs(task, undo)
+            use_native_norms(task, undo)
         for step in count(1):
             # Seeded for each step, so that a run can be resumed at any of them.
             _seed(seed, epoch, rank, step)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ..errors import BlockSwapError
 from ..files import JsonLineError, append_json_line, json_line, read_json_lines, write_atomic
@@ -43,6 +46,28 @@ class RunFolder:
         # As JSON stores them, so that values read compare equal to values written.
         self.arguments: dict[str, Any] = json.loads(json.dumps(arguments))
         self.checkpoint, self.log = self.path / "checkpoint.pth", self.path / "log.jsonl"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of the folder; raises TrainingError where one trains in it.
+
+        The system releases the lock of a process that is killed.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise TrainingError(
+                f"another process trains in {quote(str(self.path))}; wait for its end, or use another folder="
+            ) from None
+        except (NotImplementedError, OSError):
+            # Some network file systems have no locks, and a folder may be read-only, which is told when it is written.
+            pass
+        try:
+            yield
+        finally:
+            lock.release()
 
     def load(self, resume: bool) -> dict[str, Any] | None:
         """Reads the checkpoint; None for a new run. Raises TrainingError for a folder that does not fit."""

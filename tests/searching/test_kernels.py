@@ -2,11 +2,10 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from blockswap_models import Layout, SearchSpace, fisher_potential
-from blockswap_models.nets import native
+from blockswap_models.nets import native, native_norm
 from blockswap_models.nets.networks import build
 from blockswap_models.searching import kernels
 from blockswap_models.searching.fisher import fisher_by_block
@@ -17,50 +16,6 @@ WRN = Layout.wide_resnet(16, 2)
 GENOME = "G4,W1/B2,D/B2G4,M6"
 
 needs_compiler = pytest.mark.skipif(native.native_library() is None, reason="no C compiler on this machine")
-
-
-def reference(x, weight, bias, eps, relu):
-    y = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
-    return F.relu(y) if relu else y
-
-
-@needs_compiler
-@pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
-@pytest.mark.parametrize("shape", [(5, 3, 8, 8), (2, 16, 7, 8), (3, 24, 4, 4), (1, 130, 4, 4), (4, 1, 16, 16)])
-def test_norm_act_equals_double_precision(shape, dtype, tolerance, relu):
-    torch.manual_seed(0)
-    # A mean that is large for the spread, as at the end of a residual stream.
-    x = (torch.randn(shape) + 3 * torch.randn(1, shape[1], 1, 1)).to(dtype, memory_format=torch.channels_last)
-    weight, bias = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
-    gradient = torch.randn(shape).to(dtype, memory_format=torch.channels_last)
-    y = kernels.norm_act(x.requires_grad_(), weight, bias, 1e-5, relu)
-    (dx,) = torch.autograd.grad(y, x, gradient)
-    exact = x.detach().double().requires_grad_()
-    expected = reference(exact, weight.double(), bias.double(), 1e-5, relu)
-    (expected_dx,) = torch.autograd.grad(expected, exact, gradient.double())
-    assert y.dtype == dx.dtype == dtype
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(y.double(), expected, rtol=tolerance, atol=4 * tolerance)
-    assert torch.allclose(dx.double(), expected_dx, rtol=tolerance, atol=8 * tolerance)
-
-
-@needs_compiler
-def test_norm_act_keeps_what_is_not_finite():
-    x = torch.ones(1, 4, 4, 4).contiguous(memory_format=torch.channels_last)
-    x[0, 1, 0, 0] = float("nan")
-    y = kernels.norm_act(x, torch.ones(4), torch.zeros(4), 1e-5, False)
-    assert y[0, 1].isnan().all()
-    assert y[0, [0, 2, 3]].isfinite().all()
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    "x", [torch.ones(2, 4, 4, 4), torch.ones(1, 5, 3, 3).contiguous(memory_format=torch.channels_last)]
-)
-def test_norm_act_refuses_what_it_cannot_compute(x):
-    with pytest.raises(ValueError, match="norm_act does not compute"):
-        kernels.norm_act(x, torch.ones(x.shape[1]), torch.zeros(x.shape[1]), 1e-5, True)
 
 
 def scored(model, images, labels):
@@ -76,13 +31,13 @@ def test_scores_with_and_without_the_compiler_agree(layout, one_thread, monkeypa
     images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
     calls = []
     real = native.call_native
-    for module in (native, kernels):
+    for module in (native, native_norm):
         monkeypatch.setattr(module, "call_native", lambda name, *args: calls.append(name) or real(name, *args))
     fast = scored(model, images, labels)
     # Every BN of the network, but for that of a shortcut nobody scores.
     assert calls.count("norm_act_forward") == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert "grouped_conv_forward" in calls
-    for module in (native, kernels):
+    for module in (native, native_norm, kernels):
         monkeypatch.setattr(module, "native_library", lambda: None)
     del calls[:]
     plain = scored(model, images, labels)

@@ -244,6 +244,25 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, monkeyp
     assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
 
 
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    code = f"""
+from blockswap_models.training.run_folder import RunFolder
+with RunFolder({str(tmp_path / "run")!r}, {{}}).locked():
+    print("here", flush=True)
+    input()
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"here\n"
+        with pytest.raises(TrainingError, match=r"^another process trains in '.*/run'; wait for its end, or use another"):
+            run_tiny(tmp_path / "run")
+    finally:
+        # As after a kill, the folder is free again.
+        other.kill()
+        other.wait()
+    run_tiny(tmp_path / "run", recipe=replace(TINY, epochs=1))
+
+
 def test_a_folder_with_a_run_is_left_alone(tmp_path):
     one = replace(TINY, epochs=1)
     with pytest.raises(TrainingError, match=r"^there is no run to resume in '.*'; leave out resume=True$"):

@@ -1,0 +1,132 @@
+"""BN and ReLU in C compute what PyTorch's layers compute, their gradients, and the statistics that are kept."""
+
+import copy
+from contextlib import ExitStack
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from blockswap_models import Layout
+from blockswap_models.nets import native_norm
+from blockswap_models.nets.native import native_library
+from blockswap_models.nets.networks import build
+
+needs_compiler = pytest.mark.skipif(native_library() is None, reason="no C compiler on this machine")
+
+
+def reference(x, weight, bias, eps, relu):
+    y = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+    return F.relu(y) if relu else y
+
+
+@needs_compiler
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("shape", [(5, 3, 8, 8), (2, 16, 7, 8), (3, 24, 4, 4), (1, 130, 4, 4), (4, 1, 16, 16)])
+def test_norm_act_equals_double_precision(shape, dtype, tolerance, relu):
+    torch.manual_seed(0)
+    # A mean that is large for the spread, as at the end of a residual stream.
+    x = (torch.randn(shape) + 3 * torch.randn(1, shape[1], 1, 1)).to(dtype, memory_format=torch.channels_last)
+    weight, bias = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
+    # As a block begins that is zero at its end: its weight has a gradient, and its input none.
+    weight[0] = 0
+    given = [each.requires_grad_() for each in (x, weight, bias)]
+    gradient = torch.randn(shape).to(dtype, memory_format=torch.channels_last)
+    y = native_norm.norm_act(*given, 1e-5, relu)
+    found = torch.autograd.grad(y, given, gradient)
+    exact = [each.detach().double().requires_grad_() for each in given]
+    expected = reference(*exact, 1e-5, relu)
+    right = torch.autograd.grad(expected, exact, gradient.double())
+    assert [y.dtype, *(each.dtype for each in found)] == [dtype, dtype, torch.float32, torch.float32]
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(y.double(), expected, rtol=tolerance, atol=4 * tolerance)
+    for one, other in zip(found, right, strict=True):
+        scale = max(1.0, float(other.abs().max()))
+        assert torch.allclose(one.double(), other, rtol=tolerance, atol=8 * tolerance * scale)
+
+
+@needs_compiler
+def test_norm_act_keeps_what_is_not_finite():
+    x = torch.ones(1, 4, 4, 4).contiguous(memory_format=torch.channels_last)
+    x[0, 1, 0, 0] = float("nan")
+    y = native_norm.norm_act(x, torch.ones(4), torch.zeros(4), 1e-5, False)
+    assert y[0, 1].isnan().all()
+    assert y[0, [0, 2, 3]].isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "x", [torch.ones(2, 4, 4, 4), torch.ones(1, 5, 3, 3).contiguous(memory_format=torch.channels_last)]
+)
+def test_norm_act_refuses_what_it_cannot_compute(x):
+    with pytest.raises(ValueError, match="norm_act does not compute"):
+        native_norm.norm_act(x, torch.ones(x.shape[1]), torch.zeros(x.shape[1]), 1e-5, True)
+
+
+def native_model(model):
+    fast, undo = copy.deepcopy(model), ExitStack()
+    native_norm.use_native_norms(fast, undo)
+    return fast, undo
+
+
+@needs_compiler
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_statistics_are_kept_as_pytorch_keeps_them(momentum, one_thread):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(16, momentum=momentum), nn.ReLU())
+    fast, undo = native_model(model)
+    with undo:
+        for mean in (0, 5):
+            x = (torch.randn(3, 16, 4, 4) + mean).contiguous(memory_format=torch.channels_last)
+            assert torch.allclose(fast(x), model(x), atol=1e-5)
+        kept = fast.state_dict()
+        for name, value in model.state_dict().items():
+            assert torch.allclose(kept[name], value, rtol=1e-5)
+        fast.eval()
+        model.eval()
+        assert torch.allclose(fast(x), model(x), atol=1e-5)
+        with torch.no_grad():
+            assert torch.allclose(fast(x), model(x), atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("layout", "genome"), [(Layout.wide_resnet(16, 2), "G4,W1/W4,D/B2G4,M6"), (Layout.resnet(10), "G16/W4/B2W8/W2")]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_every_norm_of_a_network_is_in_c_and_gives_the_same(layout, genome, training, one_thread, monkeypatch):
+    torch.manual_seed(0)
+    options = {} if layout.preact else {"zero_init_last": False}
+    model = build(layout, genome, num_classes=7, **options).to(memory_format=torch.channels_last).train(training)
+    images = torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    right = model(images)
+    calls, real = [], native_norm.call_native
+    monkeypatch.setattr(native_norm, "call_native", lambda name, *args: calls.append(name) or real(name, *args))
+    fast, undo = native_model(model)
+    with undo, torch.no_grad():
+        found = fast(images)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert calls == ["norm_act_forward" if training else "norm_act_apply"] * norms
+    assert torch.allclose(found, right, rtol=1e-3, atol=1e-3)
+    # A frozen network that a gradient passes through computes as before.
+    if not training:
+        calls.clear()
+        fast, undo = native_model(model)
+        with undo:
+            fast.requires_grad_(False)(images.requires_grad_()).sum().backward()
+        assert not calls
+        assert images.grad.abs().sum() > 0
+
+
+@needs_compiler
+def test_a_probed_norm_keeps_its_own_output(one_thread):
+    model = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU())
+    outputs = []
+    model[0].register_forward_hook(lambda module, args, output: outputs.append(output))
+    with ExitStack() as undo:
+        native_norm.use_native_norms(model, undo, probed=[model[0]])
+        model(torch.randn(2, 16, 4, 4).contiguous(memory_format=torch.channels_last))
+    assert outputs[0].min() < 0
+    assert all("forward" not in vars(module) for module in model)
