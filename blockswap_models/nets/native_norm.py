@@ -68,7 +68,7 @@ def _norm_act_of(norm: nn.BatchNorm2d, relu: bool, x: torch.Tensor) -> torch.Ten
     if norm.training and norm.track_running_stats:
         count = x.numel() // x.shape[1]
         with torch.no_grad():
-            norm.num_batches_tracked.add_(1)  # type: ignore[union-attr,operator]
+            norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)  # type: ignore[union-attr,arg-type]
             # Kept as of a sample, as PyTorch's.
             variance = variance.to(norm.running_var.dtype) * (count / max(count - 1, 1))  # type: ignore[union-attr]

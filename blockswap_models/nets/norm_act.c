@@ -22,8 +22,9 @@ typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef unsigned Bits __attribute__((vector_size(4 * LANES)));
 typedef unsigned short Halves __attribute__((vector_size(2 * LANES)));
 
-/* So many rows are summed in float, and these sums in double: fast, and as accurate as all in double. */
-enum { BLOCK = 64 };
+/* So many rows are summed in float, and these sums in double: fast, and as accurate as all in double. So many vectors
+   of a row are summed at once: each sum waits for the one before it, and memory is read in its order. */
+enum { BLOCK = 64, TOGETHER = 4 };
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -85,6 +86,26 @@ INLINE void apply(const void *x, long rows, long width, const float *scale, cons
         }
 }
 
+/* Adds up rows `start` to `end` of `together` vectors: differences from `origin`, and their squares. */
+INLINE void sum_squares(const void *x, long start, long end, long width, long t, const float *origin, double *sums,
+                        double *squares, int together, int half) {
+    Floats from[TOGETHER], sum[TOGETHER], square[TOGETHER];
+    for (int k = 0; k < together; k++) {
+        from[k] = load(origin, t + k * LANES, 0);
+        sum[k] = square[k] = (Floats){0};
+    }
+    for (long r = start; r < end; r++)
+        for (int k = 0; k < together; k++) {
+            Floats one = load(x, r * width + t + k * LANES, half) - from[k];
+            sum[k] += one;
+            square[k] += one * one;
+        }
+    for (int k = 0; k < together; k++) {
+        add(sums + t + k * LANES, sum[k]);
+        add(squares + t + k * LANES, square[k]);
+    }
+}
+
 INLINE int forward(const void *x, long rows, long width, long channels, const float *gamma, const float *beta,
                    double eps, int relu, void *y, float *scale, float *shift, float *mean, float *variance,
                    int half) {
@@ -95,25 +116,10 @@ INLINE int forward(const void *x, long rows, long width, long channels, const fl
     float *origin = scale;
     for (long t = 0; t < width; t++) origin[t] = first(x, t % channels, half);
     for (long start = 0; start < rows; start += BLOCK) {
-        long end = least(start + BLOCK, rows);
-        for (long t = 0; t < width; t += LANES) {
-            Floats from = load(origin, t, 0), sum[2] = {{0}, {0}}, square[2] = {{0}, {0}};
-            long r = start;
-            for (; r + 1 < end; r += 2) {
-                Floats one = load(x, r * width + t, half) - from, other = load(x, (r + 1) * width + t, half) - from;
-                sum[0] += one;
-                sum[1] += other;
-                square[0] += one * one;
-                square[1] += other * other;
-            }
-            if (r < end) {
-                Floats one = load(x, r * width + t, half) - from;
-                sum[0] += one;
-                square[0] += one * one;
-            }
-            add(sums + t, sum[0] + sum[1]);
-            add(squares + t, square[0] + square[1]);
-        }
+        long end = least(start + BLOCK, rows), t = 0;
+        for (; t + (TOGETHER - 1) * LANES < width; t += TOGETHER * LANES)
+            sum_squares(x, start, end, width, t, origin, sums, squares, TOGETHER, half);
+        for (; t < width; t += LANES) sum_squares(x, start, end, width, t, origin, sums, squares, 1, half);
     }
     fold(sums, width, channels);
     fold(squares, width, channels);
@@ -134,6 +140,32 @@ INLINE int forward(const void *x, long rows, long width, long channels, const fl
     return 0;
 }
 
+/* Adds up rows `start` to `end` of `together` vectors: gradients, and their products with differences from `centre`. */
+INLINE void sum_products(const void *g, const void *x, long start, long end, long width, long t, const float *scale,
+                         const float *shift, const float *centre, int relu, double *sums, double *products, int together,
+                         int half) {
+    Floats a[TOGETHER], b[TOGETHER], from[TOGETHER], sum[TOGETHER], product[TOGETHER];
+    for (int k = 0; k < together; k++) {
+        long at = t + k * LANES;
+        a[k] = load(scale, at, 0);
+        b[k] = load(shift, at, 0);
+        from[k] = load(centre, at, 0);
+        sum[k] = product[k] = (Floats){0};
+    }
+    for (long r = start; r < end; r++)
+        for (int k = 0; k < together; k++) {
+            long at = r * width + t + k * LANES;
+            Floats value = load(x, at, half), gradient = load(g, at, half);
+            if (relu) gradient = where_positive(gradient, a[k] * value + b[k]);
+            sum[k] += gradient;
+            product[k] += gradient * (value - from[k]);
+        }
+    for (int k = 0; k < together; k++) {
+        add(sums + t + k * LANES, sum[k]);
+        add(products + t + k * LANES, product[k]);
+    }
+}
+
 INLINE int backward(const void *g, const void *x, long rows, long width, long channels, double eps,
                     const float *scale, const float *shift, const float *mean, const float *variance, int relu,
                     void *dx, float *dgamma, float *dbeta, int half) {
@@ -148,18 +180,11 @@ INLINE int backward(const void *g, const void *x, long rows, long width, long ch
     float *centre = offset;
     for (long t = 0; t < width; t++) centre[t] = mean[t % channels];
     for (long start = 0; start < rows; start += BLOCK) {
-        long end = least(start + BLOCK, rows);
-        for (long t = 0; t < width; t += LANES) {
-            Floats a = load(scale, t, 0), b = load(shift, t, 0), from = load(centre, t, 0), sum = {0}, product = {0};
-            for (long r = start; r < end; r++) {
-                Floats value = load(x, r * width + t, half), gradient = load(g, r * width + t, half);
-                if (relu) gradient = where_positive(gradient, a * value + b);
-                sum += gradient;
-                product += gradient * (value - from);
-            }
-            add(sums + t, sum);
-            add(products + t, product);
-        }
+        long end = least(start + BLOCK, rows), t = 0;
+        for (; t + (TOGETHER - 1) * LANES < width; t += TOGETHER * LANES)
+            sum_products(g, x, start, end, width, t, scale, shift, centre, relu, sums, products, TOGETHER, half);
+        for (; t < width; t += LANES)
+            sum_products(g, x, start, end, width, t, scale, shift, centre, relu, sums, products, 1, half);
     }
     fold(sums, width, channels);
     fold(products, width, channels);

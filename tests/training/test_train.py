@@ -254,7 +254,9 @@ with RunFolder({str(tmp_path / "run")!r}, {{}}).locked():
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"here\n"
-        with pytest.raises(TrainingError, match=r"^another process trains in '.*/run'; wait for its end, or use another"):
+        with pytest.raises(
+            TrainingError, match=r"^another process trains in '.*/run'; wait for its end, or use another"
+        ):
             run_tiny(tmp_path / "run")
     finally:
         # As after a kill, the folder is free again.
