@@ -159,6 +159,9 @@ class GrowingLoader:
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch, from 0, of the next iteration."""
         self.loader = self.small if epoch < self.small_epochs else self.whole
+        # One that draws by the epoch would draw the same in all.
+        if isinstance(self.loader, CifarLoader):
+            self.loader.set_epoch(epoch)
 
     @property
     def sampler(self) -> Any:

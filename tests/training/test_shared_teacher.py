@@ -73,13 +73,13 @@ def test_students_learn_together_what_they_learn_alone(tmp_path):
         for key in ("state_dict", "state_dict_ema"):
             assert state[key][name] == state_alone[key]
         assert sorted(each.name for each in single.iterdir()) == sorted(
-            ["checkpoint.pth", "log.jsonl", "model.safetensors", "summary.json"]
+            [".lock", "checkpoint.pth", "log.jsonl", "model.safetensors", "summary.json"]
         )
     assert state_of(tmp_path / "w")["state_dict"] != state_of(tmp_path / "b.2")["state_dict"]
     for row in rows:
         assert row["train_loss"] == pytest.approx(sum(row[f"{name}/train_loss"] for name in GENOMES))
     assert sorted(each.name for each in (tmp_path / "both").iterdir()) == sorted(
-        ["checkpoint.pth", "log.jsonl", *GENOMES]
+        [".lock", "checkpoint.pth", "log.jsonl", *GENOMES]
     )
 
 

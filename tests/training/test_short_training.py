@@ -161,13 +161,16 @@ def test_the_first_epochs_have_small_images(monkeypatch, tmp_path):
         assert 1 + len(more) == len(loader)
         sizes.append(tuple(images.shape[1:]))
     assert sizes == [(3, 24, 24)] * 3 + [(3, 32, 32)] * 2
-    # The small images are the large ones, made smaller.
+    # The images of each epoch are those that it has without small ones, in its order and as it augments them.
     large = training_loader(model, "torch/cifar10", tmp_path, TINY)
-    loader.set_epoch(0)
-    (small, labels), (whole, same) = next(iter(loader)), next(iter(large))
-    assert torch.equal(labels, same)
-    expected = nn.functional.interpolate(whole, (24, 24), mode="bilinear", antialias=True)
-    torch.testing.assert_close(small, expected)
+    for epoch in range(5):
+        loader.set_epoch(epoch)
+        large.set_epoch(epoch)
+        (images, labels), (whole, same) = next(iter(loader)), next(iter(large))
+        assert torch.equal(labels, same)
+        side = images.shape[-1]
+        expected = nn.functional.interpolate(whole, (side, side), mode="bilinear", antialias=True)
+        torch.testing.assert_close(images, expected)
 
 
 def test_folders_have_small_images_too(folder):
