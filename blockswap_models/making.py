@@ -42,7 +42,7 @@ from .training.loaders import require_splits
 from .training.models import is_folder, of_summary
 from .training.recipes import RECIPES, Recipe
 from .training.run_folder import read_summary
-from .training.runs import RunSettings, make_teacher, train_run
+from .training.runs import RunSettings, has_other_classes, make_teacher, train_run
 from .zoo.blockswap import save_pretrained
 from .zoo.cards import MissingWeightsError, make_card, training_command
 from .zoo.find import find_model
@@ -408,17 +408,7 @@ def _given_teacher(name: str, settings: RunSettings) -> RunSettings:
         found = find_model(name)
         if ":" not in found and not timm.is_model_pretrained(found):
             raise MissingWeightsError(found, "use teacher=FILE for your own, or leave out teacher= to train it")
-        return replace(settings, teacher=name)
-    if (Path(name) / "config.json").is_file():
-        return replace(settings, teacher=f"local-dir:{name}")
-    summary = read_summary(name)
-    model = find_model(summary["model"])
-    if summary.get("genome") not in (None, str(getattr(timm.create_model(model), "genome", None))):
-        raise MakeError(
-            f"the run in {quote(name)} is of {model} with other blocks; use 'blockswap pack' and 'blockswap push' to "
-            "save it as a folder, and that for the teacher"
-        )
-    return replace(settings, teacher=model, teacher_checkpoint=str(Path(name) / "model.safetensors"))
+    return replace(settings, teacher=name)
 
 
 def _soft_labels(settings: RunSettings, facts: ImageFacts) -> tuple[float, str]:
@@ -429,9 +419,8 @@ def _soft_labels(settings: RunSettings, facts: ImageFacts) -> tuple[float, str]:
     teacher = make_teacher(settings)
     student = timm.create_model(settings.names[0], num_classes=len(facts.classes), in_chans=settings.in_chans)
     AttentionTransferTask(student, teacher, verbose=False)
-    names = (getattr(teacher, "pretrained_cfg", None) or {}).get("label_names")
-    number = getattr(teacher, "num_classes", 0)
-    if number != len(facts.classes) or (names is not None and tuple(names) != facts.classes):
+    if has_other_classes(teacher, len(facts.classes), facts.classes):
+        number = getattr(teacher, "num_classes", 0)
         return 0.0, f"by attention transfer alone, since the {number:,} classes of the teacher are others"
     return 0.5, "by attention transfer and soft labels"
 

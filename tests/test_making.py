@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 import blockswap_models.making as making
 from blockswap_models import BudgetError, DataError, ExportError, MakeError, WeightsError, make
 from blockswap_models.training.evaluate import evaluate, evaluation_loader
-from blockswap_models.training.run_folder import read_summary
+from blockswap_models.training.run_folder import TrainingError, read_summary
+from blockswap_models.zoo.cards import file_digest
 
 # The least of everything.
 LEAST = {"network": "wrn16_1", "samples": 2, "epochs": 1, "batch_size": 4, "workers": 1, "device": "cpu"}
@@ -214,12 +215,30 @@ def test_a_teacher_whose_weights_cannot_be_fetched(photos, tmp_path, monkeypatch
 def test_a_teacher_that_was_trained_before(made, photos):
     result, _, _ = made
     settings = making.RunSettings(("blockswap_wrn16_1",), str(photos), num_classes=3, in_chans=3)
-    given = making._given_teacher(f"{result.folder}/teacher", settings)
-    assert given.teacher_checkpoint == f"{result.folder}/teacher/model.safetensors"
-    assert making._soft_labels(given, making.image_facts(str(photos)))[0] == 0.5
-    assert making._given_teacher(result.folder, settings).teacher == f"local-dir:{result.folder}"
-    with pytest.raises(MakeError, match="with other blocks; use 'blockswap pack' and 'blockswap push'"):
-        making._given_teacher(f"{result.folder}/student", settings)
+    images = making.image_facts(str(photos))
+    # The run of the teacher, that of the student with its own genome, and the saved network.
+    for folder in (f"{result.folder}/teacher", f"{result.folder}/student", str(result.folder)):
+        given = making._given_teacher(folder, settings)
+        assert making._soft_labels(given, images)[0] == 0.5
+    with pytest.raises(TrainingError, match="no finished run in"):
+        making._soft_labels(making._given_teacher(str(photos), settings), images)
+
+
+def test_a_run_teaches_the_next_one(made, photos, tmp_path):
+    result, _, _ = made
+    teacher = f"{result.folder}/teacher"
+    words = f"train wrn16_1 --recipe finetune --epochs 1 --batch-size 4 --workers 0 --device cpu --teacher {teacher}"
+    other = write(tmp_path / "xyz", "xyz")
+    status, _, err = run(*words.split(), "--data", other, "--out", tmp_path / "run", "--soft-labels", 0.5)
+    assert status == 2
+    assert "a teacher of the same classes, and this one knows" in err
+    assert "not x, y, z; use --soft-labels 0, which leaves attention transfer" in err
+    assert not (tmp_path / "run").exists()
+    status, _, err = run(*words.split(), "--data", photos, "--out", tmp_path / "run", "--soft-labels", 0.5)
+    assert status == 0, err
+    summary = read_summary(tmp_path / "run")
+    weights = Path(teacher) / "model.safetensors"
+    assert (summary["teacher"], summary["teacher_weights"]) == ("blockswap_wrn16_1", file_digest(weights))
 
 
 @pytest.mark.parametrize("wrong", [1.0, 0.0])

@@ -101,8 +101,12 @@ _recipe_options = together(
     help="start from these weights, or from the blocks of a library; 'teacher': stem, head and blocks of the same type "
     "are the teacher's",
 )
-@click.option("--teacher", metavar="MODEL", help="learn from this model [default: no teacher]")
-@click.option("--teacher-checkpoint", metavar="FILE", help="the teacher's weights [default: its pretrained ones]")
+@click.option(
+    "--teacher",
+    metavar="MODEL",
+    help="learn from this model, or from that of the folder of a run or of a saved network [default: no teacher]",
+)
+@click.option("--teacher-checkpoint", metavar="FILE", help="the teacher's weights [default: its own]")
 @click.option(
     "--recipe",
     type=click.Choice(tuple(RECIPES)),

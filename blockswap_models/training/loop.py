@@ -36,7 +36,7 @@ from .distributed import barrier, rank_and_size
 from .evaluate import Minibatches, SizedMinibatches, evaluate, is_compiled, step_marker
 from .freezing import freeze, keep_frozen_norms
 from .recipes import Recipe, learning_rate
-from .run_folder import RunFolder, TrainingError
+from .run_folder import WEIGHTS, RunFolder, TrainingError
 from .shared_teacher import SharedTeacherTask
 
 __all__ = ["make_optimizer", "set_epoch", "train", "train_epoch"]
@@ -462,7 +462,7 @@ def _finish(network: nn.Module, test_loader: Minibatches, folder: Path, facts: d
     # safetensors refuses tensors that share memory, as tied weights do.
     state = {name: each.cpu().clone(memory_format=torch.contiguous_format) for name, each in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "model.safetensors", safetensors.torch.save(state, {"format": "pt"}), TrainingError)
+    write_atomic(folder / WEIGHTS, safetensors.torch.save(state, {"format": "pt"}), TrainingError)
     summary = {"top1_error": result.top1_error, "top5_error": result.top5_error, "test_images": result.images}
     summary |= facts
     write_atomic(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode(), TrainingError)

@@ -14,9 +14,9 @@ from ..zoo.cards import MissingWeightsError
 from ..zoo.find import create_network, find_model, is_all_kept, swaps
 from ..zoo.genomes import GENOMES
 from .evaluate import load_weights
-from .run_folder import read_summary
+from .run_folder import WEIGHTS, read_summary
 
-__all__ = ["has_weights", "is_folder", "make_model", "of_summary", "require_sizes"]
+__all__ = ["has_weights", "is_folder", "is_run", "make_model", "of_summary", "require_sizes"]
 
 # What timm writes into the folder of a network, and a run does not.
 CONFIG = "config.json"
@@ -48,7 +48,7 @@ def make_model(
     # Without classes it is a network without its head, for timm.
     require_sizes(num_classes=num_classes or None, in_chans=in_chans)
     if is_folder(name):
-        if not (Path(name) / CONFIG).is_file():
+        if is_run(name):
             return _of_run(Path(name), checkpoint, genome, num_classes, in_chans)
         name = f"local-dir:{name}"
     full = find_model(name, genome)
@@ -112,6 +112,11 @@ def is_folder(name: str) -> bool:
     return ":" not in name and Path(name).is_dir() and not timm.is_model(name)
 
 
+def is_run(name: str) -> bool:
+    """Says whether a name is that of the folder of a training run."""
+    return is_folder(name) and not (Path(name) / CONFIG).is_file()
+
+
 def of_summary(summary: dict[str, Any]) -> nn.Module:
     """Makes the network of a run, with random weights, from what the run wrote to `summary.json`."""
     size = tuple(summary["input_size"])
@@ -140,5 +145,5 @@ def _of_run(
         if value is not None and str(value) != str(own.get(key)):
             raise ValueError(f"the network of {quote(str(folder))} has {key}={own.get(key)}; leave out {key}={value}")
     model = of_summary(summary)
-    load_weights(model, folder / "model.safetensors" if checkpoint is None else checkpoint)
+    load_weights(model, folder / WEIGHTS if checkpoint is None else checkpoint)
     return model

@@ -17,8 +17,10 @@ from ..errors import BlockSwapError
 from ..files import JsonLineError, append_json_line, json_line, read_json_lines, write_atomic
 from ..messages import quote
 
-__all__ = ["RunFolder", "TrainingError", "read_summary"]
+__all__ = ["WEIGHTS", "RunFolder", "TrainingError", "read_summary"]
 
+# The weights that a run ended with, in its folder.
+WEIGHTS = "model.safetensors"
 
 # Weights of the package once had other tensor names: the old files, and those of today.
 _SAME_WEIGHTS = {

@@ -30,11 +30,12 @@ from .freezing import freeze
 from .initial_weights import copy_from_teacher, load_initial
 from .loaders import require_splits, training_loader
 from .loop import train
-from .models import require_sizes
+from .models import is_folder, is_run, make_model, require_sizes
 from .recipes import Recipe
+from .run_folder import WEIGHTS, read_summary
 from .shared_teacher import SharedTeacherTask
 
-__all__ = ["RunSettings", "make_teacher", "train_run"]
+__all__ = ["RunSettings", "has_other_classes", "make_teacher", "train_run"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class RunSettings:
         image_size: Side of the images in pixels, the network's own where None.
         pretrained: Whether the networks start from their own weights.
         init: A file of weights to start from, or 'teacher'.
-        teacher: A model of timm or the zoo, or None.
-        teacher_checkpoint: A file with the teacher's weights; its pretrained ones where None.
+        teacher: A model of timm or the zoo, the folder of a run or of a saved network, or None.
+        teacher_checkpoint: A file with the teacher's weights; its own where None.
         ema: Decay of the average of the weights, or None.
         seed: Seed of weights, order and augmentation.
         amp: Precision of autocast, or None.
@@ -194,7 +195,7 @@ def train_run(
         if holdout is not None:
             say(holdout_text(settings.data, settings.data_dir, holdout))
     return train(
-        _task(settings, recipe, students, device, world_size),
+        _task(settings, recipe, students, label_names, device, world_size),
         loader,
         test_loader,
         recipe,
@@ -215,7 +216,9 @@ def train_run(
 def make_teacher(settings: RunSettings) -> nn.Module:
     """Makes the teacher of a run with its weights."""
     assert settings.teacher is not None
-    name, checkpoint = find_model(settings.teacher), settings.teacher_checkpoint
+    if is_run(settings.teacher):
+        return make_model(settings.teacher, checkpoint=settings.teacher_checkpoint)
+    name, checkpoint = _find_teacher(settings.teacher), settings.teacher_checkpoint
     if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
         raise MissingWeightsError(name, "use teacher_checkpoint=FILE for a teacher of your own")
     # Its classes need not be the student's: attention transfer learns nothing from its answers. Pretrained weights keep
@@ -234,6 +237,19 @@ def make_teacher(settings: RunSettings) -> nn.Module:
     if checkpoint is not None:
         load_weights(teacher, checkpoint, any_classes=True)
     return teacher
+
+
+def has_other_classes(teacher: nn.Module, number: int, names: Sequence[str] | None) -> bool:
+    """Says whether a teacher's classes are known to be others than so many of these names, by number or by name."""
+    theirs = (getattr(teacher, "pretrained_cfg", None) or {}).get("label_names")
+    if getattr(teacher, "num_classes", number) != number:
+        return True
+    return theirs is not None and names is not None and list(theirs) != list(names)
+
+
+def _find_teacher(name: str) -> str:
+    """Finds the name under which timm has a teacher, which may be the folder of a saved network."""
+    return f"local-dir:{name}" if is_folder(name) else find_model(name)
 
 
 def _init_digest(path: str) -> str:
@@ -307,7 +323,12 @@ def _facts(name: str, student: nn.Module) -> dict[str, Any]:
 
 
 def _task(
-    settings: RunSettings, recipe: Recipe, students: dict[str, nn.Module], device: torch.device, world_size: int
+    settings: RunSettings,
+    recipe: Recipe,
+    students: dict[str, nn.Module],
+    label_names: Sequence[str] | None,
+    device: torch.device,
+    world_size: int,
 ) -> TrainingTask:
     task: TrainingTask
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
@@ -316,6 +337,16 @@ def _task(
         task = ClassificationTask(student, criterion, device=device, verbose=False)
     else:
         teacher = make_teacher(settings).to(device)
+        number: Any = students[settings.names[0]].num_classes
+        # Another number of classes is told by the task.
+        same_number = getattr(teacher, "num_classes", 0) == number
+        if recipe.soft_labels and same_number and has_other_classes(teacher, number, label_names):
+            config: Any = teacher.pretrained_cfg
+            theirs = config["label_names"]
+            raise ValueError(
+                f"soft labels are for a teacher of the same classes, and this one knows {_few(theirs)}, not "
+                f"{_few(label_names or ())}; use soft_labels=0, which leaves attention transfer"
+            )
         if settings.init == "teacher":
             for student in students.values():
                 copy_from_teacher(student, teacher)
@@ -341,11 +372,21 @@ def _task(
     return task
 
 
+def _few(names: Sequence[str]) -> str:
+    """Names the first classes."""
+    return ", ".join([*names[:3], *(["…"] if len(names) > 3 else [])])
+
+
 def _teacher_weights(settings: RunSettings) -> tuple[str | None, str | None]:
     """Describes the teacher's weights: its name, with a tag if they are pretrained, and their file."""
-    if settings.teacher is None or settings.teacher_checkpoint is not None or ":" in settings.teacher:
-        return settings.teacher, settings.teacher_checkpoint
-    name = find_model(settings.teacher)
+    name, file = settings.teacher, settings.teacher_checkpoint
+    if name is not None and is_run(name):
+        return read_summary(name)["model"], file or str(Path(name) / WEIGHTS)
+    if name is None or file is not None or ":" in name:
+        return name, file
+    name = _find_teacher(name)
+    if ":" in name:
+        return name, None
     cfg = timm.get_pretrained_cfg(name)
     tagged = f"{name}.{cfg.tag}" if cfg is not None and cfg.tag and "." not in name else name
     return tagged, None if cfg is None else cfg.file
@@ -356,7 +397,7 @@ def _say_which(settings: RunSettings, say: Callable[[str], None]) -> None:
     # What starts from a library is of its network.
     joined = settings.init is not None and Path(settings.init).is_dir()
     named = [(name, None if joined else settings.genome) for name in settings.names]
-    if settings.teacher is not None:
+    if settings.teacher is not None and not is_folder(settings.teacher):
         named.append((settings.teacher, None))
     for name, genome in named:
         if said := which_was_taken(name, find_model(name, genome)):
