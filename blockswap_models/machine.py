@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["default_workers", "find_device", "keep_memory", "require_writable", "threads_set"]
+__all__ = ["computes_bfloat16", "default_workers", "find_device", "keep_memory", "require_writable", "threads_set"]
 
 
 def default_workers(most: int | None = None) -> int:
@@ -30,6 +30,15 @@ def default_workers(most: int | None = None) -> int:
     import loky
 
     return loky.cpu_count() if most is None else min(most, loky.cpu_count())
+
+
+def computes_bfloat16() -> bool:
+    """Says whether the CPU has instructions for bfloat16, without which it is many times slower than float32."""
+    import torch
+
+    # Not every version of torch can say both.
+    known = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
+    return any(each() for each in known)
 
 
 def find_device(name: torch.device | str | None = None) -> torch.device:

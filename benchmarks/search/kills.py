@@ -230,7 +230,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.smoke:
         options.kills, options.network, options.params = 2, "wrn16_1", "60k"
-        options.samples, options.batch_size = 24, 8
+        options.samples, options.batch_size, options.workers = 24, 8, 1
         # What ends on a slow machine only after minutes has still ended.
         options.patience = 300
     print(f"{processor()}, {os.cpu_count()} cores, moments of seed {options.seed}")

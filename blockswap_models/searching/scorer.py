@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..genome import Genome
+from ..machine import computes_bfloat16
 from .candidates import ScoredDraw
 from .fisher import Score, fisher_by_block, fisher_potential
 from .probe_images import Minibatch
@@ -28,10 +29,8 @@ _drawing = threading.Lock()
 
 def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     """The type in which Fisher potentials are found fastest: bfloat16 on a CPU that computes in it, else float32."""
-    if torch.device(device).type != "cpu":
-        return torch.float32
-    known = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
-    return torch.bfloat16 if any(each() for each in known) else torch.float32
+    fast = torch.device(device).type == "cpu" and computes_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def weights_seed(seed: int, name: str, draw: int) -> int:

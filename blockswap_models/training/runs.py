@@ -16,6 +16,7 @@ from ..data.cifar import CifarLoader
 from ..data.facts import holdout_of, holdout_text, image_facts
 from ..data.folders import find_dataset, names_of
 from ..data.statistics import CIFAR10_NAMES, model_data_config
+from ..machine import computes_bfloat16
 from ..nets.cost import count
 from ..nets.devices import describe_machine
 from ..nets.library import BlockLibrary
@@ -192,6 +193,8 @@ def train_run(
     of_students = {name if len(students) > 1 else "": {**each, **used} for name, each in of_students.items()}
     if rank == 0:
         _say_which(settings, say)
+        if settings.amp == "bfloat16" and device.type == "cpu" and not computes_bfloat16():
+            say("this CPU has no instructions for bfloat16, so that training takes many times as long as in float32")
         if holdout is not None:
             say(holdout_text(settings.data, settings.data_dir, holdout))
     return train(

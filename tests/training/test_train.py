@@ -449,6 +449,16 @@ def few_images(monkeypatch):
     monkeypatch.setattr("blockswap_models.training.evaluate.read_cifar", read)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_cpu_that_is_slow_in_bfloat16_is_told(capsys, tmp_path, monkeypatch, there):
+    few_images(monkeypatch)
+    monkeypatch.setattr("blockswap_models.training.runs.computes_bfloat16", lambda: there)
+    words = "train wrn16_1 --data torch/cifar10 --epochs 1 --batch-size 16 --amp bfloat16 --device cpu"
+    status, _, err = run(capsys, *words.split(), "--data-dir", tmp_path, "--out", tmp_path / "run")
+    assert status == 0
+    assert ("this CPU has no instructions for bfloat16" in err) != there
+
+
 def test_teacher_student_and_evaluation(capsys, tmp_path, monkeypatch):
     few_images(monkeypatch)
     data = ["--data", "torch/cifar10", "--data-dir", tmp_path, "--device", "cpu"]
