@@ -22,16 +22,6 @@ __all__ = ["WEIGHTS", "RunFolder", "TrainingError", "read_summary"]
 # The weights that a run ended with, in its folder.
 WEIGHTS = "model.safetensors"
 
-# Weights of the package once had other tensor names: the old files, and those of today.
-_SAME_WEIGHTS = {
-    "sha256 bf567795d5c69fd5065b45c0c3f758f8d4c3b133b4d16c3e2be994590baeb0f5": (
-        "sha256 f749d03cc938b2bed688e59d1b2290ccdfdab6975fb5497df63a310257f14882"
-    ),
-    "sha256 a842716bc4aebc2605b1d501c053beae00256a9851475f062ee964b5d6442444": (
-        "sha256 cc714b1e902bc68fe68e8aa0a9d665baf7493922e6c3355214ae9b807304db99"
-    ),
-}
-
 
 class TrainingError(BlockSwapError):
     """A training run that cannot start, continue or be resumed; the message says what is wrong and what to use."""
@@ -85,7 +75,7 @@ class RunFolder:
             earlier = self.arguments if header is None else {**header["recipe"], **header}
         for name, value in self.arguments.items():
             was = earlier.get(name)
-            if was != value and (not isinstance(was, str) or _SAME_WEIGHTS.get(was) != value):
+            if was != value:
                 raise TrainingError(
                     f"the run in {quote(str(self.path))} has {name.replace('_', '-')} {_shown(was)}, "
                     f"not {_shown(value)}; use what it has, or another folder="

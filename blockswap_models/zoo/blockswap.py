@@ -131,8 +131,13 @@ def create(
     # timm's cfg is that of the weights, which it has adapted to the channels asked for.
     cfg = for_channels(model.pretrained_cfg, model.in_chans)
     if not pretrained:
-        # The classes of the weights are not those of a network that is yet to learn.
+        # The classes and the size of the weights are not those of a network that is yet to learn.
         cfg.pop("label_names", None)
+        if kwargs.get("pretrained_cfg") is None and "input_size" not in (kwargs.get("pretrained_cfg_overlay") or {}):
+            cfg |= {
+                "input_size": (model.in_chans, *layout.input_size[1:]),
+                "pool_size": layout.pool_size(*layout.input_size[1:]),
+            }
     model.pretrained_cfg = model.default_cfg = cfg
     # timm adds the arguments of create_model to these, and saves them all: so any genome comes back from config.json.
     model._model_args = {"genome": genome}

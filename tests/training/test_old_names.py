@@ -14,8 +14,7 @@ import blockswap_models  # noqa: F401
 from blockswap_models.nets.networks import checkpoint_filter_fn
 from blockswap_models.training.evaluate import load_weights
 from blockswap_models.training.initial_weights import load_initial
-from blockswap_models.training.run_folder import RunFolder, TrainingError
-from blockswap_models.zoo.cards import file_digest, shipped
+from blockswap_models.training.run_folder import RunFolder
 
 NAME, GENOME = "blockswap_wrn16_1", "S,G4/B2,M6/W2,D"
 
@@ -110,13 +109,3 @@ def test_a_run_that_was_begun_with_the_old_names_is_gone_on_with(tmp_path, monke
     # The momentum of each parameter went to the one whose it is: all further steps are the same.
     assert state_of(tmp_path / "old") == state_of(tmp_path / "whole")
     assert log_of(tmp_path / "old") == log_of(tmp_path / "whole")
-
-
-def test_a_run_goes_on_with_the_same_teacher_under_the_new_names(tmp_path):
-    old = "sha256 bf567795d5c69fd5065b45c0c3f758f8d4c3b133b4d16c3e2be994590baeb0f5"
-    new = file_digest(shipped()["blockswap_wrn40_2.cifar10_short"])
-    assert new != old
-    RunFolder(tmp_path, {"teacher_weights": old}).begin({"recipe": {}, "teacher_weights": old}, 0)
-    assert RunFolder(tmp_path, {"teacher_weights": new}).load(resume=True) is None
-    with pytest.raises(TrainingError, match=r"has teacher-weights sha256 bf56.*, not sha256 0"):
-        RunFolder(tmp_path, {"teacher_weights": "sha256 0"}).load(resume=True)

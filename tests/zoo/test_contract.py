@@ -118,22 +118,28 @@ def test_default_cfg(entry):
     assert cfg.origin_url.startswith("https://")
     assert cfg.paper_ids == "arXiv:1906.04113"
     assert cfg.paper_name
+    model = timm.create_model(entry, device="meta")
+    assert model.pretrained_cfg == model.default_cfg
+    # Weights may be for images of another size; without them a network has that of its layout.
+    size = model.pretrained_cfg["input_size"]
+    assert size == ((3, 32, 32) if "wrn" in entry else (3, 224, 224))
+    if not timm.is_model_pretrained(entry):
+        assert cfg.input_size == size
     if "wrn" in entry:
         assert (cfg.num_classes, cfg.input_size, cfg.crop_pct) == (10, (3, 32, 32), 1.0)
         assert cfg.mean == (0.4914, 0.4822, 0.4465)
         assert cfg.std == (0.2023, 0.1994, 0.2010)
     else:
-        assert (cfg.num_classes, cfg.input_size, cfg.crop_pct) == (1000, (3, 224, 224), 0.875)
+        assert (cfg.num_classes, cfg.crop_pct) == (1000, 0.875)
         assert cfg.mean == timm.data.IMAGENET_DEFAULT_MEAN
         assert cfg.std == timm.data.IMAGENET_DEFAULT_STD
-    model = timm.create_model(entry, device="meta")
-    assert model.pretrained_cfg == model.default_cfg
     assert isinstance(model.get_submodule(cfg.first_conv), nn.Conv2d)
     assert model.get_submodule(cfg.first_conv).in_channels == 3
     assert model.get_submodule(cfg.classifier) is model.get_classifier()
     assert model.get_classifier().out_features == cfg.num_classes
-    features = model.forward_features(torch.empty(1, *cfg.input_size, device="meta"))
-    assert tuple(features.shape[-2:]) == cfg.pool_size
+    for each in (cfg, timm.models.PretrainedCfg(**model.pretrained_cfg)):
+        features = model.forward_features(torch.empty(1, *each.input_size, device="meta"))
+        assert tuple(features.shape[-2:]) == each.pool_size
 
 
 @entries
