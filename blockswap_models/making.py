@@ -350,6 +350,8 @@ def _settings(plan: dict[str, Any]) -> RunSettings:
         in_chans=plan["in_chans"],
         image_size=plan["image_size"],
         seed=plan["seed"],
+        # Faster on every device that was tried.
+        channels_last=True,
     )
 
 
