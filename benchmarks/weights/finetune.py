@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder whose folder 'train' has one folder of images a class")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"), help="the folder of the runs (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=tuple(RUNS), default=tuple(RUNS), metavar="RUN")
-    parser.add_argument("--name", default="blockswap_wrn40_2_404k.at_cifar10_short", help="the network (%(default)s)")
+    parser.add_argument("--name", default="blockswap_wrn40_2_404k", help="the network (%(default)s)")
     parser.add_argument("--classes", type=int, default=10, help="classes, the first of the folder (%(default)s)")
     parser.add_argument("--images", type=int, default=20, help="images a class to train on (%(default)s)")
     parser.add_argument("--test-images", type=int, default=30, help="images a class to measure (%(default)s)")
