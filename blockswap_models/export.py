@@ -23,7 +23,7 @@ from torch import nn
 from torch.fx import Node, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .data.statistics import model_data_config
+from .data.statistics import label_names, model_data_config
 from .errors import BlockSwapError
 from .files import write_atomic
 from .messages import quote
@@ -163,9 +163,9 @@ def export_model(
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
     }
-    names = cfg.get("label_names")
-    if names is not None and len(names) == getattr(original, "num_classes", None):
-        about["label_names"] = tuple(names)
+    names = label_names(original)
+    if names is not None:
+        about["label_names"] = names
     with torch.no_grad():
         example = torch.zeros(_TRACED, *size)
         about["outputs"] = _output_names(original, original(example))

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..layout import Layout
 
-__all__ = ["CIFAR10", "CIFAR10_NAMES", "IMAGENET", "data_config", "for_channels", "model_data_config"]
+__all__ = ["CIFAR10", "CIFAR10_NAMES", "IMAGENET", "data_config", "for_channels", "label_names", "model_data_config"]
 
 CIFAR10 = {
     "num_classes": 10,
@@ -74,6 +74,16 @@ def for_channels(config: Mapping[str, Any], channels: int) -> dict[str, Any]:
             # As many digits as those of CIFAR-10 and ImageNet have.
             fitted[key] = (float(f"{fmean(fitted[key]):.4g}"),) * channels
     return fitted
+
+
+def label_names(model: nn.Module) -> tuple[str, ...] | None:
+    """Lists the names of a network's classes that its timm configuration has; None where it names others or none."""
+    network = unwrap_model(model)
+    names = (getattr(network, "pretrained_cfg", None) or {}).get("label_names")
+    # timm also takes them by number, some left out.
+    if names is None or isinstance(names, Mapping) or len(names) != getattr(network, "num_classes", None):
+        return None
+    return tuple(names)
 
 
 def model_data_config(model: nn.Module) -> dict[str, Any]:

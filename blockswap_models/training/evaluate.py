@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from timm.data import create_loader
 from timm.data.loader import fast_collate
 from timm.models import load_state_dict
-from timm.utils import unwrap_model
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
@@ -27,7 +26,7 @@ from ..data.images import ImageFiles, image_mode
 from ..data.loader import ImageLoader, collate_good, require_readers
 from ..data.shared_memory import collate_shared
 from ..data.splits import known_split
-from ..data.statistics import model_data_config
+from ..data.statistics import label_names, model_data_config
 from ..messages import quote
 from ..nets.networks import checkpoint_filter_fn
 
@@ -225,8 +224,8 @@ def evaluation_loader(
         input_img_mode=image_mode(config["input_size"][0]),
         holdout=holdout,
     )
-    names = (getattr(unwrap_model(model), "pretrained_cfg", None) or {}).get("label_names")
-    if data == "folder" and class_map is None and names is not None and len(names) == getattr(model, "num_classes", 0):
+    names = label_names(model)
+    if data == "folder" and class_map is None and names is not None:
         number_by(names, dataset, root)
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)
     if index:

@@ -15,7 +15,7 @@ from torch import nn
 from ..data.cifar import CifarLoader
 from ..data.facts import holdout_of, holdout_text, image_facts
 from ..data.folders import find_dataset, names_of
-from ..data.statistics import CIFAR10_NAMES, model_data_config
+from ..data.statistics import CIFAR10_NAMES, label_names, model_data_config
 from ..machine import computes_bfloat16
 from ..nets.cost import count
 from ..nets.devices import describe_machine
@@ -134,12 +134,12 @@ def train_run(
     if images is not None and settings.num_classes is None:
         settings = replace(settings, num_classes=len(images.classes))
     if images is not None:
-        label_names: Sequence[str] | None = images.classes
+        names: Sequence[str] | None = images.classes
     elif settings.data.lower() == "torch/cifar10":
-        label_names = CIFAR10_NAMES
+        names = CIFAR10_NAMES
     else:
-        label_names = names_of(settings.data, settings.data_dir)
-    students = _students(settings, label_names)
+        names = names_of(settings.data, settings.data_dir)
+    students = _students(settings, names)
     of_students = {name: _facts(name, student) for name, student in students.items()}
     model = students[settings.names[0]]
     told = of_students[settings.names[0]]
@@ -185,7 +185,7 @@ def train_run(
         **{key: told[key] for key in ("params", "macs", "input_size")},
         **describe_machine(device),
         "command": list(command),
-        **({} if label_names is None else {"label_names": list(label_names)}),
+        **({} if names is None else {"label_names": list(names)}),
     }
     # What the run used of the recipe: the log has all of it, the summary only this.
     cifar = isinstance(getattr(loader, "whole", loader), CifarLoader)
@@ -198,7 +198,7 @@ def train_run(
         if holdout is not None:
             say(holdout_text(settings.data, settings.data_dir, holdout))
     return train(
-        _task(settings, recipe, students, label_names, device, world_size),
+        _task(settings, recipe, students, names, device, world_size),
         loader,
         test_loader,
         recipe,
@@ -244,7 +244,7 @@ def make_teacher(settings: RunSettings) -> nn.Module:
 
 def has_other_classes(teacher: nn.Module, number: int, names: Sequence[str] | None) -> bool:
     """Says whether a teacher's classes are known to be others than so many of these names, by number or by name."""
-    theirs = (getattr(teacher, "pretrained_cfg", None) or {}).get("label_names")
+    theirs = label_names(teacher)
     if getattr(teacher, "num_classes", number) != number:
         return True
     return theirs is not None and names is not None and list(theirs) != list(names)
@@ -260,7 +260,7 @@ def _init_digest(path: str) -> str:
     return file_digest(Path(path) / "errors.jsonl" if Path(path).is_dir() else path)
 
 
-def _students(settings: RunSettings, label_names: Sequence[str] | None) -> dict[str, nn.Module]:
+def _students(settings: RunSettings, names: Sequence[str] | None) -> dict[str, nn.Module]:
     """Makes each student, with the initial weights that it would have if trained alone."""
     if settings.init not in (None, "teacher") and Path(settings.init).is_dir():
         return {settings.names[0]: _joined(settings)}
@@ -284,9 +284,9 @@ def _students(settings: RunSettings, label_names: Sequence[str] | None) -> dict[
             own["pretrained_cfg_overlay"] = {"input_size": (channels, settings.image_size, settings.image_size)}
         student: Any = create_network(name, settings.genome, pretrained=settings.pretrained, **own)
         students[short] = student
-        if label_names is not None and len(label_names) == student.num_classes:
+        if names is not None and len(names) == student.num_classes:
             # As timm has them, so that they are saved with the network.
-            student.pretrained_cfg["label_names"] = list(label_names)
+            student.pretrained_cfg["label_names"] = list(names)
         if settings.init not in (None, "teacher"):
             load_initial(students[short], settings.init)
     wanted = {name: (model_data_config(each), each.num_classes) for name, each in students.items()}
@@ -329,7 +329,7 @@ def _task(
     settings: RunSettings,
     recipe: Recipe,
     students: dict[str, nn.Module],
-    label_names: Sequence[str] | None,
+    names: Sequence[str] | None,
     device: torch.device,
     world_size: int,
 ) -> TrainingTask:
@@ -343,12 +343,11 @@ def _task(
         number: Any = students[settings.names[0]].num_classes
         # Another number of classes is told by the task.
         same_number = getattr(teacher, "num_classes", 0) == number
-        if recipe.soft_labels and same_number and has_other_classes(teacher, number, label_names):
-            config: Any = teacher.pretrained_cfg
-            theirs = config["label_names"]
+        if recipe.soft_labels and same_number and has_other_classes(teacher, number, names):
             raise ValueError(
-                f"soft labels are for a teacher of the same classes, and this one knows {_few(theirs)}, not "
-                f"{_few(label_names or ())}; use soft_labels=0, which leaves attention transfer"
+                "soft labels are for a teacher of the same classes, and this one knows "
+                f"{_few(label_names(teacher) or ())}, not {_few(names or ())}; use soft_labels=0, "
+                "which leaves attention transfer"
             )
         if settings.init == "teacher":
             for student in students.values():
