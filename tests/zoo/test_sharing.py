@@ -318,7 +318,8 @@ def test_mistakes_are_one_line(capsys, packed, tmp_path):
 
 # The weights that a wheel must have, with the start of each file's SHA-256.
 PINNED = {
-    "blockswap_wrn40_2.cifar10_short": "f749d03cc938b2be",
+    "blockswap_resnet34_3m.at_in284_9": "9e4fee2cee19a4bb",
+    "blockswap_wrn40_2.cifar10_24": "e0416f4ec23f1ad9",
     "blockswap_wrn40_2_404k.at_cifar10_short": "cc714b1e902bc68f",
 }
 
