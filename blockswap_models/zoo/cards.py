@@ -138,12 +138,15 @@ def make_card(
     missing = [key for key in ("model", "top1_error", "top5_error", "test_images", *_OF_THE_RUN) if key not in summary]
     if missing:
         raise WeightsError(f"this is no summary of blockswap train: it has no {missing[0]}")
+    said = {key: summary[key] for key in (*_OF_THE_RUN, *_OF_LATER_RUNS) if key in summary}
+    # Of places on that machine, the last names.
+    said |= {key: _last_name(said[key]) for key in ("data", "teacher", "init") if said.get(key) is not None}
     # Of five classes one of the first five is always right.
     errors = ("top1_error", "top5_error") if summary["num_classes"] > 5 else ("top1_error",)
     return {
         "name": name,
         **({} if note is None else {"note": note}),
-        **{key: summary[key] for key in (*_OF_THE_RUN, *_OF_LATER_RUNS) if key in summary},
+        **said,
         # Those that shared a teacher, and the time.
         **({"students": summary["students"]} if "students" in summary else {}),
         "test": {
@@ -277,5 +280,10 @@ def _place(option: str, value: str) -> str:
         # A folder, or the name of a dataset.
         return "DATA" if Path(value).is_absolute() else value
     if option in _NAMES:
-        return Path(value).name if Path(value).is_absolute() else value
+        return _last_name(value)
     return _PLACES[option] or Path(value).name
+
+
+def _last_name(value: str) -> str:
+    """Of an absolute path, its last name; what may be a name of timm or a relative path stays."""
+    return Path(value).name if Path(value).is_absolute() else value

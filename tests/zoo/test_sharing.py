@@ -101,6 +101,22 @@ def test_five_classes_have_no_top5_error_and_a_note_comes_first(packed):
     assert "top-5" in model_card(many, "local-dir:x")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("/home/me/photos", "/mnt/runs/large", "/home/me/old.pth"), ("photos", "large", "old.pth")),
+        (("torch/cifar10", "hf-hub:me/large", "teacher"), ("torch/cifar10", "hf-hub:me/large", "teacher")),
+        (("photos", None, None), ("photos", None, None)),
+    ],
+)
+def test_a_card_names_no_place_of_the_machine(packed, given, said):
+    summary = json.loads((packed.parent / "run" / "summary.json").read_text())
+    keys = ("data", "teacher", "init")
+    tested = {"top1_error": 40.0, "top5_error": 0.0}
+    card = make_card("a.b", {**summary, **dict(zip(keys, given, strict=True))}, b"", "float16", tested, "blockswap")
+    assert tuple(card[key] for key in keys) == said
+
+
 def test_the_cfg_of_weights_has_the_size_of_their_images(packed, monkeypatch, tmp_path):
     card = {**read_card(packed), "name": "blockswap_resnet34_3m.mine", "input_size": [3, 128, 160]}
     path = tmp_path / "blockswap_resnet34_3m.mine.safetensors"
