@@ -1,12 +1,15 @@
 """What do weights of one data set gain on another? Fine-tuning against random weights, at the same length.
 
     python -m benchmarks.weights.finetune --data path/to/imagenet_284 --out runs/finetune
+    python -m benchmarks.weights.finetune --cifar path/to/cifar10 --name blockswap_resnet34_3m --size 64 \\
+        --images 200 --test-images 200 --epochs 10 --batch-size 50 --out runs/finetune_cifar
 
 Takes the first ten classes of a folder that have enough images, at the size of the network: a few images of each to
-train on and others of the same classes to measure. A network is trained so many epochs from its pretrained weights, by
-the recipe `finetune`; from these with the stem and the first stages frozen; and from random weights, by the same recipe
-without `layer_decay`, at two learning rates. All have a new classifier and the same images in the same order. `--name`
-takes any network that has weights. Stopped at any moment, the same command goes on; what is finished is printed again.
+train on and others of the same classes to measure; or those of CIFAR-10, measured on test images. A network is trained
+so many epochs from its pretrained weights, by the recipe `finetune`; from these with the stem and the first stages
+frozen; and from random weights, by the same recipe without `layer_decay`, at two learning rates. All have a new
+classifier and the same images in the same order. `--name` takes any network that has weights. Stopped at any moment,
+the same command goes on; what is finished is printed again.
 """
 
 from __future__ import annotations
@@ -21,13 +24,14 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from timm.task import ClassificationTask
 from torch import nn
 
 import blockswap_models  # noqa: F401
 from benchmarks.lib.report import processor, versions
-from blockswap_models.data.cifar import CifarLoader
+from blockswap_models.data.cifar import CifarLoader, read_cifar
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.searching.space import SearchSpace
 from blockswap_models.training.loaders import cifar_training_loader
@@ -66,6 +70,26 @@ def read(classes: list[list[Path]], first: int, number: int, size: int) -> Image
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
+def choose(images: torch.Tensor, labels: torch.Tensor, number: int, size: int) -> Images:
+    """Chooses the first images of each class, and resizes them to squares of a size."""
+    chosen = torch.cat([(labels == label).nonzero()[:number, 0] for label in labels.unique()])
+    small = images[chosen].float()
+    resized = F.interpolate(small, size=(size, size), mode="bicubic", antialias=True).clamp(0, 255)
+    return resized.round().byte(), labels[chosen]
+
+
+def images_of(options: argparse.Namespace) -> tuple[Images, Images]:
+    """Reads the images to train on, and those to measure."""
+    if options.cifar is not None:
+        train, test = (read_cifar(options.cifar, train=each) for each in (True, False))
+        return choose(*train, options.images, options.size), choose(*test, options.test_images, options.size)
+    classes = classes_of(options.data / "train", options.classes, options.images + options.test_images)
+    return (
+        read(classes, 0, options.images, options.size),
+        read(classes, options.images, options.test_images, options.size),
+    )
+
+
 def run(
     options: argparse.Namespace, pretrained: bool, recipe: Recipe, data: tuple[Images, Images], folder: Path
 ) -> dict[str, Any]:
@@ -97,7 +121,9 @@ def run(
 def main() -> None:
     """Reads the options, trains, and prints a line a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder whose folder 'train' has one folder of images a class")
+    places = parser.add_mutually_exclusive_group()
+    places.add_argument("--data", type=Path, help="a folder whose folder 'train' has one folder of images a class")
+    places.add_argument("--cifar", metavar="FOLDER", help="the folder of CIFAR-10, in its place")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"), help="the folder of the runs (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=tuple(RUNS), default=tuple(RUNS), metavar="RUN")
     parser.add_argument("--name", default="blockswap_wrn40_2_404k", help="the network (%(default)s)")
@@ -111,6 +137,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="one step on noise, of a small network of random weights")
     options = parser.parse_args()
+    if not options.smoke and options.data is None and options.cifar is None:
+        parser.error("no images; use --data FOLDER or --cifar FOLDER")
     torch.set_num_threads(options.threads)
     runs = {name: RUNS[name] for name in options.only}
     if options.smoke:
@@ -121,11 +149,7 @@ def main() -> None:
         runs = {"random": RUNS["random"]}
         options.out = Path(tempfile.mkdtemp())
     else:
-        classes = classes_of(options.data / "train", options.classes, options.images + options.test_images)
-        data = (
-            read(classes, 0, options.images, options.size),
-            read(classes, options.images, options.test_images, options.size),
-        )
+        data = images_of(options)
     print(
         f"{versions()}, {processor()}, {options.threads} thread\n{options.name}: {options.classes} classes, "
         f"{len(data[0][0])} images to train on and {len(data[1][0])} others, {options.size} px, "
