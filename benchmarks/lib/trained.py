@@ -1,7 +1,8 @@
 """What the benchmarks that train have in common: their options, and one folder and one JSON line for each network.
 
 A network is trained once for a name, a seed, a number of epochs and of images. An interrupted one goes on from its
-checkpoint; a finished one is not trained again. `records.jsonl` has a line for each finished one of the folder.
+checkpoint; a finished one is not trained again. `records.jsonl` has a line for each finished one, also for those whose
+folders are gone: with this file, another machine goes on.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from blockswap_models.zoo.cards import file_digest
 TEACHER = "wrn40_2"
 # The reduced form, for a machine without a GPU.
 REDUCED_EPOCHS, REDUCED_IMAGES = 2, 5_000
+# The file of the records of a folder.
+RECORDS = "records.jsonl"
 # That of --smoke.
 _SMOKE_BATCH = 4
 
@@ -167,18 +170,21 @@ class Trainer:
         teacher: str | None = None,
         lr_factor: float = 1.0,
         at_step: Callable[[Any], AtStep] | None = None,
+        record_is_enough: bool = False,
     ) -> dict[str, Any]:
         """Trains the network of a task, unless that is done, and returns the summary of the run.
 
         The task is made right after the seed is set. `facts` are those of `facts_of`; they and `teacher`, what the
         network learns from, must be those of an earlier start of the run. `lr_factor` is for the recipe's learning
-        rate. `at_step` makes, from the task, what is told before each step which share of the training is done. Raises
+        rate. `at_step` makes, from the task, what is told before each step which share of the training is done. With
+        `record_is_enough` a run that is finished may have lost its folder, and with it its weights. Raises
         TrainingError.
         """
         recipe = replace(self.recipe, lr=self.recipe.lr * lr_factor)
         folder = self.folder(name, seed)
         arguments = {"name": name, **facts, **self.arguments(teacher)}
-        done = finished(folder, {**asdict(recipe), "seed": seed, **arguments})
+        recorded = self.recorded(folder.name) if record_is_enough else None
+        done = finished(folder, {**asdict(recipe), "seed": seed, **arguments}, recorded)
         return done or self.run(folder, seed, make_task, arguments, recipe, at_step=at_step)
 
     def arguments(self, teacher: str | None) -> dict[str, Any]:
@@ -282,12 +288,16 @@ class Trainer:
         facts = facts_of(timm.create_model(name, device="meta"))
         return self.fit(TEACHER, seed, facts, lambda: self.classification(timm.create_model(name)))
 
+    def recorded(self, name: str) -> dict[str, Any] | None:
+        """Returns the record of a finished run by the name of its folder, which may be gone."""
+        return next((row for row in records(self.out) if row["folder"] == name), None)
+
     def collect(self) -> list[dict[str, Any]]:
         """Writes the record of every finished run within `out` to `records.jsonl`, a line each; returns them."""
         rows = records(self.out)
         if rows:
             text = "".join(json.dumps(row) + "\n" for row in rows)
-            write_atomic(self.out / "records.jsonl", text.encode(), TrainingError)
+            write_atomic(self.out / RECORDS, text.encode(), TrainingError)
         return rows
 
 
@@ -304,18 +314,27 @@ def facts_of(model: nn.Module, nonzero: int | None = None) -> dict[str, Any]:
 
 
 def records(out: str | Path) -> list[dict[str, Any]]:
-    """Reads the records of all finished runs within a folder, in the order of their names."""
-    summaries = [json.loads(path.read_text()) for path in sorted(Path(out).glob("*/summary.json"))]
-    # Other runs may lie in the folder too.
-    return [{"epochs": each["recipe"]["epochs"], **each} for each in summaries if "name" in each]
+    """Reads the records of all finished runs within a folder, also of those that are gone, in the order of names."""
+    path = Path(out) / RECORDS
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = {row["folder"]: row for row in rows if "folder" in row}
+    for path in Path(out).glob("*/summary.json"):
+        summary = json.loads(path.read_text())
+        # Other runs may lie in the folder too.
+        if "name" in summary:
+            found[path.parent.name] = {"folder": path.parent.name, "epochs": summary["recipe"]["epochs"], **summary}
+    return [found[folder] for folder in sorted(found)]
 
 
-def finished(folder: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the summary of the run in a folder, None where it has not ended; raises TrainingError for another run."""
+def finished(folder: Path, wanted: dict[str, Any], recorded: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Returns the summary of the run in a folder, or its record, None where it has not ended.
+
+    Raises TrainingError for another run.
+    """
     path = folder / "summary.json"
-    if not path.exists():
+    summary = json.loads(path.read_text()) if path.exists() else recorded
+    if summary is None:
         return None
-    summary = json.loads(path.read_text())
     has = {**summary["recipe"], **summary}
     for name, value in json.loads(json.dumps(wanted)).items():
         if has.get(name) != value:

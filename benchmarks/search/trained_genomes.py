@@ -14,7 +14,8 @@ With more of them the first stay the same. They reach the ends of all ranks more
 correlations over them tend to be larger, for every ranking.
 
 A genome that is chosen twice is trained once. Scores are kept in `scores-….jsonl` within `--out`, runs in folders
-beside it, and the line of each finished one in `records.jsonl`: the same command goes on where it was stopped.
+beside it, and the line of each finished one in `records.jsonl`: the same command goes on where it was stopped. On
+another machine it goes on from `scores-….jsonl` and `records.jsonl` alone.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def run(options: argparse.Namespace) -> None:
             each.genome: fit(each.genome, trainer, teacher, options)
             for each in plan
             if each.genome not in summaries
-            and (trainer.folder(run_name(each.genome, options), options.seed) / "summary.json").exists()
+            and trainer.recorded(trainer.folder(run_name(each.genome, options), options.seed).name) is not None
         }
         print_results(plan, {genome: summary["top1_error"] for genome, summary in summaries.items()})
 
@@ -345,6 +346,7 @@ def fit(genome: Genome, trainer: Trainer, teacher: nn.Module | None, options: ar
         facts_of(timm.create_model(f"blockswap_{options.network}", genome=genome, device="meta")),
         task_of(genome, trainer, teacher, options),
         teacher=None if teacher is None else f"{options.network}, {file_digest(options.teacher)}",
+        record_is_enough=True,
     )
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from argparse import Namespace
 
 import numpy as np
@@ -141,6 +142,10 @@ def test_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(Trainer, "run", None)
         (record,) = tmp_path.glob("scores-*.jsonl")
         before = record.read_bytes()
+        run(options)
+        # Nor on another machine, to which only two files were carried.
+        (folder,) = {path.parent for path in tmp_path.glob("*/summary.json")}
+        shutil.rmtree(folder)
         run(options)
     assert record.read_bytes() == before
     (line,) = (tmp_path / "records.jsonl").read_text().splitlines()
