@@ -354,7 +354,7 @@ SEARCH = "search wrn16_1 --params 60k --samples 3 --refine 0 --batch-size 4 --wo
         ("--score naswot", "naswot", 4, "wrn16_1-params60k-naswot-seed0.jsonl"),
         ("--minibatches 3", "fisher_potential_after_3", 12, "wrn16_1-params60k-after3-seed0.jsonl"),
         (
-            "--score synflow --minibatches 2 --workers 2",
+            "--score synflow --minibatches 2",
             "synflow_after_2",
             8,
             "wrn16_1-params60k-synflow-after2-seed0.jsonl",

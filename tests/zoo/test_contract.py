@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -842,18 +843,27 @@ def test_import_alone_needs_no_torch():
     assert run_python("import sys, blockswap_models; print(*{'torch', 'timm', 'numpy'} & set(sys.modules))") == []
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import blockswap_models, timm",
-        # These modules import timm, which is what the registration waits for, and then are needed for it.
-        "import blockswap_models.nets.networks, timm",
-        "import blockswap_models.data.statistics, timm",
-    ],
+ORDERS = (
+    "import blockswap_models, timm",
+    # These modules import timm, which is what the registration waits for, and then are needed for it.
+    "import blockswap_models.nets.networks, timm",
+    "import blockswap_models.data.statistics, timm",
 )
-def test_any_order_of_imports_registers_the_zoo_once(imports):
-    code = f"{imports}\nprint(len(timm.list_models('blockswap_*')), timm.is_model('resnet34'))"
-    assert run_python(code) == [str(len(ENTRIES)), "True"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each order needs a copy of a fresh process")
+def test_any_order_of_imports_registers_the_zoo_once():
+    code = f"""
+import os, torch, torchvision
+for order in {ORDERS!r}:
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0, order
+        continue
+    exec(order)
+    print(len(timm.list_models("blockswap_*")), timm.is_model("resnet34"), flush=True)
+    os._exit(0)
+"""
+    assert run_python(code) == [str(len(ENTRIES)), "True"] * len(ORDERS)
 
 
 def test_cfgs_are_fresh_for_each_model():
