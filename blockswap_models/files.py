@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from .messages import quote
 
-__all__ = ["JsonLineError", "append_json_line", "json_line", "read_json_lines", "write_atomic"]
+__all__ = ["JsonLineError", "append_json_line", "json_line", "make_folder", "read_json_lines", "write_atomic"]
 
 
 def write_atomic(path: str | Path, content: bytes, error: Callable[[str], Exception] = OSError) -> None:
@@ -44,6 +44,22 @@ def write_atomic(path: str | Path, content: bytes, error: Callable[[str], Except
         if isinstance(fault, OSError):
             raise error(f"cannot write {quote(str(path))}: {fault.strerror or fault}") from None
         raise
+
+
+def make_folder(path: str | Path, error: Callable[[str], Exception] = OSError) -> None:
+    """Makes a folder, and those that it lies in, unless it is there.
+
+    Args:
+        path: The folder.
+        error: Makes the exception from its message if it cannot be made.
+
+    Raises:
+        OSError: The folder cannot be made; or what `error` makes.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise error(f"cannot make the folder {quote(str(path))}: {fault.strerror or fault}") from None
 
 
 class JsonLineError(ValueError):

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from .data.errors import DataError
-from .data.images import ImageError, image_extensions, image_mode, read_image
+from .data.images import ImageError, image_mode, read_image, walk_images
 from .data.loader import plain_errors
 from .data.shared_memory import into_shared_memory, memory_told
 from .data.statistics import model_data_config
@@ -216,12 +216,7 @@ def images_in(places: str | Path | Iterable[str | Path]) -> list[str]:
 
 
 def _walk(folder: str) -> list[str]:
-    extensions, found = image_extensions(), []
-    for path, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        found += [
-            os.path.join(path, each) for each in files if not each.startswith(".") and each.lower().endswith(extensions)
-        ]
+    found = [os.path.join(path, each) for path, _, files in walk_images(folder) for each in files]
     return sorted(found, key=lambda path: (natural_key(path), path))
 
 

@@ -59,7 +59,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
     import torch
 
     from ..data.holdout import HoldOut
-    from ..files import write_atomic
+    from ..files import make_folder, write_atomic
     from ..machine import find_device, keep_memory
     from ..training.evaluate import evaluation_loader, load_weights
     from ..training.models import of_summary
@@ -91,7 +91,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
     tested = measure(model, loader, torch.float32)
     errors = {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
     made = make_card(name, summary, content, _DTYPE, errors, training_command(summary), options.note)
-    weights.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(weights.parent, WeightsError)
     write_atomic(weights, content, WeightsError)
     write_atomic(card, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode(), WeightsError)
     if as_json:

@@ -17,7 +17,7 @@ from ..messages import quote
 from .coco import CocoLabels
 from .errors import DataError
 from .holdout import HoldOut
-from .images import ImageFiles, InMode, image_extensions
+from .images import ImageFiles, InMode, image_extensions, walk_images
 from .splits import find_split, known_split, splits_in
 
 __all__ = [
@@ -224,9 +224,11 @@ def number_by(names: Sequence[str], dataset: ImageFiles, root: str | Path) -> No
 
 def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImageFolder:
     """Opens a folder of classes with timm, without what is hidden, with the numbers of the training images."""
-    extensions = image_extensions()
+    for _ in walk_images(folder):
+        # timm leaves out a folder that cannot be read.
+        pass
     try:
-        reader = ReaderImageFolder(str(folder), input_key=";".join(extensions))
+        reader = ReaderImageFolder(str(folder), input_key=";".join(image_extensions()))
         paths = [path for path, _ in reader.samples if not _is_hidden(path, folder)]
     except RuntimeError:
         paths = []
@@ -279,11 +281,9 @@ def _classes(root: str | Path, folder: Path) -> tuple[list[str], Path]:
 
 def _class_names(folder: Path) -> list[str]:
     """Lists the names of the folders with images in a folder, and of those with nothing, in timm's order."""
-    extensions, names = image_extensions(), set()
-    for path, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        images = (each for each in files if not each.startswith(".") and each.lower().endswith(extensions))
-        if Path(path) != folder and (not folders or any(images)):
+    names = set()
+    for path, folders, images in walk_images(folder):
+        if Path(path) != folder and (not folders or images):
             names.add(os.path.basename(path))
     return _in_order(names)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from tqdm import tqdm
 from ..messages import quote
 from .errors import DataError
 
-__all__ = ["ImageError", "ImageFiles", "InMode", "image_extensions", "image_mode", "read_image"]
+__all__ = ["ImageError", "ImageFiles", "InMode", "image_extensions", "image_mode", "read_image", "walk_images"]
 
 _logger = logging.getLogger(__name__)
 
@@ -77,6 +80,28 @@ def image_extensions() -> tuple[str, ...]:
     """
     formats = Image.registered_extensions()
     return tuple(end for end, kind in formats.items() if kind in Image.OPEN and kind not in _NOT_DECODED)
+
+
+def walk_images(folder: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walks a folder of images, without what is hidden.
+
+    Args:
+        folder: The folder. Links in it are followed.
+
+    Yields:
+        The path of a folder, the names of the folders in it, and those of its images, as `os.walk` does.
+
+    Raises:
+        DataError: A folder cannot be read; its images would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"cannot read the folder {quote(str(error.filename))}: {error.strerror or error}") from None
+
+    extensions = image_extensions()
+    for path, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        yield path, folders, [each for each in files if not each.startswith(".") and each.lower().endswith(extensions)]
 
 
 def read_image(file: IO[bytes] | str, mode: str) -> Image.Image:

@@ -39,9 +39,15 @@ def folders_in(root: str | Path) -> list[Path]:
 
     Returns:
         Their paths.
+
+    Raises:
+        DataError: The folder must not be read.
     """
-    with os.scandir(root) as entries:
-        return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        with os.scandir(root) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except PermissionError as error:
+        raise DataError(f"cannot read the folder {quote(str(root))}: {error.strerror}") from None
 
 
 def splits_in(root: str | Path) -> list[Path]:

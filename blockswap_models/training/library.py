@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..files import append_json_line, json_line, read_json_lines, write_atomic
+from ..files import append_json_line, json_line, make_folder, read_json_lines, write_atomic
 from ..genome import SEARCH_TYPES, BlockType
 from ..messages import quote
 from ..nets.blocks import PreActBasic, PreActBottleneck, ResidualBlock
@@ -227,10 +227,7 @@ def _open(folder: Path, header: dict[str, Any], model: nn.Module, resume: bool) 
         return
     if resume:
         raise LibraryError(f"there is no library to resume in {quote(str(folder))}; leave out resume=True")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LibraryError(f"cannot write the folder {quote(str(folder))}: {error.strerror}") from None
+    make_folder(folder, LibraryError)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     write_atomic(folder / "original.safetensors", safetensors.torch.save(state), LibraryError)
     write_atomic(folder / "errors.jsonl", b"", LibraryError)

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.data.distributed import DistributedSampler
 
-from ..files import write_atomic
+from ..files import make_folder, write_atomic
 from ..nets.native import use_native_convs
 from ..nets.native_norm import use_native_norms
 from ..progress import new_bar
@@ -461,7 +461,7 @@ def _finish(network: nn.Module, test_loader: Minibatches, folder: Path, facts: d
     result = evaluate(model, test_loader)
     # safetensors refuses tensors that share memory, as tied weights do.
     state = {name: each.cpu().clone(memory_format=torch.contiguous_format) for name, each in model.state_dict().items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, TrainingError)
     write_atomic(folder / WEIGHTS, safetensors.torch.save(state, {"format": "pt"}), TrainingError)
     summary = {"top1_error": result.top1_error, "top5_error": result.top5_error, "test_images": result.images}
     summary |= facts

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..errors import BlockSwapError
-from ..files import JsonLineError, append_json_line, json_line, read_json_lines, write_atomic
+from ..files import JsonLineError, append_json_line, json_line, make_folder, read_json_lines, write_atomic
 from ..messages import quote
 
 __all__ = ["WEIGHTS", "RunFolder", "TrainingError", "read_summary"]
@@ -45,7 +45,7 @@ class RunFolder:
 
         The system releases the lock of a process that is killed.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, TrainingError)
         lock = FileLock(self.path / ".lock", blocking=False)
         try:
             lock.acquire()
@@ -99,7 +99,7 @@ class RunFolder:
 
         The header has all arguments, those of the recipe under `recipe`.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, TrainingError)
         earlier, rows = self._rows()
         kept = [earlier or header, *(row for row in rows if row["epoch"] <= epochs)]
         write_atomic(self.log, b"".join(map(json_line, kept)), TrainingError)

@@ -29,6 +29,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..data.statistics import CIFAR10, CIFAR10_NAMES, IMAGENET, for_channels
+from ..files import make_folder
 from ..genome import Genome, GenomeError
 from ..layout import Layout
 from ..nets.copies import plain_copy
@@ -238,7 +239,7 @@ def save_pretrained(
         tensor.data = tensor.data.contiguous()
     model_args = {**kwargs.pop("model_args", {}), "genome": genome}
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     own_cfg: Any = model.pretrained_cfg
     if not isinstance(model, (WideResNet, ResNet)):
         # timm makes it anew by the entry that swaps.

@@ -6,7 +6,14 @@ import os
 import pytest
 
 import blockswap_models.files
-from blockswap_models.files import JsonLineError, append_json_line, json_line, read_json_lines, write_atomic
+from blockswap_models.files import (
+    JsonLineError,
+    append_json_line,
+    json_line,
+    make_folder,
+    read_json_lines,
+    write_atomic,
+)
 
 
 class OwnError(ValueError):
@@ -33,6 +40,15 @@ def test_a_folder_that_is_none_is_told(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OwnError, match=r"^cannot write '.*file/below': Not a directory$"):
         write_atomic(tmp_path / "file" / "below", b"new", OwnError)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(OwnError, match=r"^cannot make the folder '.*file/c': Not a directory$"):
+        make_folder(tmp_path / "file" / "c", OwnError)
 
 
 def test_lines_come_back_wherever_the_last_was_cut_off(tmp_path):

@@ -1,7 +1,9 @@
 """Folders of images as people have them: splits of any name, classes of any name, and files that are damaged."""
 
+import errno
 import json
 import logging
+import os
 import pickle
 import re
 import struct
@@ -29,6 +31,7 @@ from blockswap_models.data.folders import classes_of, find_dataset, names_in, na
 from blockswap_models.data.images import ImageError, image_extensions, read_image
 from blockswap_models.data.loader import plain_errors
 from blockswap_models.data.splits import find_split, known_split
+from blockswap_models.prediction import predict
 from blockswap_models.searching.probe_images import dataset_minibatch
 from blockswap_models.training.evaluate import evaluate, evaluation_loader
 from blockswap_models.training.loaders import training_loader
@@ -245,6 +248,27 @@ def test_hidden_folders_and_files_are_no_classes_and_images(tmp_path):
     write(tmp_path, "train/dog/.thumbnails/0.png val/cat/0.png .trash/cat/0.png")
     assert classes_of(str(tmp_path)) == ("cat", "dog")
     assert len(open_dataset("folder", str(tmp_path), "train")) == 2
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_folder_that_must_not_be_read_is_not_left_out(tmp_path, monkeypatch, split):
+    write(tmp_path, "train/a/1.png train/b/1.png val/a/1.png val/b/1.png")
+    scan, closed = os.scandir, str(tmp_path / split / "b")
+
+    def guarded(path):
+        if os.fspath(path) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    # In the place of permissions, which root does not need.
+    monkeypatch.setattr(os, "scandir", guarded)
+    message = rf"^cannot read the folder '{re.escape(closed)}': Permission denied$"
+    for read in (partial(open_dataset, "folder", str(tmp_path), split), partial(predict, network(2), tmp_path / split)):
+        with pytest.raises(DataError, match=message):
+            read()
+    closed = str(tmp_path)
+    with pytest.raises(DataError, match=rf"^cannot read the folder '{re.escape(closed)}': Permission denied$"):
+        open_dataset("folder", str(tmp_path), split)
 
 
 def test_a_class_map_must_have_the_classes_that_are_there(tmp_path):

@@ -267,6 +267,9 @@ with RunFolder({str(tmp_path / "run")!r}, {{}}).locked():
 
 def test_a_folder_with_a_run_is_left_alone(tmp_path):
     one = replace(TINY, epochs=1)
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"^cannot make the folder '.*/file/run': Not a directory$"):
+        run_tiny(tmp_path / "file" / "run")
     with pytest.raises(TrainingError, match=r"^there is no run to resume in '.*'; leave out resume=True$"):
         run_tiny(tmp_path / "run", resume=True)
     run_tiny(tmp_path / "run", recipe=one)
