@@ -271,7 +271,10 @@ def save_pretrained(
         else:
             # That of other weights, which would refuse these.
             (directory / CARD).unlink(missing_ok=True)
+        mode = (folder / "config.json").stat().st_mode
         for each in folder.iterdir():
+            # safetensors lets its owner alone read a file, whatever the umask says.
+            each.chmod(mode)
             os.replace(each, directory / each.name)
 
 

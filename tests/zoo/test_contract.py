@@ -705,6 +705,9 @@ def test_a_folder_gives_the_network_back(case, kwargs, save, tmp_path):
     # Always canonical from our own function; timm's keeps the text that it was given.
     assert (saved if save is save_pretrained else Genome(saved)) == str(model.genome)
     assert (tmp_path / "model.safetensors").exists() == (save is save_pretrained)
+    if save is save_pretrained:
+        # Who may read one may read the other.
+        assert len({each.stat().st_mode for each in tmp_path.iterdir()}) == 1
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert again.genome == model.genome
     assert (again.num_classes, again.in_chans) == (model.num_classes, model.in_chans)
