@@ -255,6 +255,7 @@ _JOINED, _JOINED_IMAGES = 50, 1000
 
 def _search_library(options: SimpleNamespace, as_json: bool) -> None:
     """Chooses blocks of a library within a budget, and prints which."""
+    from ..data.facts import holdout_of, holdout_text
     from ..nets.library import BlockLibrary
     from ..searching.block_choice import best_by_errors, search_library, space_of_library
     from ..searching.probe_images import dataset_minibatch
@@ -265,6 +266,10 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
     record = options.resume or options.out or _record_name(options)
     if options.resume is None:
         require_new(record)
+    if options.resume is not None and Path(record).is_file():
+        _go_on_as(options, record, read_record(record)[0])
+    else:
+        options.holdout = holdout_of(options.data, options.data_dir, options.val_share, options.val_seed)
     library = BlockLibrary.load(options.library)
     network = options.network.value if isinstance(options.network.value, str) else options.network.value.name
     if library.header["network"] not in (network, options.network.text):
@@ -277,8 +282,13 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
         raise ValueError("a library is searched at one budget; use one amount")
     space, budget = space.resolve(budgets[0])
     size = options.batch_size
+    if options.holdout is not None:
+        click.echo(holdout_text(options.data, options.data_dir, options.holdout), err=True)
+    # What the library learned from, and not what the result is measured on.
     images = dataset_minibatch(
-        space, options.data, options.data_dir, size, options.seed, options.split, -(-_JOINED_IMAGES // size)
+        *(space, options.data, options.data_dir, size, options.seed, options.split),
+        num_batches=-(-_JOINED_IMAGES // size),
+        holdout=options.holdout,
     )
     number = min(_JOINED, options.samples)
     advise_when_interrupted(f"continue with the same command and --resume{'' if not options.out else f' {record}'}")
@@ -301,7 +311,7 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
         print_json({**report, "record": record})
         return
     found = len(result.candidates)
-    print(f"best of the {found} genomes of {space.layout.name} within {budget} with the smallest sums of errors,")
+    print(f"best of {counted(found, 'genome')} of {space.layout.name} within {budget} with the smallest sums of errors,")
     print(f"by their accuracy in percent when joined, on {len(images.images):,} images:\n\n  {best.genome}\n")
     print_ranking(result.candidates[: options.top])
     proved = "the smallest there is" if least.gap == 0 else f"at most {least.gap:.2%} above the smallest there is"

@@ -72,6 +72,22 @@ def test_what_does_not_fit_a_library_is_refused(files, library, tmp_path):
     assert "test_resnet has random weights: there is nothing to imitate; use trained ones" in said.splitlines()
 
 
+def test_what_is_held_out_of_a_folder_without_splits_chooses_nothing(files, library, tmp_path):
+    record = tmp_path / "record.jsonl"
+    search = ("search", "test_resnet", "--strategy", "library", "--library", library, "--data", files / "images/train")
+    wanted = ("--params", "50%", "--samples", "1", "--batch-size", "4", "--tolerance", "0.2", "--out", record)
+    code, out, said = run(*search, *wanted, "--val-share", "0.25")
+    assert code == 0, said
+    assert "15 of its 20 images train and 5 are held out for validation, 25% of each class by seed 0" in said
+    # Whole minibatches of them.
+    assert "on 12 images" in out
+    header = json.loads(record.read_text().splitlines()[0])
+    assert (header["about"]["val_share"], header["about"]["val_seed"]) == (0.25, 0)
+    # What goes on has the same images, whatever is asked for.
+    code, again, said = run(*search, *wanted[:-2], "--resume", record)
+    assert (code, again) == (0, out), said
+
+
 def test_a_library_is_searched(files, library, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     search = ("search", "test_resnet", "--strategy", "library", "--library", library, "--data", files / "images")
