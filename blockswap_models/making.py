@@ -9,7 +9,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .errors import BlockSwapError
 from .export import export_model, require_onnx
 from .files import write_atomic
 from .layout import Layout
-from .machine import default_workers, find_device, keep_memory
+from .machine import computes_bfloat16, default_workers, find_device, keep_memory
 from .messages import counted, quote
 from .searching.latency import LatencyTable
 from .searching.plot import plot_record
@@ -58,6 +58,9 @@ _NETWORKS = {48: "wrn40_2", 96: "resnet18"}
 _FEW_IMAGES, _SIDE_OF_FEW = 5_000, 96
 # Images in a minibatch of the search, and genomes that it scores.
 _PROBE, _SAMPLES = 32, 100
+
+# The precision of folders of older versions, which do not say theirs.
+_OLD_DTYPE = "float32"
 
 
 class MakeError(BlockSwapError):
@@ -117,6 +120,7 @@ def make(
     batch_size: int | None = None,
     val_share: float | None = None,
     seed: int = 0,
+    dtype: str = "auto",
     workers: int | None = None,
     device: torch.device | str | None = None,
     command: Sequence[str] = (),
@@ -144,6 +148,8 @@ def make(
         batch_size: Images a step; chosen by their number where None.
         val_share: Share of each class that is held out, for a folder without splits; 0.2 where None.
         seed: Seed of all that is drawn.
+        dtype: Precision of both trainings: `float32`, `bfloat16` (autocast), or `auto`, the faster one on this device;
+            a call that goes on has that of the first.
         workers: Processes that score or read images, one a core by default.
         device: Where to train and to score; a GPU where there is one.
         command: The words of the command that asks for this, for the card.
@@ -166,6 +172,8 @@ def make(
         ```
     """
     folder, budget = Path(out), Budget.of(budget)
+    if dtype not in (known := ("auto", "float32", "bfloat16")):
+        raise ValueError(f"no precision {quote(dtype)}; use {', '.join(known)} (dtype=)")
     require_onnx()
     target = find_device(device)
     if target.type == "cpu":
@@ -176,6 +184,7 @@ def make(
         plan, facts, holdout = _plan(
             data, budget, network, teacher, image_size, in_chans, samples, epochs, batch_size, val_share, seed
         )
+        plan["dtype"] = _dtype_of(folder, target) if dtype == "auto" else dtype
         settings = _settings(plan)
         if not folder.exists():
             _require_networks(plan, settings, budget)
@@ -280,6 +289,14 @@ def _plan(
     return json.loads(json.dumps(plan)), facts, holdout
 
 
+def _dtype_of(folder: Path, device: torch.device) -> str:
+    """The precision in which a folder was begun, or else the faster one on a device."""
+    with suppress(OSError, KeyError, TypeError, ValueError):
+        return str(json.loads((folder / PLAN).read_text(encoding="utf-8"))["plan"].get("dtype", _OLD_DTYPE))
+    fast = computes_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
+
+
 def _agree(folder: Path, plan: dict[str, Any]) -> None:
     """Begins the folder with its plan, or sees that it has the same one; raises MakeError."""
     path = folder / PLAN
@@ -290,7 +307,7 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
         _write_plan(folder, plan)
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["plan"]
+        found = {"dtype": _OLD_DTYPE, **json.loads(path.read_text(encoding="utf-8"))["plan"]}
     except (KeyError, TypeError, ValueError):
         raise MakeError(f"{quote(str(path))} is damaged; use a new folder (out=)") from None
     for key, value in plan.items():
@@ -334,8 +351,8 @@ def _say_plan(
     if facts.fewest < 10:
         say(f"the smallest class has {counted(facts.fewest, 'image')} to train on: few to learn from")
     say(
-        f"for {facts.images:,} images: minibatches of {plan['batch_size']}, {counted(plan['epochs'], 'epoch')} (other "
-        "numbers: batch_size=, epochs=)"
+        f"for {facts.images:,} images: minibatches of {plan['batch_size']}, {counted(plan['epochs'], 'epoch')}, in "
+        f"{plan['dtype']} (others: batch_size=, epochs=, dtype=)"
     )
 
 
@@ -352,6 +369,7 @@ def _settings(plan: dict[str, Any]) -> RunSettings:
         seed=plan["seed"],
         # Faster on every device that was tried.
         channels_last=True,
+        amp=None if plan["dtype"] == "float32" else plan["dtype"],
     )
 
 

@@ -21,6 +21,8 @@ from blockswap_models.zoo.cards import file_digest
 
 # The least of everything.
 LEAST = {"network": "wrn16_1", "samples": 2, "epochs": 1, "batch_size": 4, "workers": 1, "device": "cpu"}
+# The same on every machine.
+LEAST["dtype"] = "float32"
 CLASSES = ("cat", "dog", "fox")
 
 
@@ -60,6 +62,43 @@ def made(photos):
     return result, said, stopped
 
 
+@pytest.mark.parametrize(("fast", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_trains_in_the_faster_type_and_goes_on_in_it(photos, tmp_path, monkeypatch, fast, dtype):
+    asked = []
+
+    def stop(settings, *_, **__):
+        asked.append(settings.amp)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(making, "train_run", stop)
+    # The second machine is of the other kind.
+    for here in (fast, not fast):
+        monkeypatch.setattr(making, "computes_bfloat16", lambda here=here: here)
+        with pytest.raises(KeyboardInterrupt):
+            make_least(photos, tmp_path / "net", dtype="auto")
+    assert json.loads((tmp_path / "net" / making.PLAN).read_text())["plan"]["dtype"] == dtype
+    assert asked == ["bfloat16" if fast else None] * 2
+    with pytest.raises(ValueError, match=r"^no precision 'float8'; use auto, float32, bfloat16 \(dtype=\)$"):
+        make_least(photos, tmp_path / "net", dtype="float8")
+
+
+def test_what_was_begun_before_precisions_were_written_goes_on_in_float32(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(making, "train_run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(making, "computes_bfloat16", lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        make_least(photos, tmp_path / "net")
+    path = tmp_path / "net" / making.PLAN
+    found = json.loads(path.read_text())
+    del found["plan"]["dtype"]
+    path.write_text(json.dumps(found))
+    (tmp_path / "net" / "teacher").mkdir()
+    (tmp_path / "net" / "teacher" / "log.jsonl").touch()
+    with pytest.raises(KeyboardInterrupt):
+        make_least(photos, tmp_path / "net", dtype="auto")
+    with pytest.raises(MakeError, match=r"was begun with dtype \"float32\", not \"bfloat16\"; use the same again"):
+        make_least(photos, tmp_path / "net", dtype="bfloat16")
+
+
 def test_what_is_made_is_what_is_said(made, photos):
     result, said, _ = made
     folder = Path(result.folder)
@@ -81,7 +120,7 @@ def test_what_is_made_is_what_is_said(made, photos):
     assert {each["val_share"] for each in (student, teacher)} == {0.2}
     assert any("15 of its 18 images train and 3 are held out for validation" in line for line in said)
     assert "the smallest class has 5 images to train on: few to learn from" in said
-    assert "for 15 images: minibatches of 4, 1 epoch (other numbers: batch_size=, epochs=)" in said
+    assert "for 15 images: minibatches of 4, 1 epoch, in float32 (others: batch_size=, epochs=, dtype=)" in said
 
 
 def test_the_onnx_file_answers_as_the_folder_does(made, photos):

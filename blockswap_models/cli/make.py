@@ -52,6 +52,12 @@ __all__ = ["make_"]
 @click.option(
     "--workers", type=int, default=default_workers, show_default="one a core", help="processes that score or read"
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(("auto", "float32", "bfloat16")),
+    default="auto",
+    help="precision of training; auto is the faster here",
+)
 @device_option
 def make_(as_json: bool, **arguments: Any) -> None:
     """Makes a network, and prints what it is and where."""
@@ -79,6 +85,7 @@ def make_(as_json: bool, **arguments: Any) -> None:
         batch_size=options.batch_size,
         val_share=options.val_share,
         seed=options.seed,
+        dtype=options.dtype,
         workers=options.workers,
         device=options.device,
         command=["blockswap", *given_words()],

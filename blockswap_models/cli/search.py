@@ -311,7 +311,8 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
         print_json({**report, "record": record})
         return
     found = len(result.candidates)
-    print(f"best of {counted(found, 'genome')} of {space.layout.name} within {budget} with the smallest sums of errors,")
+    genomes = counted(found, "genome")
+    print(f"best of {genomes} of {space.layout.name} within {budget} with the smallest sums of errors,")
     print(f"by their accuracy in percent when joined, on {len(images.images):,} images:\n\n  {best.genome}\n")
     print_ranking(result.candidates[: options.top])
     proved = "the smallest there is" if least.gap == 0 else f"at most {least.gap:.2%} above the smallest there is"
