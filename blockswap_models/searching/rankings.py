@@ -21,6 +21,7 @@ from torch.func import functional_call
 from ..messages import did_you_mean, listed, quote
 from ..nets.cost import count
 from .fisher import Score, at_least_float, fisher_balanced, fisher_potential, measure_blocks, set_scoring_modes
+from .probes import Blocks
 
 __all__ = [
     "SCORES",
@@ -42,9 +43,9 @@ __all__ = [
 ]
 
 
-def fisher_printed(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Sums Σ_c 1/(2N) Σ_n Σ_ij A² · g² over all blocks: the paper's equation 2 exactly as printed."""
-    return sum(measure_blocks(model, images, labels, _sum_of_squares))
+def fisher_printed(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, blocks: Blocks | None = None) -> float:
+    """Sums Σ_c 1/(2N) Σ_n Σ_ij A² · g² over all blocks, as `fisher_potential` takes them: equation 2 as printed."""
+    return sum(measure_blocks(model, images, labels, _sum_of_squares, blocks))
 
 
 def _sum_of_squares(product: torch.Tensor) -> torch.Tensor:

@@ -71,12 +71,17 @@ def test_fisher_printed_equals_equation_2_as_printed(layout, genome):
         # What follows may overwrite its input, or adds another gradient.
         return output * 1
 
+    blocks = residual_blocks(model)
     plain = copy.deepcopy(model).train()
     for block in residual_blocks(plain):
         block.get_submodule(block.branch_end).register_forward_hook(keep)
     F.cross_entropy(plain(images), labels).backward()
     expected = sum(float((a.detach() ** 2 * a.grad**2).sum()) / (2 * len(images)) for a in outputs)
     assert len(outputs) == len(residual_blocks(model))
+    first, *others = (f"{name}.{each.branch_end}" for name, each in model.named_modules() if each in blocks)
+    parts = [fisher_printed(model, images, labels, blocks=names) for names in ([first], others)]
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(expected, rel=1e-9)
     assert fisher_printed(model, images, labels) == pytest.approx(expected, rel=1e-9)
     assert fisher_printed(model, images, labels) != pytest.approx(fisher_potential(model, images, labels), rel=1e-2)
 
