@@ -40,6 +40,8 @@ __all__ = ["evaluate_", "measure", "say_which"]
 @click.option("--images", type=int, metavar="N", help="so many images, evenly spaced [default: all]")
 @model_options("its own, unless there is a checkpoint")
 @click.option("--batch-size", type=int, default=256, help="images in a minibatch")
+@click.option("--image-size", type=int, help="side of the images in pixels [default: the model's own]")
+@click.option("--crop-pct", type=float, metavar="SHARE", help="the middle that is seen [default: the model's own]")
 @reader_option
 @device_option
 @click.option("--dtype", type=click.Choice(("float32", "bfloat16", "float16")), default="float32", help="precision")
@@ -79,6 +81,8 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
         None
         if options.val_share is None
         else holdout_of(options.data, options.data_dir, options.val_share, options.val_seed),
+        image_size=options.image_size,
+        crop_pct=options.crop_pct,
     )
     result = measure(model, loader, getattr(torch, options.dtype))
     say_which(options.name, options.genome)

@@ -165,8 +165,11 @@ def evaluation_loader(
     class_map: str | Path | None = None,
     workers: int = 4,
     holdout: HoldOut | None = None,
+    *,
+    image_size: int | None = None,
+    crop_pct: float | None = None,
 ) -> Minibatches:
-    """Opens a dataset for a model: size, crop and normalisation are those of its timm configuration.
+    """Opens a dataset for a model: size, crop and normalisation are those of its timm configuration, or as given.
 
     CIFAR at its own size is kept on the model's device. Images that cannot be read are left out, with a warning
     that names them. The classes of a folder are found among those of the model by name, where it has names for them.
@@ -183,13 +186,19 @@ def evaluation_loader(
             model knows by name.
         workers: Processes that read images.
         holdout: Which images are those of validation, for a folder without splits; all are where None.
+        image_size: Side of the squares that the model sees, in pixels.
+        crop_pct: Side of these as a share of the resized image of which they are the middle, above 0 and up to 1.
 
     Returns:
         The minibatches.
 
     Raises:
-        DataError: There is no such dataset or split, it does not fit the model, or a number is too small.
+        DataError: There is no such dataset or split, it does not fit the model, or a number is out of range.
     """
+    if image_size is not None and image_size < 1:
+        raise DataError(f"images have at least 1 pixel, not {image_size} (image_size=)")
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise DataError(f"a crop is a share above 0 and up to 1, not {crop_pct:g} (crop_pct=)")
     if batch_size < 1:
         raise DataError(f"a minibatch has at least 1 image, not {batch_size}")
     if images is not None and images < 1:
@@ -197,6 +206,10 @@ def evaluation_loader(
     require_readers(workers)
     data, root = find_dataset(data, root)
     config = model_data_config(model)
+    if image_size is not None:
+        config["input_size"] = (config["input_size"][0], image_size, image_size)
+    if crop_pct is not None:
+        config["crop_pct"] = crop_pct
     source, _, cifar = data.lower().partition("/")
     if source == "torch" and class_map is not None:
         raise DataError(f"a class map is for folders of images, not for {data}; leave it out (class_map=)")

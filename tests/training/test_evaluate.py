@@ -203,6 +203,29 @@ def test_some_images_are_evenly_spaced(folder):
     assert images.shape == (5, 3, 32, 32)
 
 
+def test_images_of_another_size_and_crop(capsys, tmp_path):
+    # White, with a black frame of a tenth of the side.
+    picture = Image.new("L", (40, 40))
+    picture.paste(255, (4, 4, 36, 36))
+    for name in ("cat", "dog", "eel"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        picture.save(tmp_path / "val" / name / "1.png")
+    whole, middle = (
+        next(iter(evaluation_loader(wrn(), str(tmp_path), workers=0, image_size=64, crop_pct=share)))[0]
+        for share in (1.0, 0.8)
+    )
+    assert whole.shape == middle.shape == (3, 3, 64, 64)
+    assert whole[0, 0, 0, 0] < 0 < whole[0, 0, 32, 32]
+    assert middle.min() > 0
+    # CIFAR's own size is not asked for.
+    with pytest.raises(DataError, match="no dataset torch/cifar10 in"):
+        evaluation_loader(wrn(10), "torch/cifar10", tmp_path, image_size=64)
+    save_file(wrn().state_dict(), tmp_path / "net.safetensors")
+    command = ["evaluate", "wrn16_1", "--num-classes", 3, "--checkpoint", tmp_path / "net.safetensors", "--workers", 0]
+    status, out, err = run(capsys, *command, "--data", tmp_path, "--image-size", 64, "--crop-pct", 0.8)
+    assert (status, "images       3" in out) == (0, True), err
+
+
 def test_a_class_map_for_some_of_the_classes(folder, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("ape\neel\ncat\ndog\n")
@@ -326,6 +349,8 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
         ),
         ("wrn16_1 --no-pretrained --data images --images 0", "an error is measured on at least 1 image, not 0"),
         ("wrn16_1 --no-pretrained --num-classes 3 --data images --workers -1", "--workers is at least 0, not -1"),
+        ("wrn16_1 --no-pretrained --data images --image-size 0", "at least 1 pixel, not 0 (--image-size)"),
+        ("wrn16_1 --no-pretrained --data images --crop-pct 1.1", "above 0 and up to 1, not 1.1 (--crop-pct)"),
         ("wrn16_1 --no-pretrained --data images --batch-size 0", "a minibatch has at least 1 image, not 0"),
         ("wrn16_1 --checkpoint nowhere --data images", "no checkpoint 'nowhere'; use a .safetensors file"),
         ("wrn16_1 --checkpoint images --data images", "the checkpoint 'images' is a folder; use a file in it, or"),
