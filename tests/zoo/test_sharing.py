@@ -368,9 +368,10 @@ def test_shipped_weights_are_those_of_their_cards(name):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", [each for each in shipped() if "wrn" in each])
+@pytest.mark.parametrize("name", shipped())
 def test_shipped_weights_have_the_error_of_their_cards(capsys, data_dir, name):
-    arguments = ["--data", "torch/cifar10", "--data-dir", data_dir, "--images", 1000, "--device", "cpu", "--json"]
+    data = ["torch/cifar10", "--data-dir", data_dir] if "wrn" in name else [data_dir / "imagenet_284"]
+    arguments = ["--data", *data, "--images", 1000, "--device", "cpu", "--workers", 0, "--json"]
     status, out, err = run(capsys, "evaluate", name, *arguments)
     assert status == 0, err
     card = read_card(shipped()[name].with_suffix(".json"))
@@ -378,3 +379,15 @@ def test_shipped_weights_have_the_error_of_their_cards(capsys, data_dir, name):
     # On a tenth of the images, so within three standard deviations of it.
     deviation = 100 * (error / 100 * (1 - error / 100) / images) ** 0.5
     assert abs(json.loads(out)["top1_error"] - error) < 3 * deviation
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", [each for each in shipped() if "wrn" not in each])
+def test_imagenet_weights_have_the_errors_of_their_notes(capsys, data_dir, name):
+    data = ["--data", data_dir / "imagenet_val1300", "--class-map", data_dir / "imagenet_val1300_classes.txt"]
+    status, out, err = run(capsys, "evaluate", name, *data, "--device", "cpu", "--workers", 0, "--json")
+    assert status == 0, err
+    found, note = json.loads(out), read_card(shipped()[name].with_suffix(".json"))["note"]
+    said = re.search(r"On 1,300 images of .* its top-1 error is ([\d.]+) % and its top-5 error ([\d.]+) %", note)
+    assert [found["top1_error"], found["top5_error"]] == pytest.approx([*map(float, said.groups())], abs=0.3)
+    assert found["images"] == 1300
