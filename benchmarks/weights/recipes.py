@@ -22,7 +22,10 @@ from timm.task import ClassificationTask
 from torch import nn
 
 import blockswap_models  # noqa: F401
+from benchmarks.lib.report import processor, versions
 from blockswap_models.data.cifar import CifarLoader, read_cifar
+from blockswap_models.machine import keep_memory
+from blockswap_models.messages import counted
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.searching.space import SearchSpace
 from blockswap_models.training.loaders import cifar_training_loader
@@ -37,6 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lr 0.2": {"lr": 0.2},
     "batch 32, lr 0.05": {"batch_size": 32, "lr": 0.05},
     "batch 128, lr 0.2": {"batch_size": 128, "lr": 0.2},
+    "weight decay 0.001": {"weight_decay": 1e-3},
+    "weight decay 0.00025": {"weight_decay": 2.5e-4},
     "random flips": {"flip": "random"},
     "label smoothing 0.1": {"label_smoothing": 0.1},
     "Cutout 8": {"cutout": 8},
@@ -53,7 +58,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(name: str, recipe: Recipe, data: tuple[torch.Tensor, ...], folder: Path, seed: int) -> dict[str, Any]:
+def run(
+    name: str, recipe: Recipe, data: tuple[torch.Tensor, ...], folder: Path, seed: int, amp: str | None
+) -> dict[str, Any]:
     """Trains a network by a recipe, or goes on, and returns the summary of the run."""
     if (folder / "summary.json").exists():
         return json.loads((folder / "summary.json").read_text())
@@ -68,8 +75,9 @@ def run(name: str, recipe: Recipe, data: tuple[torch.Tensor, ...], folder: Path,
         recipe,
         folder,
         seed=seed,
-        arguments={"model": name},
+        arguments={"model": name, "amp": amp},
         resume=(folder / "log.jsonl").exists(),
+        dtype=getattr(torch, amp or "float32"),
         test_every=recipe.epochs,
     )
 
@@ -83,10 +91,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5, help="epochs of each run (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=tuple(VARIANTS), default=tuple(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--amp", choices=["bfloat16"], help="precision of autocast (float32)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--smoke", action="store_true", help="two variants on noise in the place of CIFAR-10")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_memory()
     if options.smoke:
         minibatch = noise_minibatch(SearchSpace("wrn16_1"), 128, options.seed)
         pixels = (minibatch.images * 50 + 128).clamp(0, 255).byte()
@@ -95,13 +105,13 @@ def main() -> None:
     else:
         data = (*read_cifar(options.data_dir), *read_cifar(options.data_dir, train=False))
     print(
-        f"{options.name}, {options.epochs} epochs, seed {options.seed}, torch {torch.__version__}, "
-        f"timm {timm.__version__}, {options.threads} threads\n\n{'variant':22}{'error, %':>9}{'seconds':>9}"
+        f"{versions()}; {processor()}; {counted(options.threads, 'thread')}\n{options.name}, {options.epochs} epochs, "
+        f"{options.amp or 'float32'}, seed {options.seed}\n\n{'variant':22}{'error, %':>9}{'seconds':>9}"
     )
     for variant in options.only:
         recipe = replace(RECIPES[BASE], epochs=options.epochs, **VARIANTS[variant])
         folder = Path(options.out) / variant.replace(" ", "-").replace(",", "").replace("'", "")
-        summary = run(options.name, recipe, data, folder, options.seed)
+        summary = run(options.name, recipe, data, folder, options.seed, options.amp)
         print(f"{variant:22}{summary['top1_error']:9.2f}{summary['seconds']:9.0f}", flush=True)
 
 
