@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -33,6 +34,11 @@ _DTYPE = "float16"
 )
 @click.option("--tag", required=True, help="the tag of the weights, such as at_cifar10")
 @click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset, on which their error is measured")
+@click.option(
+    "--image-size",
+    type=int,
+    help="side of the images on which the weights are measured, and of a network with them [default: that of the run]",
+)
 @click.option("--out", required=True, metavar="FOLDER", help="where MODEL.TAG.safetensors and .json go")
 @click.option("--note", metavar="TEXT", help="what a user must know first of all, such as what it was trained on")
 @reader_option
@@ -59,8 +65,10 @@ def pack(as_json: bool, **arguments: Any) -> None:
     import torch
 
     from ..data.holdout import HoldOut
+    from ..data.statistics import model_data_config
     from ..files import make_folder, write_atomic
     from ..machine import find_device, keep_memory
+    from ..nets.cost import count
     from ..training.evaluate import evaluation_loader, load_weights
     from ..training.models import of_summary
 
@@ -71,6 +79,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
         raise WeightsError(f"the run in {quote(str(folder))} does not say its command; train it with this version")
     model = of_summary(summary)
     load_weights(model, folder / "model.safetensors")
+    exact = copy.deepcopy(model)
     _halve(model)
     content = safetensors.torch.save(
         {key: each.clone(memory_format=torch.contiguous_format) for key, each in model.state_dict().items()},
@@ -87,7 +96,14 @@ def pack(as_json: bool, **arguments: Any) -> None:
         options.data_dir,
         workers=options.workers,
         holdout=None if share is None else HoldOut(share, summary["val_seed"]),
+        image_size=options.image_size,
     )
+    if options.image_size is not None:
+        # What the run measured is of its own size.
+        tested = measure(exact.to(device), loader, torch.float32)
+        size = (model_data_config(model)["input_size"][0], options.image_size, options.image_size)
+        summary |= {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
+        summary |= {"input_size": size, "macs": count(model, size).macs}
     tested = measure(model, loader, torch.float32)
     errors = {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
     made = make_card(name, summary, content, _DTYPE, errors, training_command(summary), options.note)

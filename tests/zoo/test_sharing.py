@@ -11,10 +11,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 
 from blockswap_models import Budget, Genome, SearchSpace, count, save_pretrained
 from blockswap_models.cli.main import main
 from blockswap_models.searching.probe_images import noise_minibatch
+from blockswap_models.training.evaluate import evaluate, evaluation_loader, load_weights
 from blockswap_models.zoo import blockswap
 from blockswap_models.zoo.cards import (
     WeightsError,
@@ -99,6 +101,34 @@ def test_five_classes_have_no_top5_error_and_a_note_comes_first(packed):
     assert many["test"]["float16"] == tested
     assert "note" not in many
     assert "top-5" in model_card(many, "local-dir:x")
+
+
+def test_weights_are_packed_for_images_of_another_size(capsys, tmp_path):
+    for split, number in {"train": 8, "val": 4}.items():
+        for place, name in enumerate("ab"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for each in range(number):
+                Image.new("RGB", (32, 32), (30 * each, 200 * place, 0)).save(
+                    tmp_path / "images" / split / name / f"{each}.png"
+                )
+    recipe = ["--epochs", 1, "--batch-size", 8, "--num-classes", 2, "--workers", 0, "--device", "cpu"]
+    status, _, err = run(
+        capsys, "train", "wrn16_1", "--data", tmp_path / "images", *recipe, "--out", tmp_path / "run", "--seed", 1
+    )
+    assert status == 0, err
+    pack = ["pack", tmp_path / "run", "--tag", "x", "--workers", 0, "--device", "cpu", "--json"]
+    status, _, err = run(capsys, *pack, "--image-size", 48, "--out", tmp_path / "packed")
+    assert status == 0, err
+    card = read_card(tmp_path / "packed" / "blockswap_wrn16_1.x.json")
+    model = timm.create_model("blockswap_wrn16_1", num_classes=2)
+    assert card["input_size"] == [3, 48, 48]
+    assert card["macs"] == count(model, (3, 48, 48)).macs
+    # Both errors are of that size.
+    weights = tmp_path / "packed" / "blockswap_wrn16_1.x.safetensors"
+    for file, dtype in {tmp_path / "run" / "model.safetensors": "float32", weights: "float16"}.items():
+        load_weights(model, file)
+        loader = evaluation_loader(model, str(tmp_path / "images"), workers=0, image_size=48)
+        assert card["test"][dtype]["top1_error"] == evaluate(model, loader).top1_error
 
 
 @pytest.mark.parametrize(
