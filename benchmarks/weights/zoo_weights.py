@@ -90,6 +90,8 @@ PLAN = (
     Training("resnet34_8m", "in284", IMAGENET_TEACHER, 9, _RESNET),
 )
 NAMES = tuple(each.name for each in PLAN)
+# Trained at 96 pixels, which random crops enlarge, they err least at more: by 58.7 % at 128, 59.7 at 96, 66.2 at 160.
+BEST_SIZE = 128
 NOTE = (
     "This is not an ImageNet-1k network: it was trained on 69,000 small images of 284 of ImageNet's classes, by the "
     "soft labels of EfficientNet-Lite0, and has seen at most one image of each other class."
@@ -159,7 +161,7 @@ class Zoo:
         card = self.card(training)
         if training.packed and not card.exists():
             place = ["--data-dir", self.options.cifar] if training.data == "cifar10" else []
-            note = ["--note", NOTE] if training.data == "in284" else []
+            note = ["--note", NOTE, "--image-size", str(BEST_SIZE)] if training.data == "in284" else []
             tag = card.name.removesuffix(".json").partition(".")[2]
             call(
                 ["pack", str(folder), "--tag", tag, "--out", str(self.weights), *place, *note, *self.options.place],
