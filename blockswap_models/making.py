@@ -579,7 +579,10 @@ def _files(plan: dict[str, Any], summary: dict[str, Any], holdout: HoldOut | Non
 
 def _call(plan: dict[str, Any]) -> str:
     """Writes the call of Python that makes this network, for its card."""
-    return f"make(DATA, NET, budget={plan['budget']}, network={plan['network']!r}, seed={plan['seed']})"
+    same = ("network", "image_size", "in_chans", "samples", "epochs", "batch_size", "val_share", "seed", "dtype")
+    teacher = Path(plan["teacher"]).name if Path(plan["teacher"]).is_absolute() else plan["teacher"]
+    others = "".join(f", {key}={plan[key]!r}" for key in same)
+    return f"make(DATA, NET, budget={plan['budget']}, teacher={teacher!r}{others})"
 
 
 def _short(value: object) -> str:

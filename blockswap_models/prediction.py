@@ -134,6 +134,8 @@ def iter_predictions(
                 continue
             with torch.inference_mode():
                 logits = network(pixels.to(device))
+                if logits.isnan().any():
+                    raise ValueError("the outputs of the network are not numbers; use weights that are")
                 probabilities, labels = logits.float().softmax(dim=1).topk(min(top, logits.shape[1]))
             for place, each, numbers in zip(places, probabilities.tolist(), labels.tolist(), strict=True):
                 seen += 1

@@ -110,6 +110,15 @@ def test_what_is_made_is_what_is_said(made, photos):
     assert 58_500 <= result.params <= 61_500
     assert tuple(net.pretrained_cfg["label_names"]) == result.classes == CLASSES
     card = json.loads((folder / "card.json").read_text())
+    # The call in the card makes the same.
+    asked = eval(card["command"], {"make": lambda *places, **options: options, "DATA": 0, "NET": 0})
+    plan = json.loads((folder / making.PLAN).read_text())["plan"]
+    assert asked.pop("budget") == plan["budget"]
+    assert asked == {key: plan[key] for key in asked}
+    assert asked.keys() == {
+        *("network", "teacher", "image_size", "in_chans", "samples", "epochs", "batch_size", "val_share", "seed"),
+        "dtype",
+    }
     assert card["test"]["float32"] == {"top1_error": result.top1_error}
     assert (card["label_names"], card["test"]["images"], result.images) == (list(CLASSES), 3, 3)
     student, teacher = (read_summary(folder / name) for name in ("student", "teacher"))
@@ -227,7 +236,7 @@ def test_teachers_that_do_not_fit_are_known_before_the_search(made, photos, tmp_
         make_least(photos, tmp_path / "other", teacher="nonsense")
     # Nothing was done, so that another teacher is no other network.
     with pytest.raises(WeightsError, match=r"; use teacher=FILE for your own, or leave out teacher= to train it$"):
-        make_least(photos, tmp_path / "other", teacher="blockswap_wrn40_2_811k")
+        make_least(photos, tmp_path / "other", teacher="blockswap_wrn16_2")
     with pytest.raises(RuntimeError, match="training"):
         make_least(photos, tmp_path / "other")
     assert json.loads((tmp_path / "other" / "make.json").read_text())["plan"]["teacher"] == "train"

@@ -63,6 +63,13 @@ def test_an_image_is_seen_as_in_evaluation(photos):
     assert found.probabilities == pytest.approx(wanted.values[0].tolist(), abs=1e-4)
 
 
+def test_what_is_not_a_number_is_no_class(photos):
+    model = network()
+    model.fc.bias.data[1] = float("nan")
+    with pytest.raises(ValueError, match=r"^the outputs of the network are not numbers; use weights that are$"):
+        predict(model, photos)
+
+
 def test_imagenets_classes_have_words():
     assert class_names(network(1000))[0] == "tench, Tinca tinca"
     # A folder of some of ImageNet's classes has their numbers for names.

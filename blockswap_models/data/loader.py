@@ -98,6 +98,11 @@ class ImageLoader:
         return self.loader.sampler
 
     @property
+    def batch_sampler(self) -> Any:
+        """What gives the images of each minibatch."""
+        return self.loader.batch_sampler
+
+    @property
     def damaged(self) -> tuple[str, ...]:
         """The names of the damaged files among those that were read."""
         return self.images.damage() if isinstance(self.images, ImageFiles) else ()

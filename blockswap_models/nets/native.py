@@ -107,7 +107,7 @@ class _GroupedConv(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: int) -> torch.Tensor:
         number, channels, height, width = x.shape
         shape = number, channels, (height - 1) // stride + 1, (width - 1) // stride + 1
-        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         ctx.save_for_backward(x, weight)
         ctx.half = int(x.dtype == torch.bfloat16)
         ctx.sizes = number, height, width, channels, weight.shape[1], stride
@@ -124,7 +124,7 @@ class _GroupedConv(torch.autograd.Function):
             dx = torch.empty_like(x)
             call_native("grouped_conv_input", gradient, *ctx.sizes, _plain(weight), dx, ctx.half)
         if ctx.needs_input_grad[1]:
-            dweight = torch.empty(weight.shape)
+            dweight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
             call_native("grouped_conv_weight", x, gradient, *ctx.sizes, dweight, ctx.half)
             dweight = dweight.to(weight.dtype)
         return dx, dweight, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Container, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
@@ -30,7 +31,9 @@ def use_native_norms(model: nn.Module, undo: ExitStack, probed: Container[nn.Mod
     """
     if torch.get_num_threads() != 1 or native_library() is None:
         return
-    acts = dict(_norm_acts(model))
+    # A module in several places does there what it does by itself.
+    places = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    acts = {norm: act for norm, act in _norm_acts(model) if places[id(norm)] == places[id(act)] == 1}
     for module in model.modules():
         # A layer of another class may do something else.
         if type(module) is nn.BatchNorm2d and module.affine:
@@ -58,6 +61,9 @@ def _norm_act_of(norm: nn.BatchNorm2d, relu: bool, x: torch.Tensor) -> torch.Ten
     row = _row(x)
     # Statistics of the minibatch are used in training, and where none were kept.
     batch = norm.training or norm.running_var is None
+    if norm.training and x.numel() == x.shape[1]:
+        # PyTorch says that there is nothing to average over.
+        row = None
     graph = torch.is_grad_enabled() and (x.requires_grad or norm.weight.requires_grad)
     if row is None or (graph and not batch) or (norm.training and norm.momentum is None):
         y = nn.BatchNorm2d.forward(norm, x)
@@ -105,7 +111,7 @@ class _NormAct(torch.autograd.Function):
         if row is None:
             raise ValueError(f"norm_act does not compute {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()}")
         y = torch.empty_like(x)
-        kept = [torch.empty(size) for size in (row, row, x.shape[1], x.shape[1])]
+        kept = [_floats(size, x) for size in (row, row, x.shape[1], x.shape[1])]
         ctx.sizes, ctx.half = (x.numel() // row, row, x.shape[1]), int(x.dtype == torch.bfloat16)
         ctx.eps, ctx.relu = eps, int(relu)
         factors = weight.detach().float().contiguous(), bias.detach().float().contiguous()
@@ -122,11 +128,16 @@ class _NormAct(torch.autograd.Function):
         x, weight, bias, *kept = ctx.saved_tensors
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x)
-        of_weight, of_bias = torch.empty(x.shape[1]), torch.empty(x.shape[1])
+        of_weight, of_bias = _floats(x.shape[1], x), _floats(x.shape[1], x)
         call_native(
             "norm_act_backward", gradient, x, *ctx.sizes, ctx.eps, *kept, ctx.relu, dx, of_weight, of_bias, ctx.half
         )
         return dx, of_weight.to(weight.dtype), of_bias.to(bias.dtype), None, None
+
+
+def _floats(size: int, x: torch.Tensor) -> torch.Tensor:
+    """Makes room for numbers that the C code writes, whatever the defaults of torch are."""
+    return torch.empty(size, dtype=torch.float32, device=x.device)
 
 
 def _row(x: torch.Tensor) -> int | None:

@@ -63,8 +63,9 @@ INLINE float first(const void *from, long at, int half) {
     return value;
 }
 
-/* The values where `by` is positive, zero elsewhere. */
-INLINE Floats where_positive(Floats values, Floats by) { return (Floats)((Bits)values & (Bits)(by > 0)); }
+/* The values where `by` is positive or not a number, zero elsewhere: what is not a number is passed on, as by PyTorch's
+   ReLU, so that training that diverges is seen. */
+INLINE Floats where_positive(Floats values, Floats by) { return (Floats)((Bits)values & ~(Bits)(by <= 0)); }
 
 INLINE void add(double *sums, Floats values) {
     for (int lane = 0; lane < LANES; lane++) sums[lane] += values[lane];

@@ -17,6 +17,7 @@ from timm.data import create_transform
 from torch.utils.data import Dataset, IterableDataset
 
 from ..data.cifar import normalize
+from ..data.facts import holdout_of
 from ..data.folders import DataError, dataset_text, find_dataset, names_in, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import image_mode
@@ -172,7 +173,8 @@ def user_minibatch(space: ImageSpec, data: Any, batch_size: int = 32, seed: int 
 
     Args:
         space: The search space, whose networks take images of its `input_size`.
-        data: A Minibatch; a folder of images, as `dataset_minibatch` takes it; a pair of images and labels, as
+        data: A Minibatch; a folder of images, as `dataset_minibatch` takes it, of which a fifth of each class is held
+            out where it has no splits; a pair of images and labels, as
             `tensor_minibatch` takes them, which are one minibatch; a dataset of torch, of pairs of an image and a
             label, from which images are drawn; or a DataLoader, or other iterable of pairs of images and labels, whose
             first images are taken. An image of PIL is resized and normalised as the network's cfg says.
@@ -191,7 +193,9 @@ def user_minibatch(space: ImageSpec, data: Any, batch_size: int = 32, seed: int 
         return data
     if isinstance(data, (str, Path)):
         number = affordable_batches(space, batch_size)
-        return dataset_minibatch(space, str(data), None, batch_size, seed, num_batches=number)
+        # As training does, which measures on what is held out.
+        holdout = holdout_of(str(data))
+        return dataset_minibatch(space, str(data), None, batch_size, seed, num_batches=number, holdout=holdout)
     if isinstance(data, (tuple, list)) and len(data) == 2:
         return tensor_minibatch(space, *data)
     kind = type(data).__name__

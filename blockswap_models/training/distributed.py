@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,8 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         if device.type == "cuda":
             device = torch.device("cuda", _of_environment("LOCAL_RANK", 0))
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # The others wait while one evaluates, which may take longer than the ten minutes that NCCL allows.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=6))
     try:
         yield device
     finally:

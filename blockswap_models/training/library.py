@@ -368,7 +368,8 @@ class _Trainer:
             for item, conv in last.items():
                 square, cross = products[item]
                 # Where the images say little, weights stay what they were.
-                ridge = _RIDGE * square.diagonal().mean() * torch.eye(len(square)).to(square)
+                # Nor is it singular where all inputs are zero.
+                ridge = (_RIDGE * square.diagonal().mean()).clamp(min=1e-12) * torch.eye(len(square)).to(square)
                 solved = torch.linalg.solve(square + ridge, cross + ridge @ conv.weight.flatten(1).double().T)
                 conv.weight.copy_(solved.T[:, :, None, None])
             solved_errors = self._errors(watch, blocks, added)

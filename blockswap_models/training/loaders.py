@@ -13,13 +13,13 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
-from ..data.folders import DataError, dataset_text, find_dataset, open_dataset
+from ..data.folders import DataError, dataset_text, find_dataset, names_in, number_by, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import image_mode
 from ..data.loader import ImageLoader, require_readers
 from ..data.shared_memory import collate_shared
 from ..data.splits import known_split, splits_in
-from ..data.statistics import model_data_config
+from ..data.statistics import label_names, model_data_config
 from ..messages import quote
 from .evaluate import SizedMinibatches, check_classes
 from .recipes import Recipe
@@ -160,13 +160,18 @@ class GrowingLoader:
         """Sets the epoch, from 0, of the next iteration."""
         self.loader = self.small if epoch < self.small_epochs else self.whole
         # One that draws by the epoch would draw the same in all.
-        if isinstance(self.loader, CifarLoader):
+        if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(epoch)
 
     @property
     def sampler(self) -> Any:
         """The sampler of the epoch's loader, if any: processes that train together seed it."""
         return getattr(self.loader, "sampler", None)
+
+    @property
+    def batch_sampler(self) -> Any:
+        """The sampler of minibatches of the epoch's loader, if any."""
+        return getattr(self.loader, "batch_sampler", None)
 
     @property
     def dataset(self) -> Any:
@@ -208,6 +213,10 @@ def _timm_loader(
         is_training=True,
         seed=seed,
     )
+    names = label_names(model)
+    if data == "folder" and names is not None and set(names) == set(names_in(dataset) or ()):
+        # As in an evaluation. Other names are those of classes that the network is to forget.
+        number_by(names, dataset, root)
     if isinstance(dataset, IterableDataset):
         _check_stream(dataset, data, world_size, workers)
     index = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None)

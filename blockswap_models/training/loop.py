@@ -145,6 +145,8 @@ def train(
         ```
     """
     rank, world_size = rank_and_size()
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise TrainingError(f"training in {dtype} loses small gradients; use torch.bfloat16 or torch.float32 (dtype=)")
     if log_every < 1:
         raise TrainingError(f"log_every is at least 1, not {log_every}")
     if test_every < 1:
@@ -199,6 +201,10 @@ def train(
                 first = progressed.step
 
                 def save(progressed: Progress, epoch: int = epoch, spent: float = spent, start: float = start) -> None:
+                    # What would not go on to a result must not take the place of what would.
+                    _check_weights(students, f"in epoch {epoch + 1}")
+                    if progressed.sums is not None:
+                        _require_finite(dict(zip(progressed.names, progressed.sums.tolist(), strict=True)))
                     seconds = spent + time.perf_counter() - start
                     run.save_state(_state(task, optimizer, averages, epoch, seconds) | progressed._asdict())
 
@@ -219,7 +225,7 @@ def train(
                 progressed = Progress()
                 seconds = time.perf_counter() - start
                 if rank == 0:
-                    _check_weights(students, epoch)
+                    _check_weights(students, f"after epoch {epoch + 1}")
                     if epoch >= recipe.epochs - recipe.average_epochs:
                         for name, average in averages.items():
                             average.update_parameters(_network(students[name]))
@@ -364,16 +370,21 @@ def _means(sums: torch.Tensor, names: list[str], steps: int) -> dict[str, float]
         dist.all_reduce(both)
         losses = both[:-1] / both[-1]
     means = dict(zip(names, losses.tolist(), strict=True))
-    broken = [name for name, mean in means.items() if not math.isfinite(mean)]
+    _require_finite(means)
+    return means
+
+
+def _require_finite(losses: Mapping[str, float]) -> None:
+    """Raises TrainingError where a loss, by its name, is not finite."""
+    broken = [name for name, loss in losses.items() if not math.isfinite(loss)]
     if broken:
         raise TrainingError(
             f"the loss{_whose(name.rpartition('/')[0] for name in broken)} is no longer finite; the last checkpoint is "
             "kept, a smaller learning rate may help (lr=)"
         )
-    return means
 
 
-def _check_weights(students: Mapping[str, TrainingTask], epoch: int) -> None:
+def _check_weights(students: Mapping[str, TrainingTask], when: str) -> None:
     """Checks that the weights are finite after the last steps, before they become a checkpoint."""
     broken = []
     for name, task in students.items():
@@ -382,7 +393,7 @@ def _check_weights(students: Mapping[str, TrainingTask], epoch: int) -> None:
             broken.append(name)
     if broken:
         raise TrainingError(
-            f"the weights{_whose(broken)} are not finite after epoch {epoch + 1}; the last checkpoint is kept, a "
+            f"the weights{_whose(broken)} are not finite {when}; the last checkpoint is kept, a "
             "smaller learning rate may help (lr=)"
         )
 
@@ -437,14 +448,13 @@ def set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
     if hasattr(loader, "set_epoch"):
         # First, since it may switch to another loader.
         loader.set_epoch(epoch)
-    sampler = getattr(loader, "sampler", None)
-    if isinstance(sampler, DistributedSampler):
-        sampler.seed = seed
-        sampler.set_epoch(epoch)
-    # In timm's streams the dataset itself defines the order.
-    dataset = getattr(loader, "dataset", None)
-    if dataset is not None and hasattr(dataset, "set_epoch"):
-        dataset.set_epoch(epoch)
+    # What draws by the epoch: a sampler, such as timm's for repeated augmentation, or, in timm's streams, the dataset.
+    for part in ("sampler", "batch_sampler", "dataset"):
+        each: Any = getattr(loader, part, None)
+        if isinstance(each, DistributedSampler):
+            each.seed = seed
+        if hasattr(each, "set_epoch"):
+            each.set_epoch(epoch)
 
 
 def _seed(*moment: int) -> None:

@@ -195,7 +195,8 @@ def learning_rate(recipe: Recipe, epoch: float) -> float:
     if recipe.schedule == "one-cycle":
         done = epoch / recipe.epochs
         rising = done / recipe.warmup if recipe.warmup else 1.0
-        return recipe.lr * min(rising, (1 - done) / (1 - recipe.warmup))
+        # A loader may give a few more minibatches than it says.
+        return recipe.lr * max(0.0, min(rising, (1 - done) / (1 - recipe.warmup)))
     epoch = int(epoch)
     if recipe.schedule == "step":
         return recipe.lr * recipe.step_factor ** (epoch // recipe.step_epochs)

@@ -126,6 +126,12 @@ def train_run(
     require_sizes(**sizes)
     if recipe.freeze is not None and not settings.pretrained and settings.init is None:
         raise ValueError("to freeze random weights trains less of the network; use pretrained=True or init=FILE")
+    if settings.pretrained and settings.init is not None:
+        raise ValueError("a run starts from one place; use pretrained=True or init=, not both")
+    if settings.teacher is None and settings.init == "teacher":
+        raise ValueError("there is no teacher to start from; use teacher=, or another init=")
+    if settings.teacher is None and recipe.soft_labels:
+        raise ValueError("soft labels are a teacher's; use teacher=, or soft_labels=0")
     holdout = holdout_of(settings.data, settings.data_dir, settings.val_share, settings.val_seed)
     name, root = find_dataset(settings.data, settings.data_dir)
     if name == "folder":
@@ -305,7 +311,11 @@ def _joined(settings: RunSettings) -> nn.Module:
     if name.partition(".")[0] != library.header["network"]:
         raise ValueError(f"the library {settings.init} is of {library.header['network']}, not of {name}")
     torch.manual_seed(settings.seed)
-    student = swap(original_network(library), settings.genome, library=library)
+    original: Any = original_network(library)
+    if settings.image_size is not None:
+        size = (model_data_config(original)["input_size"][0], settings.image_size, settings.image_size)
+        original.pretrained_cfg["input_size"] = size
+    student = swap(original, settings.genome, library=library)
     for key in ("num_classes", "in_chans"):
         wanted = getattr(settings, key)
         if wanted is not None and wanted != getattr(student, key, wanted):

@@ -272,7 +272,8 @@ def save_pretrained(
             # That of other weights, which would refuse these.
             (directory / CARD).unlink(missing_ok=True)
         mode = (folder / "config.json").stat().st_mode
-        for each in folder.iterdir():
+        # The config last: with it the folder is one of a network.
+        for each in sorted(folder.iterdir(), key=lambda each: each.name == "config.json"):
             # safetensors lets its owner alone read a file, whatever the umask says.
             each.chmod(mode)
             os.replace(each, directory / each.name)

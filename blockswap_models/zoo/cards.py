@@ -259,6 +259,9 @@ def training_command(summary: dict[str, Any]) -> str:
 
     DATA stands for the folder of the dataset. That the run was resumed is left out.
     """
+    if len(summary["command"]) == 1:
+        # A call of Python.
+        return str(summary["command"][0])
     words: list[str] = []
     option = None
     for word in summary["command"]:

@@ -177,6 +177,12 @@ def test_a_student_starts_from_the_blocks_of_a_library(files, library, run_folde
     joined = swap(original_network(BlockLibrary.load(library)), "K/G4/B2/K", library=library)
     for name, value in joined.named_parameters():
         torch.testing.assert_close(trained[name], value.detach(), atol=1e-6, rtol=1e-4)
+    # At a size of images of its own.
+    code, out, said = run(
+        *("train", "test_resnet", "--genome", "K/G4/B2/K", "--init", library, "--data", files / "images", "--json"),
+        *("--image-size", "48", "--out", files / "run48", "--epochs", "1", "--batch-size", "4", "--workers", "0"),
+    )
+    assert (code, json.loads(out)["input_size"]) == (0, [3, 48, 48]), said
     code, _, said = run("train", "test_resnet", "--init", library, "--data", files / "images", "--out", files / "none")
     assert (code, "a library starts one network of a given genome" in said) == (2, True), said
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from blockswap_models import Layout
 from blockswap_models.nets import native_norm
-from blockswap_models.nets.native import native_library
+from blockswap_models.nets.native import native_library, use_native_convs
 from blockswap_models.nets.networks import build
 
 needs_compiler = pytest.mark.skipif(native_library() is None, reason="no C compiler on this machine")
@@ -51,9 +51,11 @@ def test_norm_act_equals_double_precision(shape, dtype, tolerance, relu):
 def test_norm_act_keeps_what_is_not_finite():
     x = torch.ones(1, 4, 4, 4).contiguous(memory_format=torch.channels_last)
     x[0, 1, 0, 0] = float("nan")
-    y = native_norm.norm_act(x, torch.ones(4), torch.zeros(4), 1e-5, False)
-    assert y[0, 1].isnan().all()
-    assert y[0, [0, 2, 3]].isfinite().all()
+    # A ReLU passes it on too, as PyTorch's does: a loss of numbers would hide it.
+    for relu in (False, True):
+        y = native_norm.norm_act(x, torch.ones(4), torch.zeros(4), 1e-5, relu)
+        assert y[0, 1].isnan().all()
+        assert y[0, [0, 2, 3]].isfinite().all()
 
 
 @needs_compiler
@@ -118,6 +120,49 @@ def test_every_norm_of_a_network_is_in_c_and_gives_the_same(layout, genome, trai
             fast.requires_grad_(False)(images.requires_grad_()).sum().backward()
         assert not calls
         assert images.grad.abs().sum() > 0
+
+
+@needs_compiler
+def test_a_module_in_several_places_does_there_what_it_does(one_thread):
+    torch.manual_seed(0)
+    act, norm = nn.ReLU(), nn.BatchNorm2d(16)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), norm, act, nn.Conv2d(16, 16, 3), act, norm, nn.ReLU(), norm)
+    model = model.to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 12, 12).contiguous(memory_format=torch.channels_last)
+    right = copy.deepcopy(model)(images)
+    fast, undo = native_model(model)
+    with undo:
+        torch.testing.assert_close(fast(images), right, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_what_c_writes_is_float32_whatever_torch_makes_by_itself(one_thread, default):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+    model = model.to(memory_format=torch.channels_last)
+    images = torch.randn(2, 64, 8, 8).contiguous(memory_format=torch.channels_last)
+    found = []
+    for kind in (torch.float32, default):
+        fast, undo = native_model(model)
+        use_native_convs(fast, undo)
+        torch.set_default_dtype(kind)
+        try:
+            with undo:
+                fast(images).square().sum().backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append([*(each.grad for each in fast.parameters()), fast[1].running_mean, fast[1].running_var])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
+@needs_compiler
+def test_one_value_a_channel_has_no_spread(one_thread):
+    fast, undo = native_model(nn.Sequential(nn.BatchNorm2d(16), nn.ReLU()))
+    with undo, pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        fast(torch.ones(1, 16, 1, 1).contiguous(memory_format=torch.channels_last))
 
 
 @needs_compiler

@@ -39,6 +39,18 @@ def test_noise_depends_on_the_seed_only():
     assert not torch.equal(one.images, other.images)
 
 
+def test_what_training_holds_out_is_not_searched_with(tmp_path):
+    for place in range(2):
+        (tmp_path / "ab"[place]).mkdir()
+        for each in range(10):
+            Image.new("RGB", (32, 32), (20 * each, 100 * place, 0)).save(tmp_path / "ab"[place] / f"{each}.png")
+    space = SearchSpace("wrn16_1", num_classes=2)
+    assert len(user_minibatch(space, tmp_path, 16).images) == 16
+    with pytest.raises(DataError, match="has 16 images"):
+        user_minibatch(space, tmp_path, 17)
+    assert user_minibatch(space, str(tmp_path), 8).about["val_share"] == 0.2
+
+
 @pytest.mark.parametrize("name", ["folder", None])
 def test_a_folder_of_images(folder, name):
     root = folder if name else None

@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import math
 import multiprocessing
@@ -7,12 +8,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import timm
 import torch
 import torchvision
+from PIL import Image
 from timm.task import ClassificationTask
 
 import blockswap_models.training.run_folder
@@ -23,11 +26,11 @@ from blockswap_models.data.cifar import CifarLoader, read_cifar
 from blockswap_models.data.folders import DataError
 from blockswap_models.files import write_atomic
 from blockswap_models.searching.probe_images import noise_minibatch
-from blockswap_models.training.loaders import training_loader
-from blockswap_models.training.loop import make_optimizer, train
+from blockswap_models.training.loaders import GrowingLoader, training_loader
+from blockswap_models.training.loop import make_optimizer, set_epoch, train
 from blockswap_models.training.recipes import RECIPES, Recipe, learning_rate
 from blockswap_models.training.run_folder import RunFolder, TrainingError
-from blockswap_models.training.runs import RunSettings, make_teacher
+from blockswap_models.training.runs import RunSettings, make_teacher, train_run
 
 TINY = Recipe(epochs=3, batch_size=8, lr=0.05, cutout=4, padding=1)
 TIMES = ("seconds", "images_per_second")
@@ -97,6 +100,8 @@ def test_learning_rates():
     for epoch, share in {0: 1, 50: (1 + math.sqrt(0.5)) / 2, 100: 0.5, 150: (1 - math.sqrt(0.5)) / 2}.items():
         assert learning_rate(cosine, epoch) == pytest.approx(0.1 * share)
     assert 0 < learning_rate(cosine, 199) < 1e-5
+    # A step more than were announced takes none back.
+    assert learning_rate(RECIPES["cifar10-30"], 30.1) == 0
     steps = {0: 0.1, 59: 0.1, 60: 0.02, 119: 0.02, 120: 0.004, 180: 0.0008, 199: 0.0008}
     assert {epoch: pytest.approx(learning_rate(step, epoch)) for epoch in steps} == steps
     steps = {0: 0.1, 29: 0.1, 30: 0.01, 60: 0.001, 90: 1e-4, 99: 1e-4}
@@ -330,6 +335,84 @@ def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="the weights are not finite after epoch 2; the last checkpoint is kept"):
         train(Breaking(make_task().trainable_module), *loaders(), TINY, tmp_path, progress=False)
     assert state_of(tmp_path)["epoch"] == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, None])
+def test_what_is_not_finite_is_no_checkpoint_within_an_epoch(tmp_path, value):
+    class Breaking(Poisoned):
+        def update_ema(self, step=None):
+            if value is None and self.left == 0:
+                next(self.parameters()).data[0] = math.nan
+
+    # The sixth step is in the second epoch, and the losses are looked at only at its end.
+    task = Breaking(make_task().trainable_module, 6, 1.0 if value is None else value)
+    with pytest.raises(TrainingError, match=r"^the weights are not finite in epoch 2; the last checkpoint is kept"):
+        train(task, *loaders(), TINY, tmp_path, progress=False, checkpoint_minutes=0)
+    state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    assert (state["epoch"], state["step"]) == (1, 1)
+    assert all(each.isfinite().all() for each in state["state_dict"].values())
+    # With sound images it goes on.
+    train(make_task(), *loaders(), TINY, tmp_path, progress=False, resume=True)
+
+
+def test_small_gradients_are_not_lost(tmp_path):
+    with pytest.raises(TrainingError, match=r"^training in torch\.float16 loses small gradients; use torch\.bfloat16"):
+        run_tiny(tmp_path, dtype=torch.float16)
+
+
+class ByEpoch:
+    """A sampler that draws by an epoch of its own."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+
+@pytest.mark.parametrize("part", ["sampler", "batch_sampler", "dataset"])
+@pytest.mark.parametrize("growing", [False, True])
+def test_whatever_draws_by_the_epoch_is_told_it(part, growing):
+    loader, drawing = SimpleNamespace(), ByEpoch()
+    setattr(loader, part, drawing)
+    set_epoch(GrowingLoader(SimpleNamespace(), loader, 1) if growing else loader, 0, 3, 0)
+    assert drawing.epochs == [3]
+
+
+def test_a_growing_loader_tells_any_loader_the_epoch():
+    loader = ByEpoch()
+    GrowingLoader(SimpleNamespace(), loader, 1).set_epoch(3)
+    assert loader.epochs == [3]
+
+
+@pytest.mark.parametrize("names", [("b", "a"), ("x", "y"), None])
+def test_classes_are_numbered_as_in_an_evaluation(tmp_path, names):
+    """By the names of the network's classes, if these are the folder's."""
+    for split, place in itertools.product(("train", "val"), range(2)):
+        (tmp_path / split / "ab"[place]).mkdir(parents=True)
+        for each in range(2):
+            Image.new("RGB", (32, 32), (255 * place,) * 3).save(tmp_path / split / "ab"[place] / f"{each}.png")
+    model = timm.create_model("blockswap_wrn16_1", num_classes=2)
+    if names is not None:
+        model.pretrained_cfg["label_names"] = names
+    recipe = replace(RECIPES["imagenet"], batch_size=4)
+    images, labels = next(iter(training_loader(model, str(tmp_path), None, recipe, workers=0)))
+    white = images.mean(dim=(1, 2, 3)) > 0
+    assert labels.tolist() == [int(each) for each in (~white if names == ("b", "a") else white)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "recipe", "message"),
+    [
+        ({"pretrained": True, "init": "w.pth"}, {}, r"^a run starts from one place; use pretrained=True or init=, not"),
+        ({"init": "teacher"}, {}, r"^there is no teacher to start from; use teacher=, or another init=$"),
+        ({}, {"soft_labels": 0.5}, r"^soft labels are a teacher's; use teacher=, or soft_labels=0$"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(tmp_path, settings, recipe, message):
+    settings = RunSettings(names=("wrn16_1",), data="torch/cifar10", data_dir=str(tmp_path), **settings)
+    with pytest.raises(ValueError, match=message):
+        train_run(settings, replace(TINY, **recipe), tmp_path / "run", device=torch.device("cpu"), workers=0)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
