@@ -259,7 +259,7 @@ class Layout:
         if name in _registered:
             return _registered[name]
         advice = did_you_mean(
-            name, [*_STANDARD_NAMES, *_registered], "use wrn40_2, resnet34 or another name of 'blockswap list'"
+            name.lower(), [*_STANDARD_NAMES, *_registered], "use wrn40_2, resnet34 or another name of 'blockswap list'"
         )
         raise ValueError(f"unknown network {quote(name)}; {advice}")
 

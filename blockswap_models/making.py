@@ -20,7 +20,7 @@ from torch import nn
 
 from .budget import Budget, BudgetLike
 from .data.facts import ImageFacts, holdout_of, holdout_text, image_facts
-from .data.folders import find_dataset
+from .data.folders import DataError, find_dataset
 from .data.holdout import HoldOut
 from .errors import BlockSwapError
 from .export import export_model, require_onnx
@@ -249,6 +249,8 @@ def _plan(
     seed: int,
 ) -> tuple[dict[str, Any], ImageFacts, HoldOut | None]:
     """Reads the images, and decides what is to be made: all that the result depends on, as JSON."""
+    if not Path(data).is_dir():
+        raise DataError(f"no folder {quote(data)}; use a folder of one folder a class (data=)")
     name, place = find_dataset(data, None)
     if name != "folder":
         raise MakeError(f"{data} is no folder of images; use a folder of one folder a class")

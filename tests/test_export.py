@@ -378,7 +378,7 @@ def test_command_says_when_weights_are_random(capsys, tmp_path):
     # One network without weights, one with, and the latter with another genome.
     for number, (arguments, weights) in enumerate(
         {
-            ("wrn16_1",): "random: this network has learned nothing; use --checkpoint FILE for weights",
+            ("wrn16_2",): "random: this network has learned nothing; use --checkpoint FILE for weights",
             ("wrn40_2_404k",): "pretrained",
             ("wrn40_2_404k", "--genome", "6xB4W2/6xB4W2/6xB4W2"): "random: this network has learned nothing;",
         }.items()
@@ -398,7 +398,7 @@ def test_command_says_when_weights_are_random(capsys, tmp_path):
         (["wrn16_1", "--genome", "2xS/2xZ/2xS", "--out", "net.ts"], "unknown block type 'Z'"),
         (["wrn16_1", "--genome", "S/S/S", "--out", "net.ts"], "has stages of 2, 2 and 2 blocks"),
         (["wrn16_1", "--image-size", "0", "--out", "net.ts"], "--image-size is at least 1 pixel, not 0"),
-        (["wrn16_1", "--pretrained", "--out", "net.ts"], "no pretrained weights for blockswap_wrn16_1; there are"),
+        (["wrn16_2", "--pretrained", "--out", "net.ts"], "no pretrained weights for blockswap_wrn16_2; 'blockswap"),
         (
             ["wrn16_1", "--pretrained", "--checkpoint", "a", "--out", "net.ts"],
             "exclude each other; leave one of them out",

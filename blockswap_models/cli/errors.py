@@ -9,7 +9,13 @@ import click
 __all__ = ["advise_when_interrupted", "as_options", "given_words", "interruption_advice", "remember_words"]
 
 # Arguments of Python that have another name as options.
-_ALIASES = {"record": "out", "folder": "out", "root": "data_dir", "checkpoint": "teacher_checkpoint"}
+_ALIASES = {
+    "number": "points",
+    "record": "out",
+    "folder": "out",
+    "root": "data_dir",
+    "checkpoint": "teacher_checkpoint",
+}
 _VALUE = r"'[^']*'|\"[^\"]*\"|\w+(?:[./:+-]\w+)*"
 _ADVICE, _WORDS = "blockswap.advice", "blockswap.words"
 

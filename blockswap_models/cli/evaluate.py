@@ -55,7 +55,8 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
     from ..data.facts import holdout_of
     from ..machine import find_device, keep_memory
     from ..training.evaluate import evaluation_loader
-    from ..training.models import make_model
+    from ..training.models import is_folder, make_model
+    from ..training.run_folder import WEIGHTS
 
     device = find_device(options.device)
     if device.type == "cpu":
@@ -86,7 +87,8 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
     )
     result = measure(model, loader, getattr(torch, options.dtype))
     say_which(options.name, options.genome)
-    weights = options.checkpoint or ("random" if options.pretrained is False else "pretrained")
+    own = str(Path(options.name) / WEIGHTS) if is_folder(options.name) else "pretrained"
+    weights = options.checkpoint or ("random" if options.pretrained is False else own)
     if as_json:
         report = {
             "model": options.name,

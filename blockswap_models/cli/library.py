@@ -76,6 +76,7 @@ def library_(
 ) -> None:
     """Trains a library of blocks, and prints the errors."""
     from ..data.facts import holdout_of, holdout_text
+    from ..data.folders import classes_of
     from ..machine import find_device, keep_memory
     from ..training.library import has_random_weights, train_library
     from ..training.loaders import training_loader
@@ -89,6 +90,13 @@ def library_(
     if teacher_checkpoint is None and not has_weights(network):
         raise MissingWeightsError(find_model(network), "use teacher_checkpoint=FILE for weights of your own")
     model = make_model(network, checkpoint=teacher_checkpoint, num_classes=num_classes, in_chans=in_chans).to(where)
+    classes = classes_of(data, data_dir)
+    known = getattr(model, "num_classes", 0)
+    if classes is not None and len(classes) != known and teacher_checkpoint is None:
+        raise ValueError(
+            f"{quote(data)} has {len(classes):,} classes, but {network} was trained on {known:,}; use the images that "
+            "it was trained on, or teacher_checkpoint=FILE for weights of these classes"
+        )
     # As a training and a search do, which have this library's blocks judged on what is held out.
     holdout = holdout_of(data, data_dir, val_share, val_seed)
     name = "cifar10" if data.lower().startswith("torch/cifar") else "imagenet"

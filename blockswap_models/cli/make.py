@@ -23,7 +23,7 @@ __all__ = ["make_"]
 @click.option("--params", type=AMOUNT, help="a budget of parameters, such as 1m")
 @click.option("--macs", type=AMOUNT, help="a budget of multiply-accumulates, such as 60m")
 @click.option("--latency", type=LATENCY, help="a budget of time, such as ..4ms, measured on this machine")
-@click.option("--tolerance", type=float, default=0.025, help="how far from a bare amount")
+@click.option("--tolerance", type=float, default=0.025, help="fraction by which a cost may differ from an amount alone")
 @click.option("--out", required=True, metavar="FOLDER", help="the folder of the network: new, or one to resume")
 @click.option(
     "--network",
@@ -56,7 +56,7 @@ __all__ = ["make_"]
     "--dtype",
     type=click.Choice(("auto", "float32", "bfloat16")),
     default="auto",
-    help="precision of training; auto is the faster here",
+    help="precision of training; auto is bfloat16 where the device computes in it, else float32",
 )
 @device_option
 def make_(as_json: bool, **arguments: Any) -> None:

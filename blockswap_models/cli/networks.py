@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..budget import Cost
-from ..genome import Genome
+from ..genome import BlockType, Genome
 from ..layout import Layout
 from ..messages import did_you_mean, quote
 from ..zoo.genomes import GENOMES
@@ -58,6 +58,15 @@ def count_(
     as_json: bool,
 ) -> None:
     """Prints what a genome costs, block by block: the network's own by default."""
+    for name, value in {"num_classes": num_classes, "in_chans": in_chans, "image_size": image_size}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is at least 1, not {value}")
+    if genome is not None and BlockType("K") in genome.blocks and not isinstance(network.value, str):
+        import timm
+
+        # Only a network of timm has blocks to keep, as where a model has a genome.
+        if timm.is_model(network.text):
+            network = Given(network.text, network.text)
     if isinstance(network.value, str):
         from ..nets.swap import BlockNetwork
 

@@ -12,7 +12,7 @@ from ..budget import parse_amount, parse_latency, parse_several, parse_size
 from ..genome import BlockType, Genome
 from ..layout import Layout
 from ..machine import default_workers, require_writable
-from ..messages import quote
+from ..messages import did_you_mean, quote
 
 __all__ = [
     "AMOUNT",
@@ -89,12 +89,18 @@ def _network(text: str) -> Given:
 
         if timm.is_model(text.partition(".")[0]):
             return Given(text, text)
-        raise
+        try:
+            return Given(text, Layout.named(text))
+        except ValueError as error:
+            close = did_you_mean(text.lower(), timm.list_models(), "")
+            if "did you mean" in str(error) or not close:
+                raise
+            raise ValueError(f"unknown network {quote(text)}; {close}") from None
 
 
 NETWORK = Read("network", _network)
 GENOME = Read("genome", Genome)
-TYPES = Read("types", lambda text: [BlockType.parse(each) for each in text.split(",")])
+TYPES = Read("types", lambda text: [BlockType.parse(each.strip()) for each in text.split(",")])
 
 
 class NewFile(click.ParamType):
@@ -173,7 +179,11 @@ network_options = together(
     click.argument(
         "network", type=NETWORK, help="a network, such as wrn40_2 or resnet34, or a CNN of timm, such as resnet50"
     ),
-    click.option("--types", type=TYPES, help="block types to choose from, such as S,G4,W1 [default: the paper's 23]"),
+    click.option(
+        "--types",
+        type=TYPES,
+        help="block types to choose from, such as S,G4,W1 [default: the paper's 23, and K for a CNN of timm]",
+    ),
     size_options,
 )
 model_argument = click.argument(

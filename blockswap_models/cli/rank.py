@@ -33,7 +33,7 @@ __all__ = ["rank_"]
 @click.option("--draws", type=int, default=1, help="draws of the weights for each network")
 @click.option("--seed", type=int, default=0, help="seed of weights and images")
 @click.option("--workers", type=int, default=default_workers, show_default="one a core", help="processes that score")
-@click.option("--device", default="cpu", help="where to score")
+@click.option("--device", default="cpu", help="where to score, such as cpu or cuda")
 def rank_(as_json: bool, **arguments: Any) -> None:
     """Prints the networks of a file from the highest score to the lowest."""
     options = SimpleNamespace(**arguments, minibatches=1, holdout=None)

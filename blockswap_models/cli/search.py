@@ -72,14 +72,16 @@ SCORE_NAMES = (
 
 def _check_score(text: str) -> str:
     """Checks the name of a score, or of several with + between them; raises ValueError."""
-    names = text.split("+")
+    names = [name.strip() for name in text.split("+")]
     for name in names:
+        if "," in name:
+            raise ValueError(f"unknown score {quote(name)}; join scores with +, as in fisher+naswot")
         if name not in SCORE_NAMES:
             advice = did_you_mean(name, SCORE_NAMES, f"use {listed(SCORE_NAMES)}")
             raise ValueError(f"unknown score {quote(name)}; {advice}")
         if names.count(name) > 1:
             raise ValueError(f"{quote(text)} has {quote(name)} {names.count(name)} times; use it once")
-    return text
+    return "+".join(names)
 
 
 score_option = click.option(
@@ -110,12 +112,19 @@ def _space_options(several: bool) -> Decorator:
     lists = "; 200k,400k for a front" if several else ""
     return together(
         network_options,
-        click.option("--params", type=amount, help=f"parameters, such as 400k, or 20% of the original{lists}"),
+        click.option(
+            "--params", type=amount, help=f"a budget of parameters, such as 400k, or 20% of the original{lists}"
+        ),
         click.option("--macs", type=amount, help="a budget of multiply-accumulates, such as 60m"),
         click.option("--latency", type=time, help="a budget of measured time, such as 4ms or ..800us"),
         click.option("--size", type=size, help="bytes of the weights file that 'pack' writes, such as 500kB"),
         click.option("--latency-table", metavar="FILE", help="the table that 'blockswap profile' wrote"),
-        click.option("--tolerance", type=float, default=0.025, help="how far from a bare amount"),
+        click.option(
+            "--tolerance",
+            type=float,
+            default=0.025,
+            help="fraction by which a cost may differ from an amount alone",
+        ),
     )
 
 
@@ -167,12 +176,12 @@ def space_(as_json: bool, **arguments: Any) -> None:
 @subcommand("search", "the best genome for a budget, by Fisher potential or another score")
 @_space_options(several=True)
 @click.option("--front", type=click.Choice(_COSTS), help="search at several budgets of this cost, over its whole range")
-@click.option("--points", type=int, default=6, help="budgets of --front")
+@click.option("--points", type=int, default=6, help="how many budgets --front spreads")
 @click.option("--samples", type=int, default=1000, help="genomes to score for each budget")
 @click.option("--seed", type=int, default=0, help="seed of genomes, weights and images")
 @image_options
 @score_option
-@click.option("--minibatches", type=int, default=1, help="score the last of so many, after training on the rest")
+@click.option("--minibatches", type=int, default=1, help="N: score each genome on the last of N, trained on the rest")
 @click.option(
     "--strategy",
     type=click.Choice((*STRATEGY_NAMES, "library")),
@@ -183,12 +192,12 @@ def space_(as_json: bool, **arguments: Any) -> None:
 @click.option("--draws", type=int, default=1, help="draws of the weights for each genome")
 @click.option("--refine", type=int, default=3, help="rounds that give the best quarter four times the draws")
 @click.option("--workers", type=int, default=default_workers, show_default="one a core", help="processes that score")
-@click.option("--device", default="cpu", help="where to score")
+@click.option("--device", default="cpu", help="where to score, such as cpu or cuda")
 @click.option(
     "--dtype",
     type=click.Choice(("auto", "float32", "bfloat16")),
     default="auto",
-    help="precision; auto is the fastest here",
+    help="precision; auto is bfloat16 where the device computes in it, else float32",
 )
 @click.option("--out", metavar="FILE", help="the record, one JSON line a score [default: named after the search]")
 @click.option(
@@ -198,7 +207,9 @@ def space_(as_json: bool, **arguments: Any) -> None:
 def search_(as_json: bool, **arguments: Any) -> None:
     """Searches the best genome for a budget, or a front over several budgets, and prints what it finds."""
     options = SimpleNamespace(**arguments)
-    if (options.strategy == "library") != (options.library is not None):
+    if options.strategy == "library" and options.library is None:
+        raise ValueError("--strategy library needs --library FOLDER, which 'blockswap library' makes")
+    if options.library is not None and options.strategy != "library":
         raise ValueError("a library of blocks has a strategy of its own; use --strategy library --library FOLDER")
     if options.front is None and all(getattr(options, name) is None for name in _COSTS):
         raise ValueError("a search needs a budget; use --params 400k, or --macs 60m, or --latency 4ms, or --size 500kB")

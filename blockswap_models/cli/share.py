@@ -50,8 +50,8 @@ def pack(as_json: bool, **arguments: Any) -> None:
     from ..training.run_folder import read_summary
 
     summary = read_summary(folder)
-    if not options.tag or {".", "/", os.sep} & set(options.tag):
-        raise ValueError(f"a tag has neither dots nor slashes; {quote(options.tag)} has, or is empty (--tag)")
+    if not options.tag or {".", "/", os.sep, " "} & set(options.tag):
+        raise ValueError(f"a tag has no dots, slashes or spaces; {quote(options.tag)} has, or is empty (--tag)")
 
     from ..zoo.find import find_model
 

@@ -34,6 +34,9 @@ __all__ = [
 # Datasets of torchvision that have these two splits; timm takes any name but train's for the second.
 _TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
 
+# Where timm finds datasets by name.
+_SOURCES = ("torch", "hfds", "hfids", "tfds", "wds")
+
 
 def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
     """Finds which dataset is meant, and the folder that holds it.
@@ -51,10 +54,12 @@ def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
     if root is None and Path(name).is_dir():
         # COCO does not have one folder per class.
         name, root = "coco" if any(Path(name).glob("annotations/instances_*2017.json")) else "folder", name
+    if root is None and (name.lower() == "coco" or name.lower().partition("/")[0] in _SOURCES):
+        raise DataError(f"{name} needs the folder that holds it (root=)")
     if root is None:
         raise DataError(f"no folder {quote(name)}; use a folder of images, or torch/cifar10 and its folder (root=)")
     if not Path(root).is_dir():
-        raise DataError(f"no data folder {quote(str(root))}; use the folder that holds {name} (root=)")
+        raise DataError(f"no data folder {quote(str(root))}; use the one in which {name} is (root=)")
     # torchvision's reader of folders has other rules than this one.
     return "folder" if name.lower() in ("folder", "torch/folder", "torch/image_folder") else name, str(root)
 
@@ -188,6 +193,9 @@ def open_dataset(
         raise
     except (RuntimeError, ValueError, AssertionError, ImportError, OSError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if "download" in reason:
+            # Of torchvision, whose advice is an argument that nothing here has.
+            reason = "it is not whole, as torchvision unpacks it, in this folder"
         raise DataError(f"no dataset {name} in {quote(root)}: {reason}") from None
     if type(dataset) is ImageDataset:
         return ImageFiles(root, dataset.reader, input_img_mode, replace)

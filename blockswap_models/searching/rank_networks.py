@@ -139,6 +139,9 @@ def rank_networks(
         if any(isinstance(each, nn.Module) for each in given):
             raise ValueError("network= is what genomes are of; leave it out to rank networks")
         if not isinstance(network, SearchSpace):
+            for each in given:
+                if isinstance(each, str) and not _is_genome(each) and _is_network(each):
+                    raise GenomeError(f"{quote(each)} is a network, not a genome; leave out network=")
             network = SearchSpace(network, _types_of(given), num_classes, in_chans, size)
         result = search(
             network,
@@ -206,6 +209,14 @@ def _is_genome(text: str) -> bool:
     except GenomeError:
         return False
     return not timm.is_model(text)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        find_model(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..budget import Budget
+from ..budget import Budget, BudgetError
 from ..errors import BlockSwapError
 from ..files import JsonLineError, append_json_line, read_json_lines
 from ..genome import Genome
 from ..layout import RANDOM_WEIGHTS, Layout
+from ..messages import quote
 from ..zoo.genomes import GENOMES
 from .candidates import Candidate, ScoredDraw, candidates_of, common_cost, pareto, rank, rank_within
 
@@ -108,6 +109,8 @@ def record_header(search: Mapping[str, Any]) -> dict[str, Any]:
 
 def require_new(path: str | Path) -> None:
     """Raises RecordError if the file exists and is not empty."""
+    if Path(path).is_dir():
+        raise RecordError(f"{quote(str(path))} is a folder; use a file in it (record=)")
     if Path(path).exists() and Path(path).stat().st_size:
         raise RecordError(f"{path} exists; continue it with resume=True, or use another record=")
 
@@ -359,4 +362,8 @@ def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
 
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
+    with suppress(BudgetError, TypeError, ValueError):
+        if isinstance(value, dict):
+            # Of costs: in the words of a budget.
+            return str(Budget.of({name: tuple(window) for name, window in value.items()}))
     return text if len(text) <= 60 else f"{text[:57]}…"

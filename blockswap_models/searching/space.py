@@ -91,7 +91,8 @@ class SearchSpace:
         self.layout = Layout.named(layout) if self.network is None else self.network.layout  # type: ignore[arg-type]
         if types is None:
             types = SEARCH_TYPES if self.network is None else (_KEEP, *SEARCH_TYPES)
-        self.types = tuple(each if isinstance(each, BlockType) else BlockType.parse(each) for each in types)
+        parsed = (each if isinstance(each, BlockType) else BlockType.parse(each) for each in types)
+        self.types = tuple(dict.fromkeys(parsed))
         if not self.types:
             raise GenomeError("a search space needs block types; use at least one, such as 'S'")
         self.num_classes = self.layout.num_classes if num_classes is None else num_classes

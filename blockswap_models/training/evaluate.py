@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from timm.data import create_loader
 from timm.data.loader import fast_collate
 from timm.models import load_state_dict
@@ -301,7 +299,10 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"no checkpoint {quote(str(path))}; use a .safetensors file, or a checkpoint of torch")
     try:
         return load_state_dict(str(path), weights_only=True)
-    except (AttributeError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError):
+    # Reading what is no checkpoint as one ends in errors of any kind.
+    except Exception as error:
+        if isinstance(error, OSError):
+            raise
         raise ValueError(
             f"cannot read the checkpoint {quote(str(path))}: it is damaged, or holds more than tensors, which could "
             "run code; use a .safetensors file"
@@ -329,9 +330,10 @@ def check_fit(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | P
             )
     if any(faults.values()):
         told = [f"{len(names)} {fault} ({names[0]}, …)" for fault, names in faults.items() if names]
+        advice = "; use genome= for its block types, or the folder of its run" if hasattr(model, "genome") else ""
         raise ValueError(
             f"the checkpoint {quote(str(path))} is of another network than this {type(model).__name__}: "
-            f"tensors {', '.join(told)}"
+            f"tensors {', '.join(told)}{advice}"
         )
 
 

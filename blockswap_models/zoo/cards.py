@@ -58,7 +58,7 @@ class MissingWeightsError(WeightsError, RuntimeError):
         there = ", ".join(dict.fromkeys(each.partition(".")[0] for each in shipped())) or "no entry of the zoo"
         text = f"no pretrained weights for {name}"
         if entry in GENOMES:
-            text += f"; there are some for {there}, and '{_training_command(entry)}' trains these"
+            text += f"; '{_training_command(entry)}' trains some, and the package has those of {there}"
         super().__init__(text + (f"; {advice}" if advice else ""))
 
 

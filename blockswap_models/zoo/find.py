@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -59,9 +60,19 @@ def find_model(name: str, genome: str | None = None) -> str:
         if name.removeprefix(_PREFIX) == layout.name.removeprefix(_PREFIX):
             register(layout)
             return layout.name
+    if Path(name).is_file():
+        advice = (
+            f"train it first: blockswap train {name} --out RUN"
+            if name.endswith(".jsonl")
+            else ("use the folder of the network or of its run, or the model's name with checkpoint=")
+        )
+        kind = "the record of a search" if name.endswith(".jsonl") else "a file"
+        raise ValueError(f"{quote(name)} is {kind}, not a model; {advice}")
+    if "/" in name or name in (".", ".."):
+        raise ValueError(f"no folder {quote(name)}; use the folder of a network or of a run, or the name of a model")
     names = timm.list_models()
     short = [each.removeprefix(_PREFIX) for each in names if each.startswith(_PREFIX)]
-    raise ValueError(f"unknown model {quote(name)}; {did_you_mean(name, [*names, *short], _ADVICE)}")
+    raise ValueError(f"unknown model {quote(name)}; {did_you_mean(name.lower(), [*names, *short], _ADVICE)}")
 
 
 def swaps(name: str, genome: Genome | str | None) -> bool:

@@ -93,6 +93,15 @@ def test_search_builds_what_it_prints(tmp_path, monkeypatch):
         ("count wrn40_2_400k", "no network 'wrn40_2_400k' in the zoo; did you mean 'wrn40_2_404k'?"),
         ("count wrn22_4_9m", "no network 'wrn22_4_9m' in the zoo; see 'blockswap list', or give a genome"),
         ("count resent34", "unknown network 'resent34'; did you mean 'resnet34'?"),
+        ("count WRN40_2", "unknown network 'WRN40_2'; did you mean 'wrn40_2'?"),
+        ("count mobilenetv3_smal_050", "unknown network 'mobilenetv3_smal_050'; did you mean 'mobilenetv3_small_050'?"),
+        ("count wrn16_1 --image-size 0", "--image-size is at least 1, not 0"),
+        ("count wrn16_1 --in-chans -3", "--in-chans is at least 1, not -3"),
+        ("count test_resnet --num-classes -1", "--num-classes is at least 1, not -1"),
+        ("search wrn16_1 --front macs --points 0", "--points is at least 1, not 0"),
+        ("search wrn16_1 --params 60k --score fisher,naswot", "join scores with +, as in fisher+naswot"),
+        ("search wrn16_1 --params 60k --out .", "'.' is a folder; use a file in it (--out)"),
+        ("search wrn16_1 --params 60k --library lib", "use --strategy library --library FOLDER"),
         ("space wrn41_2", "there is no WRN-41-2: its depth is 6n + 4"),
         ("space wrn16_1 --types S,Q", "unknown block type 'Q'"),
         ("search wrn16_1", "a search needs a budget; use --params 400k, or --macs 60m"),
@@ -131,6 +140,18 @@ def test_the_message_comes_after_the_progress_bar(tmp_path, monkeypatch, failure
     assert err.splitlines()[-1].startswith(f"blockswap search: {message}")
 
 
+def test_lists_may_have_spaces_and_no_type_counts_twice(tmp_path):
+    status, out, _ = run("space", "wrn16_1", "--types", "S, G4,S")
+    assert (status, out.splitlines()[0]) == (0, "blockswap_wrn16_1, 2 block types: S G4")
+    status, out, err = run(*SEARCH, "--score", "params + macs", "--out", tmp_path / "record.jsonl")
+    assert status == 0, err
+
+
+def test_a_kept_block_is_one_of_timms_network():
+    status, out, err = run("count", "resnet18", "2xK/2xK/2xK/K,B2")
+    assert (status, "resnet18 2xK/2xK/2xK/K,B2") == (0, out.splitlines()[0]), err
+
+
 def test_a_record_of_another_search_is_left_alone(tmp_path):
     record = tmp_path / "record.jsonl"
     run(*SEARCH, "--out", record)
@@ -139,6 +160,8 @@ def test_a_record_of_another_search_is_left_alone(tmp_path):
         status, _, err = run(*SEARCH, *more, "--resume", record)
         assert status == 2
         assert "is the record of another search" in err
+    # In the words of a budget.
+    assert "budget params 58,500 to 61,500 there, params 63,375 to 66,625 here" in err
     status, _, err = run(*SEARCH, "--out", record)
     assert status == 2
     assert "exists; continue it with --resume, or use another --out" in err

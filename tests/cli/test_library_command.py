@@ -124,7 +124,14 @@ def test_a_library_is_searched(files, library, tmp_path, monkeypatch):
     assert report["best"]["params"] <= 400_000
     assert report["best"]["macs"] <= 90_000_000
     for wrong, message in {
-        ("search", "test_resnet", "--strategy", "library", "--params", "1m"): "use --strategy library --library FOLDER",
+        (
+            "search",
+            "test_resnet",
+            "--strategy",
+            "library",
+            "--params",
+            "1m",
+        ): "--strategy library needs --library FOLDER, which",
         (*search[:-2], "--params", "1m"): "joined blocks are measured on labelled images; use --data",
         ("search", "wrn16_1", *search[2:], "--params", "1m"): f"the library '{library}' is of test_resnet, not of",
     }.items():
@@ -143,9 +150,15 @@ def test_a_library_of_a_folder_without_splits_leaves_some_images_out(files):
     assert BlockLibrary.load(files / "lib2").header["data"].endswith("train, without 0.2 of each class by seed 0")
 
 
+def test_a_library_learns_from_the_images_that_the_network_was_trained_on(files):
+    code, _, said = run("library", "wrn40_2", "--data", files / "images", "--out", files / "none")
+    assert code == 2
+    assert "has 5 classes, but wrn40_2 was trained on 10; use the images that it was trained on, or --teacher" in said
+
+
 def test_what_a_library_lacks_is_said_in_its_own_options(files):
     for arguments, message in {
-        ("wrn16_1",): "; use --teacher-checkpoint FILE for weights of your own",
+        ("wrn16_2",): "; use --teacher-checkpoint FILE for weights of your own",
         (
             "test_resnet",
             "--num-classes",

@@ -2,6 +2,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -318,6 +319,15 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
         ("resnet18 --no-pretrained --genome S --data .", "blockswap_resnet18 has stages of 2, 2, 2 and 2 blocks"),
         ("wrn16_1 --no-pretrained --genome 6xS --data .", "blockswap_wrn16_1 has stages of 2, 2 and 2 blocks"),
         ("wrn16_1 --no-pretrained --data nowhere", "no folder 'nowhere'; use a folder of images, or torch/cifar10"),
+        (
+            "wrn16_1 --no-pretrained --data torch/cifar10",
+            "torch/cifar10 needs the folder that holds it (--data-dir)",
+        ),
+        ("./nowhere/ --data images", "no folder './nowhere/'; use the folder of a network or of a run, or the name of"),
+        (
+            "images/val/cat/0.png --data images",
+            "is a file, not a model; use the folder of the network",
+        ),
         ("wrn16_1 --no-pretrained --data torch/cifar10 --data-dir nowhere", "no data folder 'nowhere'"),
         (
             "wrn16_1 --no-pretrained --data torch/cifar10 --data-dir .",
@@ -353,6 +363,11 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
         ("wrn16_1 --no-pretrained --data images --crop-pct 1.1", "above 0 and up to 1, not 1.1 (--crop-pct)"),
         ("wrn16_1 --no-pretrained --data images --batch-size 0", "a minibatch has at least 1 image, not 0"),
         ("wrn16_1 --checkpoint nowhere --data images", "no checkpoint 'nowhere'; use a .safetensors file"),
+        ("wrn16_1 --checkpoint notes.txt --data images", "cannot read the checkpoint 'notes.txt': it is damaged, or"),
+        (
+            "search.jsonl --data images",
+            "is the record of a search, not a model; train it first: blockswap train",
+        ),
         ("wrn16_1 --checkpoint images --data images", "the checkpoint 'images' is a folder; use a file in it, or"),
         (
             "wrn16_1 --checkpoint a --pretrained --data images",
@@ -364,6 +379,9 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
 )
 def test_mistakes_are_one_line(capsys, folder, monkeypatch, arguments, message):
     monkeypatch.chdir(folder.parent)
+    # torch ends in a KeyError for this one.
+    Path("notes.txt").write_text("hello\n")
+    Path("search.jsonl").touch()
     status, out, err = run(capsys, "evaluate", *arguments.split())
     assert (status, out) == (2, "")
     assert err.startswith("blockswap evaluate: ")
@@ -373,8 +391,8 @@ def test_mistakes_are_one_line(capsys, folder, monkeypatch, arguments, message):
 
 def test_a_network_without_weights(capsys, monkeypatch):
     monkeypatch.setattr(timm, "is_model_pretrained", lambda _: False)
-    _, _, err = run(capsys, "evaluate", "wrn16_1", "--data", ".")
-    assert err.startswith("blockswap evaluate: no pretrained weights for blockswap_wrn16_1; there are some for ")
+    _, _, err = run(capsys, "evaluate", "wrn16_2", "--data", ".")
+    assert err.startswith("blockswap evaluate: no pretrained weights for blockswap_wrn16_2; 'blockswap train wrn16_2 ")
     assert err.endswith("; use --checkpoint FILE, or --no-pretrained for random weights\n")
 
 

@@ -504,8 +504,8 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message
 
 def test_a_start_from_pretrained_weights_that_are_not_there(capsys, tmp_path, monkeypatch):
     few_images(monkeypatch)
-    command = ["train", "wrn16_1", "--data", "torch/cifar10", "--data-dir", tmp_path, "--out", tmp_path / "run"]
+    command = ["train", "wrn16_2", "--data", "torch/cifar10", "--data-dir", tmp_path, "--out", tmp_path / "run"]
     status, out, err = run(capsys, *command, "--device", "cpu", "--pretrained")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("blockswap train: no pretrained weights for blockswap_wrn16_1; there are some for ")
+    assert err.startswith("blockswap train: no pretrained weights for blockswap_wrn16_2; 'blockswap train wrn16_2 ")
     assert not (tmp_path / "run").exists()

@@ -650,7 +650,7 @@ def test_tensorboard_where_it_is_there(capsys, tmp_path, monkeypatch):
         (["--beta", 3], "--beta is for learning from a teacher; use --teacher MODEL"),
         (["--lr", 0], "--lr is above 0, not 0.0"),
         (["--ema", 1], "the decay of an average is between 0 and 1, not 1.0 (--ema)"),
-        (["--teacher", "wrn40_1"], "no pretrained weights for blockswap_wrn40_1; there are some for "),
+        (["--teacher", "wrn40_1"], "no pretrained weights for blockswap_wrn40_1; 'blockswap train wrn40_1 "),
         (["--teacher", "wrn16_1", "--teacher-checkpoint", "none.safetensors"], "no checkpoint 'none.safetensors'"),
         (["--genome", "S/S/S"], "blockswap_wrn16_1 has stages of"),
         (["--log-every", 0], "--log-every is at least 1, not 0"),

@@ -350,7 +350,7 @@ def test_mistakes_are_one_line(capsys, packed, tmp_path):
         (["push", packed, "--repo", "net"], "a repository is USER/NAME, not 'net' (--repo)"),
         (["push", packed, "--out", tmp_path / "x", "--private"], "--private is for a repository on the Hub"),
         (["pack", tmp_path, "--tag", "x", "--out", tmp_path], "no finished run in"),
-        (["pack", run_folder, "--tag", "a.b", "--out", tmp_path], "a tag has neither dots nor slashes; 'a.b' has"),
+        (["pack", run_folder, "--tag", "a.b", "--out", tmp_path], "a tag has no dots, slashes or spaces; 'a.b' has"),
         (["pack", run_folder, "--tag", "noise", "--out", packed.parent], "already; use another --tag or --out"),
     ]:
         status, out, err = run(capsys, *arguments)
