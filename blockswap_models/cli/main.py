@@ -110,8 +110,9 @@ def _print_error(command: str, message: str) -> None:
 @click.group(
     cls=_Blockswap,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120},
-    epilog="Amounts: 400k, 3m, 1.2g, 400,000, a ceiling ..400k, a window 300k..400k; latencies: 4ms, 800us, ..4ms. A "
-    "bare amount means ± the tolerance.",
+    epilog="Amounts: 400k, 3m, 1.2g, 400,000, a ceiling ..400k, a window 300k..400k, a floor 300k.., a share of "
+    "the original 20% or ..50%; latencies: 4ms, 800us, ..4ms; sizes: 500kB, 1.2MB. An amount "
+    "alone means ± --tolerance (2.5 %).",
 )
 @click.version_option(__version__, message="blockswap %(version)s")
 def blockswap() -> None:
