@@ -78,7 +78,7 @@ def plot(what: str, genome: Genome | None, out: str | None, as_json: bool) -> No
     from ..searching.plot import plot_genome, plot_record
 
     record = Path(what)
-    if genome is not None or (not record.exists() and _is_network(what)):
+    if (not record.exists() and _is_network(what)) or genome is not None:
         picture = Path(f"{what}.svg" if out is None else out)
         plot_genome(what, genome, picture)
     else:
@@ -98,6 +98,13 @@ def _is_network(name: str) -> bool:
         try:
             Genome(name)
         except ValueError:
+            import timm
+
+            if timm.is_model(name.partition(".")[0]):
+                raise ValueError(
+                    f"pictures are of networks of the zoo's layouts, and of searches; {name} is timm's, and 'blockswap "
+                    "count' prints what its blocks cost"
+                ) from None
             return False
         raise ValueError(f"a genome fits several networks; use 'blockswap plot wrn40_2 {name}'") from None
     return True

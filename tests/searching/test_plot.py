@@ -198,6 +198,9 @@ def test_a_network_beside_its_original(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().err == (
         "blockswap plot: a genome fits several networks; use 'blockswap plot wrn40_2 2xS/2xS/2xS'\n"
     )
+    for more in ([], ["3xK/4xK/6xK/3xK"]):
+        assert main(["plot", "resnet50", *more]) == 2
+        assert "of searches; resnet50 is timm's, and 'blockswap count' prints" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scores", [[3.5], [2.0] * 3, [0.0] * 3, [-1.0, 0.0, 2.0], [1.0, 1.0000001], [1e-30, 1e30]])
