@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -290,6 +291,9 @@ def _replace_norms(module: nn.Module, norm_layer: Callable[..., nn.Module]) -> N
     for name, child in list(module.named_children()):
         if isinstance(child, _BatchNorm):
             norm = norm_layer(child.num_features)
+            like = next(chain(child.parameters(), child.buffers()), None)
+            if like is not None:
+                norm.to(like.device, like.dtype)
             # Where a network starts a branch at zero, the new norm does too.
             norm.load_state_dict(child.state_dict(), strict=False)
             norm.train(child.training)

@@ -208,6 +208,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
         raise ExportError(
             f"cannot fold the BN of {type(folded).__name__}, which torch.fx cannot trace: {reason}"
         ) from None
+    places = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
     calls = Counter(node.target for node in nodes if node.op == "call_module")
     info = getattr(folded, "feature_info", None)
     maps = {each["module"] for each in info if "module" in each} if isinstance(info, list) else set()
@@ -221,6 +222,9 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
             continue
         first, second = str(before.target), str(node.target)
         conv, norm = folded.get_submodule(first), folded.get_submodule(second)
+        # One in two places would be another one there; and the weights of some are computed from others in each pass.
+        if max(places[id(conv)], places[id(norm)]) > 1 or "weight" not in conv._parameters:
+            continue
         if type(conv) is nn.Conv2d and _is_batchnorm(norm):
             folded.set_submodule(first, fuse_conv_bn_eval(conv, norm))
             # timm's BN contains its activation.

@@ -25,6 +25,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "M": ("#009E73", "M  inverted bottleneck"),
     "D": ("#CC79A7", "D  separable"),
     "K": ("#c8c8c8", "K  kept"),
+    "I": ("#eeeeee", "I  identity"),
 }
 _DARK = ("S", "G", "B", "M")
 _STRIP = "display:inline-flex;flex-wrap:wrap;gap:6px;font:11px/20px sans-serif;vertical-align:middle"

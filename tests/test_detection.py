@@ -253,6 +253,12 @@ def test_errors_say_what_to_write(call, error, message):
     assert "\n" not in str(raised.value)
 
 
+def test_new_norms_are_where_and_of_the_type_of_the_network():
+    model = timm.create_model("blockswap_wrn16_1").double()
+    backbone = fpn_backbone(model, norm_layer=lambda channels: nn.GroupNorm(2, channels))
+    assert {each.dtype for each in backbone.body.parameters()} == {torch.float64}
+
+
 def test_nothing_imports_detection_by_itself_and_models_need_no_pycocotools():
     code = (
         "import sys, blockswap_models, timm\n"

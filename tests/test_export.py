@@ -194,6 +194,26 @@ def test_a_network_of_timm_with_other_blocks_is_exported(onnxruntime, tmp_path):
     torch.testing.assert_close(torch.from_numpy(answer), model(batch), atol=1e-4, rtol=1e-4)
 
 
+def test_layers_in_two_places_and_computed_weights_are_not_folded():
+    class Alias(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3)
+            self.layers = nn.Sequential(self.stem, nn.BatchNorm2d(8))
+
+        def forward(self, x):
+            return self.layers(x)
+
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        computed = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8))
+    for model in (Alias(), computed):
+        model(torch.randn(8, 3, 8, 8))
+        x = torch.randn(2, 3, 8, 8)
+        torch.testing.assert_close(fold_batchnorm(model.eval())(x), model(x))
+
+
 def test_files_of_torch_need_no_other_package(tmp_path):
     for name, genome in {"blockswap_wrn16_1": TINY, "blockswap_resnet18": "2xB2/B4,G4/2xW1/2xB4W1"}.items():
         model = trained(name, 32, genome=genome)

@@ -341,6 +341,7 @@ def build(layout: Layout, genome: Genome | str | None = None, **kwargs: Any) -> 
 
 def residual_blocks(model: nn.Module) -> list[nn.Module]:
     """Lists the residual blocks of a network, from first to last; in one that `swap` made, also those that it kept."""
+    model = _holder_of_ends(model)
     ends = getattr(model, "branch_ends", None)
     if ends is None:
         return [module for module in model.modules() if isinstance(module, ResidualBlock)]
@@ -348,11 +349,17 @@ def residual_blocks(model: nn.Module) -> list[nn.Module]:
     return [there[name] for name in ends if name in there]
 
 
+def _holder_of_ends(model: nn.Module) -> nn.Module:
+    """Finds the network that `swap` made within what is wrapped around it; any other is itself."""
+    return next((each for each in model.modules() if hasattr(each, "branch_ends")), model)
+
+
 def branch_ends(model: nn.Module) -> list[nn.Module | None]:
     """Lists the module of each residual block whose output is added to the shortcut.
 
     It is the block itself where nothing is added, and None for a block without a branch.
     """
+    model = _holder_of_ends(model)
     names: dict[str, str] = getattr(model, "branch_ends", None) or {}
     there = dict(model.named_modules())
     kept = {there[name]: there[f"{name}.{end}" if end else name] for name, end in names.items() if name in there}

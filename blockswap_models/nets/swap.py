@@ -26,7 +26,7 @@ from ..errors import BlockSwapError
 from ..genome import BlockType, Genome
 from ..layout import RANDOM_WEIGHTS, NetworkLayout, Position
 from ..messages import quote
-from .blocks import ResidualBlock, build_block
+from .blocks import IdentityBlock, ResidualBlock, build_block
 from .copies import plain_copy
 from .cost import count_parts
 from .library import BlockLibrary, weights_digest
@@ -191,6 +191,12 @@ def _stages(model: nn.Module) -> list[list[str]]:
             name, stage = f"{name}.blocks", inner
         holds = isinstance(stage, nn.Sequential) or type(stage).__name__.endswith("Stage")
         parts = [f"{name}.{child}" for child, _ in stage.named_children()] if holds else [name]
+        for part in parts:
+            if isinstance(there[part], IdentityBlock):
+                raise SplitError(
+                    f"{part} of this {type(model).__name__} is an identity, in whose place no other block can be put; "
+                    "make the network with another block there (I)"
+                )
         parts = [part for part in parts if _has_spatial_conv(there[part])]
         if parts:
             (held if holds else alone).append(parts)
@@ -497,7 +503,9 @@ class BlockNetwork:
                         f"{type(network).__name__} has {key}={getattr(network, key)}, not {value}; leave it out, or "
                         "use the network with other classes or channels"
                     )
-        self._model = self._create() if isinstance(network, str) else network
+        # The random numbers of the user's program are left as they were.
+        with torch.random.fork_rng(devices=[]):
+            self._model = self._create() if isinstance(network, str) else network
         channels, height, width = own_input_size(self._model) if image_size is None else (in_chans or 3, *image_size)
         if image_size is not None:
             channels = getattr(self._model, "in_chans", channels)
@@ -530,7 +538,8 @@ class BlockNetwork:
     def model(self) -> nn.Module:
         """The network as it is, which is not to be changed."""
         if self._model is None:
-            self._model = self._create()
+            with torch.random.fork_rng(devices=[]):
+                self._model = self._create()
         return self._model
 
     def build(self, genome: Genome | str, *, device: torch.device | str | None = None) -> nn.Module:

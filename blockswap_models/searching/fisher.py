@@ -152,7 +152,12 @@ def _measure(
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
         set_scoring_modes(model, undo)
         cast_like_images(model, images, undo, {end for _, end in probes if end is not None})
-        ours = {end for block, end in probes if isinstance(block, ResidualBlock)}
+        # What follows the end of a branch of ours leaves it as it is; it may not be so elsewhere in a block.
+        ours = {
+            end
+            for block, end in probes
+            if isinstance(block, ResidualBlock) and block.branch_end and end is block.get_submodule(block.branch_end)
+        }
         for module in dict.fromkeys(end for _, end in probes if end is not None):
             undo.callback(module.register_forward_hook(probe if module in ours else probe_kept).remove)
         for block in dict.fromkeys(block for block, end in probes if whole and end is not None):

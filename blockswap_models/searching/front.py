@@ -19,7 +19,7 @@ from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
 from .rankings import score_named
 from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
-from .search import SearchError, SearchResult
+from .search import SearchError, SearchResult, num_classes_of
 from .space import SearchSpace
 from .strategies import strategy_named
 
@@ -104,7 +104,8 @@ def search_front(
             print(candidate.cost, candidate.score, candidate.genome)
         ```
     """
-    space = SearchSpace(space) if isinstance(space, str) else space
+    if isinstance(space, str):
+        space = SearchSpace(space, num_classes=num_classes_of(data))
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
     propose = strategy_named(strategy)
     score = score_named(score)
@@ -142,7 +143,14 @@ def search_front(
     for budget, ranked in zip(wanted, rankings, strict=True):
         if not math.isfinite(ranked[0].score):
             raise SearchError(f"none of {len(ranked)} scores within {budget} is finite; look at the data")
-    results = tuple(SearchResult(space, each, tuple(own)) for each, own in zip(wanted, rankings, strict=True))
+    results = tuple(
+        SearchResult(
+            *(space, budget, tuple(own)),
+            draws=tuple(draw for draw in scoring.draws if draw.genome in {each.genome for each in own}),
+            searched=describe(scorer, strategy, {"budget": budget_windows(budget), "asked": budget.as_json()}),
+        )
+        for budget, own in zip(wanted, rankings, strict=True)
+    )
     return Front(cost, results, pareto(sum_ranks(refined.values()), cost))
 
 
@@ -156,7 +164,7 @@ def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: flo
         tolerance: The width of each window, as of a `Budget`.
 
     Returns:
-        The budgets, from the smallest to the largest, in numbers of two digits.
+        The budgets, from the smallest to the largest, in numbers of two digits; fewer where two would be the same.
 
     Raises:
         BudgetError: There is no such cost, or there are no measured latencies.
@@ -170,6 +178,7 @@ def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: flo
         raise ValueError(f"number is at least 1, not {number}")
     least, most = space.range(cost)
     centres = (least * (most / least) ** ((place + 0.5) / number) for place in range(number))
-    digits = (int(float(f"{each:.1e}")) if cost != "latency" else float(f"{each:.1e}") for each in centres)
+    # In a narrow range two may be the same.
+    digits = dict.fromkeys(int(float(f"{each:.1e}")) if cost != "latency" else float(f"{each:.1e}") for each in centres)
     arguments: list[dict[str, Any]] = [{cost: amount} for amount in digits]
     return [Budget(**each, tolerance=tolerance) for each in arguments]

@@ -39,8 +39,9 @@ def cast_like_images(
                 undo.callback(module._parameters.__setitem__, name, value)
                 weight = value.detach().to(images.device, dtype)
                 module._parameters[name] = nn.Parameter(weight, requires_grad=False)
-        # A convolution of another class may do something else with its weights.
-        if fast and type(module) is nn.Conv2d and "forward" not in vars(module):
+        # A convolution of another class may do something else with its weights; those of a pruned one, or one that is
+        # normalised by its weights, are computed before each pass.
+        if fast and type(module) is nn.Conv2d and "weight" in module._parameters and "forward" not in vars(module):
             _fast_conv(module, undo)
     if in_c:
         use_native_norms(model, undo, probed)

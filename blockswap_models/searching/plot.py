@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..genome import Genome
 from ..layout import Layout
-from ..messages import counted
+from ..messages import counted, quote
 from ..strips import FAMILIES, family_of, text_colour
 from ..zoo.genomes import GENOMES
 from .candidates import Candidate, median_shares
@@ -418,7 +418,10 @@ def plot_genome(network: str, genome: Genome | str | None = None, out: str | Pat
     """
     layout = Layout.named(network)
     if genome is None:
-        genome = GENOMES.get(f"blockswap_{network.removeprefix('blockswap_')}", layout.original)
+        name = f"blockswap_{network.removeprefix('blockswap_')}"
+        if name not in GENOMES and layout.name not in (name, network):
+            raise ValueError(f"no network {quote(network)} in the zoo; give its genome, or see 'blockswap list'")
+        genome = GENOMES.get(name, layout.original)
     return _drawn(lambda: _genome_figure(layout, network, layout.fit(genome)), out)
 
 

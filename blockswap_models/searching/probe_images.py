@@ -22,6 +22,7 @@ from ..data.folders import DataError, dataset_text, find_dataset, names_in, open
 from ..data.holdout import HoldOut
 from ..data.images import image_mode
 from ..messages import counted
+from .plain_defaults import plain_defaults
 
 __all__ = [
     "ImageSpec",
@@ -83,6 +84,11 @@ def affordable_batches(space: ImageSpec, batch_size: int) -> int:
 
 def noise_minibatch(space: ImageSpec, batch_size: int = 32, seed: int = 0, num_batches: int = 1) -> Minibatch:
     """Makes images of 1/f noise, whose spectrum is that of natural images, with random labels."""
+    with plain_defaults():
+        return _noise_minibatch(space, batch_size, seed, num_batches)
+
+
+def _noise_minibatch(space: ImageSpec, batch_size: int, seed: int, num_batches: int) -> Minibatch:
     generator = torch.Generator().manual_seed(_data_seed(seed))
     channels, height, width = space.input_size
     number = num_batches * batch_size

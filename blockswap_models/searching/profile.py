@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..budget import Cost
 from ..genome import BlockType, Genome
 from ..layout import Position
 from ..machine import find_device, threads_set
@@ -74,12 +75,13 @@ def profile(
     for name, value in {"batch_size": batch_size, "threads": threads, "rounds": rounds, "passes": passes}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} is at least 1, not {value}")
+    _require_alike(space)
     device = find_device(device)
     stopwatch = Stopwatch(device)
     with threads_set(threads), torch.inference_mode():
         # The caller's random numbers are not changed.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             x = torch.rand(batch_size, *space.input_size).to(device)
             genomes = _deal(space)
             networks = [space.build(genome).eval().to(device) for genome in genomes]
@@ -107,6 +109,23 @@ def profile(
             shapes,
             _by_shape(space.types, genomes, shapes, parts, scale),
         )
+
+
+def _require_alike(space: SearchSpace) -> None:
+    """Sees that the blocks that a network keeps are alike wherever a table has one time for them."""
+    kept = BlockType("K")
+    if space.network is None or kept not in space.types:
+        return
+    alike: dict[tuple[int, ...], tuple[int, Cost]] = {}
+    for index, (place, options) in enumerate(zip(space.layout.positions, space.options, strict=True)):
+        if kept in dict(options):
+            key = (place.in_chs, place.out_chs, place.stride, place.stage)
+            first, cost = alike.setdefault(key, (index, space.network.option_cost(index, kept)))
+            if cost != space.network.option_cost(index, kept):
+                raise ValueError(
+                    f"blocks {first + 1} and {index + 1} of {space.layout.name} have the same channels and differ, and "
+                    "a table has one time for both; leave K out of types="
+                )
 
 
 def _deal(space: SearchSpace) -> list[Genome]:

@@ -21,12 +21,14 @@ from ..genome import BlockType, Genome, GenomeError
 from ..layout import Layout
 from ..machine import find_device
 from ..messages import quote
+from ..nets.copies import plain_copy
 from ..nets.cost import count
 from ..nets.swap import own_input_size, wake
 from ..progress import is_watched
 from ..zoo.find import find_model
 from .candidates import Scored, rank
 from .fisher import Score, fisher_potential
+from .plain_defaults import plain_defaults
 from .probe_images import ImageSpec, Minibatch, affordable_batches, noise_minibatch, user_minibatch
 from .probes import find_probes
 from .rankings import RankSum, score_named
@@ -321,12 +323,19 @@ class _NetworkScorer:
     device: torch.device
 
     def __call__(self, task: tuple[int, int]) -> _Draw:
-        index, draw = task
+        """Scores a network with one draw of its weights."""
+        with plain_defaults(self.device):
+            return self._scored(*task)
+
+    def _scored(self, index: int, draw: int) -> _Draw:
         name = self.sources.name(index)
         with seeded(weights_seed(self.seed, name, draw)):
             model = self.sources.model(index)
         if isinstance(self.sources.networks[index], str):
             model = model.to(self.device)
+        elif any(each.device != self.device or each.dtype != torch.float32 for each in model.parameters()):
+            # The user's own stays where and as it is.
+            model = plain_copy(model).to(self.device, torch.float32)
         images, labels = self.data.batch(draw % self.data.num_batches)
         images = images.to(self.device, torch.float32).contiguous(memory_format=torch.channels_last)
         labels = labels.to(self.device)

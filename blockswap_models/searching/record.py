@@ -20,7 +20,7 @@ from ..genome import Genome
 from ..layout import RANDOM_WEIGHTS, Layout
 from ..messages import quote
 from ..zoo.genomes import GENOMES
-from .candidates import Candidate, ScoredDraw, candidates_of, common_cost, pareto, rank, rank_within
+from .candidates import Candidate, ScoredDraw, candidates_of, common_cost, pareto, rank, rank_within, sum_ranks
 
 __all__ = [
     "FoundNetwork",
@@ -199,6 +199,7 @@ def read_front(path: str | Path) -> FrontRecord | None:
         cost = common_cost(budgets)
     except (AttributeError, TypeError, ValueError):
         raise RecordError(f"{path} has unknown budgets: {json.dumps(header['budgets'])}") from None
+    candidates = sum_ranks(candidates)
     if not any(math.isfinite(each.score) for each in candidates):
         raise RecordError(f"none of the scores in {path} is finite")
     return FrontRecord(

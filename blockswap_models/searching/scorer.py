@@ -17,6 +17,7 @@ from ..genome import Genome
 from ..machine import computes_bfloat16
 from .candidates import ScoredDraw
 from .fisher import Score, fisher_by_block, fisher_potential
+from .plain_defaults import plain_defaults
 from .probe_images import Minibatch
 from .rankings import RankSum
 from .space import SearchSpace
@@ -43,7 +44,8 @@ def weights_seed(seed: int, name: str, draw: int) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Makes the random numbers of torch on the CPU those of a seed, for one thread at a time, and reverts it."""
     with _drawing, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Of the CPU alone: torch.manual_seed would set those of a GPU too, which the fork does not give back.
+        torch.default_generator.manual_seed(seed)
         yield
 
 
@@ -68,7 +70,10 @@ class Scorer:
 
     def __call__(self, task: tuple[Genome, int]) -> ScoredDraw:
         """Scores a genome with one draw of its weights."""
-        genome, draw = task
+        with plain_defaults(self.device):
+            return self._scored(*task)
+
+    def _scored(self, genome: Genome, draw: int) -> ScoredDraw:
         model = self.network(genome, draw)
         images, labels = self.minibatch(draw)
         cost = self.space.cost(genome)
@@ -100,6 +105,9 @@ class Scorer:
         batch = draw % self.data.num_batches
         if batch not in self._own.batches:
             images, labels = self.data.batch(batch)
+            if images.is_inference():
+                # Made in inference mode, where no gradient passes through them.
+                images = images.clone()
             images = images.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
             self._own.batches[batch] = images, labels.to(self.device)
         return self._own.batches[batch]

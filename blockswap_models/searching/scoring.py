@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -131,15 +132,18 @@ class Scoring:
         if tasks and self._local and self._executor is None:
             # A search that was done before it was resumed needs none.
             self._executor = self._stack.enter_context(local_workers(self._workers))
-        results: Iterable[ScoredDraw] = map_in_order(self._shared, tasks, self._executor, cancel=not self._local)
+        scored = map_in_order(self._shared, tasks, self._executor, cancel=not self._local)
+        results: Iterable[ScoredDraw] = scored
         self._finished += len(genomes) * new
         if self._progress and tasks:
             results = self._progress(results, self.total, max(0, self._finished - len(tasks)), round_name)
         try:
-            for each in results:
-                if self._record:
-                    self._record.add(each)
-                self._scored[each.genome, each.draw] = each
+            # Closed at once, also where its error is kept: it gives the threads of this process back.
+            with closing(scored):
+                for each in results:
+                    if self._record:
+                        self._record.add(each)
+                    self._scored[each.genome, each.draw] = each
         except WorkerError:
             if self._scored:
                 raise
@@ -181,13 +185,21 @@ def describe(scorer: Scorer, strategy: str, within: dict[str, Any]) -> dict[str,
         **within,
         "seed": scorer.seed,
         "data": scorer.data.source,
-        "score": getattr(scorer.score, "__name__", type(scorer.score).__name__),
+        "score": _name_of(scorer.score),
         "dtype": str(scorer.dtype).removeprefix("torch."),
         "strategy": strategy,
         **({} if space.latency is None else {"latency_table": space.latency.digest}),
         # What a run that trains on the same data must know; scores do not depend on it.
         **({"about": dict(scorer.data.about)} if scorer.data.about else {}),
     }
+
+
+def _name_of(score: Score) -> str:
+    """Names a score; a part of a function with its arguments, which make it another score."""
+    if isinstance(score, functools.partial):
+        arguments = [*map(repr, score.args), *(f"{key}={value!r}" for key, value in sorted(score.keywords.items()))]
+        return f"{_name_of(score.func)}({', '.join(arguments)})"
+    return str(getattr(score, "__name__", type(score).__name__))
 
 
 def describe_space(space: SearchSpace) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def search(
         ```
     """
     if isinstance(space, str):
-        space = SearchSpace(space, num_classes=_num_classes(data))
+        space = SearchSpace(space, num_classes=num_classes_of(data))
     if on_interrupt not in ("return", "raise"):
         raise ValueError(f"on_interrupt is 'return' or 'raise', not {on_interrupt!r}")
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
@@ -145,7 +145,7 @@ def search(
     return SearchResult(space, budget, tuple(ranked), interrupted, scoring.draws, described)
 
 
-def _num_classes(data: object) -> int | None:
+def num_classes_of(data: object) -> int | None:
     """The number of classes in a folder of images; None for other data."""
     classes = classes_of(str(data)) if isinstance(data, (str, Path)) else None
     return None if classes is None else len(classes)

@@ -8,7 +8,7 @@ import signal
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -71,7 +71,7 @@ class Shared:
 
 def map_in_order(
     shared: Shared, tasks: Sequence[Task], executor: Executor | None = None, *, cancel: bool = True
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """Yields job(task) for each task in order, computed here or by the workers of an executor, on one thread each.
 
     What is left when it is interrupted is cancelled, but for local workers, which are ended then: loky sets an error on

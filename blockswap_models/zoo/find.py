@@ -62,7 +62,7 @@ def find_model(name: str, genome: str | None = None) -> str:
             return layout.name
     if Path(name).is_file():
         advice = (
-            f"train it first: blockswap train {name} --out RUN"
+            "train it first by 'blockswap train'"
             if name.endswith(".jsonl")
             else ("use the folder of the network or of its run, or the model's name with checkpoint=")
         )

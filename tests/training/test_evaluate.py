@@ -366,7 +366,7 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
         ("wrn16_1 --checkpoint notes.txt --data images", "cannot read the checkpoint 'notes.txt': it is damaged, or"),
         (
             "search.jsonl --data images",
-            "is the record of a search, not a model; train it first: blockswap train",
+            "is the record of a search, not a model; train it first by 'blockswap train'",
         ),
         ("wrn16_1 --checkpoint images --data images", "the checkpoint 'images' is a folder; use a file in it, or"),
         (
