@@ -113,7 +113,7 @@ def test_a_record_cut_off_in_its_first_line_holds_no_search(tmp_path: Path) -> N
             {"seed": 1, "space": "blockswap_wrn40_2"},
             'space "blockswap_wrn16_1" there, "blockswap_wrn40_2" here; seed 0',
         ),
-        ({"budget": {"params": [1, 2]}}, 'budget {"params": [390000.0, null]} there, {"params": [1, 2]} here'),
+        ({"budget": {"params": [1, 2]}}, "budget params from 390,000 there, params 1 to 2 here"),
         ({"draws": 4}, "draws null there, 4 here"),
         ({"data": "x" * 99}, f'data "1/f “noise”" there, "{"x" * 56}… here'),
     ],

@@ -198,7 +198,7 @@ def test_data_in_any_form(tmp_path):
     drawn = search(SPACE, None, data=dataset, **few)
     assert [each.score for each in drawn] == pytest.approx([each.score for each in pair], rel=1e-3)
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        folder = tmp_path / "photos" / f"class{label}"
+        folder = tmp_path / "photos" / "train" / f"class{label}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
     # A folder as its path; the head of a network that is named has its two classes.

@@ -366,6 +366,7 @@ def test_mistakes_are_one_line(capsys, packed, tmp_path):
 PINNED = {
     "blockswap_resnet34_3m.at_in284_9": "9e4fee2cee19a4bb",
     "blockswap_wrn40_2.cifar10_24": "e0416f4ec23f1ad9",
+    "blockswap_wrn40_2_217k.at_cifar10_12": "a0dfba76bc7c0de5",
     "blockswap_wrn40_2_404k.at_cifar10_9": "a483b92667040686",
     "blockswap_wrn40_2_811k.at_cifar10_12": "35c69dbe8b63ccec",
 }
