@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def main() -> None:
         minibatch = noise_minibatch(SearchSpace("wrn16_1"), 128, options.seed)
         pixels = (minibatch.images * 50 + 128).clamp(0, 255).byte()
         data: tuple[torch.Tensor, ...] = (pixels, minibatch.labels) * 2
-        options.epochs, options.only = 2, tuple(VARIANTS)[:2]
+        options.epochs, options.only, options.out = 2, tuple(VARIANTS)[:2], tempfile.mkdtemp()
     else:
         data = (*read_cifar(options.data_dir), *read_cifar(options.data_dir, train=False))
     print(
