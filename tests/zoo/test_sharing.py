@@ -365,7 +365,9 @@ def test_mistakes_are_one_line(capsys, packed, tmp_path):
 # The weights that a wheel must have, with the start of each file's SHA-256.
 PINNED = {
     "blockswap_resnet34_3m.at_in284_9": "9e4fee2cee19a4bb",
+    "blockswap_wrn16_1.at_cifar10_12": "a878f0566956af81",
     "blockswap_wrn40_2.cifar10_24": "e0416f4ec23f1ad9",
+    "blockswap_wrn40_2_162k.at_cifar10_12": "5d82456703d2cba8",
     "blockswap_wrn40_2_217k.at_cifar10_12": "a0dfba76bc7c0de5",
     "blockswap_wrn40_2_404k.at_cifar10_9": "a483b92667040686",
     "blockswap_wrn40_2_811k.at_cifar10_12": "35c69dbe8b63ccec",
