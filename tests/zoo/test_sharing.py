@@ -369,7 +369,7 @@ PINNED = {
     "blockswap_wrn40_2.cifar10_24": "e0416f4ec23f1ad9",
     "blockswap_wrn40_2_162k.at_cifar10_12": "5d82456703d2cba8",
     "blockswap_wrn40_2_217k.at_cifar10_12": "a0dfba76bc7c0de5",
-    "blockswap_wrn40_2_404k.at_cifar10_9": "a483b92667040686",
+    "blockswap_wrn40_2_404k.at_cifar10_16": "64601f55d7c43d61",
     "blockswap_wrn40_2_811k.at_cifar10_12": "35c69dbe8b63ccec",
 }
 
