@@ -44,7 +44,7 @@ from .training.recipes import RECIPES, Recipe
 from .training.run_folder import read_summary
 from .training.runs import RunSettings, has_other_classes, make_teacher, train_run
 from .zoo.blockswap import save_pretrained
-from .zoo.cards import MissingWeightsError, make_card, training_command
+from .zoo.cards import MissingWeightsError, last_name, make_card, training_command
 from .zoo.find import find_model
 
 __all__ = ["Made", "MakeError", "make", "small_data_recipe"]
@@ -582,9 +582,8 @@ def _files(plan: dict[str, Any], summary: dict[str, Any], holdout: HoldOut | Non
 def _call(plan: dict[str, Any]) -> str:
     """Writes the call of Python that makes this network, for its card."""
     same = ("network", "image_size", "in_chans", "samples", "epochs", "batch_size", "val_share", "seed", "dtype")
-    teacher = Path(plan["teacher"]).name if Path(plan["teacher"]).is_absolute() else plan["teacher"]
     others = "".join(f", {key}={plan[key]!r}" for key in same)
-    return f"make(DATA, NET, budget={plan['budget']}, teacher={teacher!r}{others})"
+    return f"make(DATA, NET, budget={plan['budget']}, teacher={last_name(plan['teacher'])!r}{others})"
 
 
 def _short(value: object) -> str:

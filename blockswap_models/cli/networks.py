@@ -8,7 +8,7 @@ import click
 
 from ..budget import Cost
 from ..genome import BlockType, Genome
-from ..layout import Layout
+from ..layout import Layout, require_sizes
 from ..messages import did_you_mean, quote
 from ..zoo.genomes import GENOMES
 from .parameters import GENOME, NETWORK, Given, size_options, subcommand
@@ -58,9 +58,7 @@ def count_(
     as_json: bool,
 ) -> None:
     """Prints what a genome costs, block by block: the network's own by default."""
-    for name, value in {"num_classes": num_classes, "in_chans": in_chans, "image_size": image_size}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is at least 1, not {value}")
+    require_sizes(num_classes=num_classes, in_chans=in_chans, image_size=image_size)
     if genome is not None and BlockType("K") in genome.blocks and not isinstance(network.value, str):
         import timm
 

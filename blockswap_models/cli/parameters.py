@@ -84,18 +84,15 @@ def _network(text: str) -> Given:
     """Reads the name of a layout; one of timm's that is no layout stands for itself."""
     try:
         return Given(text, Layout.named(text))
-    except ValueError:
+    except ValueError as error:
         import timm
 
         if timm.is_model(text.partition(".")[0]):
             return Given(text, text)
-        try:
-            return Given(text, Layout.named(text))
-        except ValueError as error:
-            close = did_you_mean(text.lower(), timm.list_models(), "")
-            if "did you mean" in str(error) or not close:
-                raise
-            raise ValueError(f"unknown network {quote(text)}; {close}") from None
+        close = did_you_mean(text.lower(), timm.list_models(), "")
+        if "did you mean" in str(error) or not close:
+            raise
+        raise ValueError(f"unknown network {quote(text)}; {close}") from None
 
 
 NETWORK = Read("network", _network)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -232,9 +233,14 @@ def number_by(names: Sequence[str], dataset: ImageFiles, root: str | Path) -> No
 
 def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImageFolder:
     """Opens a folder of classes with timm, without what is hidden, with the numbers of the training images."""
-    for _ in walk_images(folder):
-        # timm leaves out a folder that cannot be read.
-        pass
+    numbers: dict[str, int] = {}
+    numbering: str | Path = folder
+    if class_map is None:
+        names, numbering = _classes(root, folder)
+        numbers = {name: number for number, name in enumerate(names)}
+    if class_map is not None or numbering != folder:
+        # timm leaves out a folder that cannot be read; to list the classes is to see it.
+        deque(walk_images(folder), maxlen=0)
     try:
         reader = ReaderImageFolder(str(folder), input_key=";".join(image_extensions()))
         paths = [path for path, _ in reader.samples if not _is_hidden(path, folder)]
@@ -248,11 +254,7 @@ def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImag
             f"{len(outside):,} of {len(paths):,} images lie outside of the folders of classes, such as "
             f"{quote(outside[0])}; use a folder of one folder a class (data=)"
         )
-    numbering: str | Path
-    if class_map is None:
-        names, numbering = _classes(root, folder)
-        numbers = {name: number for number, name in enumerate(names)}
-    else:
+    if class_map is not None:
         numbers, numbering = load_class_map(class_map, str(folder)), class_map
     labels = [os.path.basename(os.path.dirname(path)) for path in paths]
     strange = _in_order(set(labels) - set(numbers))

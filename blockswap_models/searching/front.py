@@ -143,15 +143,13 @@ def search_front(
     for budget, ranked in zip(wanted, rankings, strict=True):
         if not math.isfinite(ranked[0].score):
             raise SearchError(f"none of {len(ranked)} scores within {budget} is finite; look at the data")
-    results = tuple(
-        SearchResult(
-            *(space, budget, tuple(own)),
-            draws=tuple(draw for draw in scoring.draws if draw.genome in {each.genome for each in own}),
-            searched=describe(scorer, strategy, {"budget": budget_windows(budget), "asked": budget.as_json()}),
-        )
-        for budget, own in zip(wanted, rankings, strict=True)
-    )
-    return Front(cost, results, pareto(sum_ranks(refined.values()), cost))
+    results = []
+    for budget, own in zip(wanted, rankings, strict=True):
+        genomes = {each.genome for each in own}
+        draws_of = tuple(draw for draw in scoring.draws if draw.genome in genomes)
+        searched = describe(scorer, strategy, {"budget": budget_windows(budget), "asked": budget.as_json()})
+        results.append(SearchResult(space, budget, tuple(own), draws=draws_of, searched=searched))
+    return Front(cost, tuple(results), pareto(sum_ranks(refined.values()), cost))
 
 
 def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: float = 0.025) -> list[Budget]:

@@ -366,5 +366,5 @@ def _short(value: object) -> str:
     with suppress(BudgetError, TypeError, ValueError):
         if isinstance(value, dict):
             # Of costs: in the words of a budget.
-            return str(Budget.of({name: tuple(window) for name, window in value.items()}))
+            return str(_budget(value))
     return text if len(text) <= 60 else f"{text[:57]}…"

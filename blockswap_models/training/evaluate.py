@@ -299,10 +299,10 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"no checkpoint {quote(str(path))}; use a .safetensors file, or a checkpoint of torch")
     try:
         return load_state_dict(str(path), weights_only=True)
+    except OSError:
+        raise
     # Reading what is no checkpoint as one ends in errors of any kind.
-    except Exception as error:
-        if isinstance(error, OSError):
-            raise
+    except Exception:
         raise ValueError(
             f"cannot read the checkpoint {quote(str(path))}: it is damaged, or holds more than tensors, which could "
             "run code; use a .safetensors file"

@@ -9,6 +9,7 @@ import timm
 from torch import nn
 
 from ..genome import Genome
+from ..layout import require_sizes
 from ..messages import quote
 from ..zoo.cards import MissingWeightsError
 from ..zoo.find import create_network, find_model, is_all_kept, swaps
@@ -16,7 +17,7 @@ from ..zoo.genomes import GENOMES
 from .evaluate import load_weights
 from .run_folder import WEIGHTS, read_summary
 
-__all__ = ["has_weights", "is_folder", "is_run", "make_model", "of_summary", "require_sizes"]
+__all__ = ["has_weights", "is_folder", "is_run", "make_model", "of_summary"]
 
 # What timm writes into the folder of a network, and a run does not.
 CONFIG = "config.json"
@@ -78,20 +79,6 @@ def make_model(
             )
         load_weights(model, checkpoint)
     return model
-
-
-def require_sizes(**sizes: int | None) -> None:
-    """Sees that the sizes of a network that are given are numbers of something.
-
-    Args:
-        **sizes: `num_classes`, `in_chans` or `image_size`.
-
-    Raises:
-        ValueError: One is below 1.
-    """
-    for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is at least 1, not {value}")
 
 
 def has_weights(name: str, genome: str | None = None) -> bool:

@@ -16,6 +16,7 @@ from ..data.cifar import CifarLoader
 from ..data.facts import holdout_of, holdout_text, image_facts
 from ..data.folders import find_dataset, names_of
 from ..data.statistics import CIFAR10_NAMES, label_names, model_data_config
+from ..layout import require_sizes
 from ..machine import computes_bfloat16
 from ..nets.cost import count
 from ..nets.devices import describe_machine
@@ -31,7 +32,7 @@ from .freezing import freeze
 from .initial_weights import copy_from_teacher, load_initial
 from .loaders import require_splits, training_loader
 from .loop import train
-from .models import is_folder, is_run, make_model, require_sizes
+from .models import is_folder, is_run, make_model
 from .recipes import Recipe
 from .run_folder import WEIGHTS, read_summary
 from .shared_teacher import SharedTeacherTask

@@ -23,6 +23,7 @@ __all__ = [
     "check_weights",
     "describe",
     "file_digest",
+    "last_name",
     "make_card",
     "model_card",
     "read_card",
@@ -140,7 +141,7 @@ def make_card(
         raise WeightsError(f"this is no summary of blockswap train: it has no {missing[0]}")
     said = {key: summary[key] for key in (*_OF_THE_RUN, *_OF_LATER_RUNS) if key in summary}
     # Of places on that machine, the last names.
-    said |= {key: _last_name(said[key]) for key in ("data", "teacher", "init") if said.get(key) is not None}
+    said |= {key: last_name(said[key]) for key in ("data", "teacher", "init") if said.get(key) is not None}
     # Of five classes one of the first five is always right.
     errors = ("top1_error", "top5_error") if summary["num_classes"] > 5 else ("top1_error",)
     return {
@@ -283,10 +284,10 @@ def _place(option: str, value: str) -> str:
         # A folder, or the name of a dataset.
         return "DATA" if Path(value).is_absolute() else value
     if option in _NAMES:
-        return _last_name(value)
+        return last_name(value)
     return _PLACES[option] or Path(value).name
 
 
-def _last_name(value: str) -> str:
+def last_name(value: str) -> str:
     """Of an absolute path, its last name; what may be a name of timm or a relative path stays."""
     return Path(value).name if Path(value).is_absolute() else value
