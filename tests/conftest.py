@@ -19,12 +19,39 @@ torch.zeros((), requires_grad=True).backward()
 workers._IDLE_SECONDS = 3600
 
 
+def real_images(name: str) -> Path:
+    """The folder of a data set in the folder that BLOCKSWAP_DATA names; skips the test where there is none."""
+    root = os.environ.get("BLOCKSWAP_DATA")
+    if not root:
+        pytest.skip(f"set BLOCKSWAP_DATA to a folder with {name}")
+    folder = Path(root) / name
+    if not folder.is_dir():
+        pytest.skip(f"there is no {name} in the folder of BLOCKSWAP_DATA")
+    return folder
+
+
 @pytest.fixture(scope="session")
-def data_dir() -> Path:
-    folder = os.environ.get("BLOCKSWAP_DATA")
-    if not folder:
-        pytest.skip("set BLOCKSWAP_DATA to a folder with cifar-10-batches-py and imagenet_val1300")
-    return Path(folder)
+def cifar_dir() -> Path:
+    """The folder that torchvision has unpacked CIFAR-10 in."""
+    return real_images("cifar-10-batches-py").parent
+
+
+@pytest.fixture(scope="session")
+def imagenet_val1300() -> Path:
+    """Images of ImageNet's validation set, in folders of some of its classes."""
+    return real_images("imagenet_val1300")
+
+
+@pytest.fixture(scope="session")
+def imagenet_284() -> Path:
+    """Small images of ImageNet's training set, in train and val."""
+    return real_images("imagenet_284")
+
+
+@pytest.fixture(scope="session")
+def coco_val57() -> Path:
+    """Images of COCO with their annotations."""
+    return real_images("coco_val57")
 
 
 @pytest.fixture

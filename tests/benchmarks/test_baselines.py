@@ -340,8 +340,8 @@ def test_what_is_missing_or_unknown_is_said_in_one_line(tmp_path, capsys, monkey
 
 
 @pytest.mark.data
-def test_a_part_of_cifar_keeps_its_shares(data_dir):
-    images = cifar_images(data_dir, 100)
+def test_a_part_of_cifar_keeps_its_shares(cifar_dir):
+    images = cifar_images(cifar_dir, 100)
     assert (len(images.train[1]), len(images.test[1])) == (100, 20)
     with pytest.raises(DataError, match=r"use 1 to 50000 \(--images\)"):
-        cifar_images(data_dir, 60_000)
+        cifar_images(cifar_dir, 60_000)

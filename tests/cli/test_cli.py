@@ -169,18 +169,17 @@ def test_a_record_of_another_search_is_left_alone(tmp_path):
 
 
 @pytest.mark.data
-def test_search_on_cifar10(tmp_path, data_dir):
-    arguments = ["--data", "torch/cifar10", "--data-dir", data_dir, "--out", tmp_path / "record.jsonl", "--json"]
+def test_search_on_cifar10(tmp_path, cifar_dir):
+    arguments = ["--data", "torch/cifar10", "--data-dir", cifar_dir, "--out", tmp_path / "record.jsonl", "--json"]
     status, out, _ = run(*SEARCH, *arguments)
     assert status == 0
     SearchSpace("wrn16_1").layout.fit(json.loads(out)["best"]["genome"])
 
 
 @pytest.mark.data
-def test_search_on_imagenet_images(tmp_path, data_dir):
+def test_search_on_imagenet_images(tmp_path, imagenet_val1300):
     command = "search resnet34 --params 3m --samples 2 --batch-size 4 --workers 1 --json".split()
-    images = data_dir / "imagenet_val1300"
-    status, out, _ = run(*command, "--data", images, "--out", tmp_path / "record.jsonl")
+    status, out, _ = run(*command, "--data", imagenet_val1300, "--out", tmp_path / "record.jsonl")
     assert status == 0
     assert 2_925_000 <= json.loads(out)["best"]["params"] <= 3_075_000
 

@@ -293,14 +293,14 @@ def test_missing_files(tmp_path):
 
 
 @pytest.mark.data
-def test_cifar10(data_dir):
-    images, labels = read_cifar(data_dir, train=True)
+def test_cifar10(cifar_dir):
+    images, labels = read_cifar(cifar_dir, train=True)
     assert images.shape == (50_000, 3, 32, 32)
     assert torch.bincount(labels).tolist() == [5000] * 10
-    picture, label = CIFAR10(str(data_dir), train=True)[77]
+    picture, label = CIFAR10(str(cifar_dir), train=True)[77]
     assert torch.equal(images[77], torch.from_numpy(np.array(picture)).permute(2, 0, 1))
     assert labels[77] == label
-    assert len(read_cifar(data_dir, train=False)[1]) == 10_000
+    assert len(read_cifar(cifar_dir, train=False)[1]) == 10_000
     loader = CifarLoader(images, labels, 128, training=True)
     assert len(loader) == 390
     batch, _ = next(iter(loader))

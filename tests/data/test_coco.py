@@ -166,10 +166,8 @@ def make_network():
 
 
 @pytest.mark.data
-def test_real_images(data_dir):
-    if not (data_dir / "coco_val57").is_dir():
-        pytest.skip("there is no coco_val57 in the folder of BLOCKSWAP_DATA")
-    minibatch = dataset_minibatch(SearchSpace("resnet34"), "coco", data_dir / "coco_val57", 8, split="val")
+def test_real_images(coco_val57):
+    minibatch = dataset_minibatch(SearchSpace("resnet34"), "coco", coco_val57, 8, split="val")
     assert minibatch.images.shape == (8, 3, 224, 224)
     assert 0 <= minibatch.labels.min() <= minibatch.labels.max() < 80
-    assert len(CocoLabels(data_dir / "coco_val57", "val").class_to_idx) == 80
+    assert len(CocoLabels(coco_val57, "val").class_to_idx) == 80

@@ -516,11 +516,8 @@ def test_an_image_that_cannot_be_transformed_is_named(tmp_path):
 
 
 @pytest.mark.data
-def test_fewer_classes_of_real_images_keep_their_numbers(data_dir):
-    root = data_dir / "imagenet_284"
-    if not root.is_dir():
-        pytest.skip("there is no imagenet_284 in the folder of BLOCKSWAP_DATA")
-    names = sorted(path.name for path in (root / "train").iterdir())
-    reader = open_dataset("folder", str(root), None).reader
+def test_fewer_classes_of_real_images_keep_their_numbers(imagenet_284):
+    names = sorted(path.name for path in (imagenet_284 / "train").iterdir())
+    reader = open_dataset("folder", str(imagenet_284), None).reader
     assert len({label for _, label in reader.samples}) < len(names) == 1000
     assert all(names[label] == Path(path).parent.name for path, label in reader.samples)

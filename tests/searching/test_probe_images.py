@@ -288,8 +288,8 @@ def test_a_minibatch_is_for_networks_of_its_size():
 
 
 @pytest.mark.data
-def test_cifar10(data_dir):
-    minibatch = dataset_minibatch(WRN, "torch/cifar10", data_dir, batch_size=128)
+def test_cifar10(cifar_dir):
+    minibatch = dataset_minibatch(WRN, "torch/cifar10", cifar_dir, batch_size=128)
     assert minibatch.images.shape == (128, 3, 32, 32)
     assert minibatch.images.mean().abs() < 0.1
     assert minibatch.images.std() == pytest.approx(1.24, abs=0.1)
@@ -297,7 +297,7 @@ def test_cifar10(data_dir):
 
 
 @pytest.mark.data
-def test_imagenet_folder(data_dir):
-    minibatch = dataset_minibatch(RESNET, "folder", data_dir / "imagenet_val1300", batch_size=8)
+def test_imagenet_folder(imagenet_val1300):
+    minibatch = dataset_minibatch(RESNET, "folder", imagenet_val1300, batch_size=8)
     assert minibatch.images.shape == (8, 3, 224, 224)
     assert len(set(minibatch.labels.tolist())) > 4

@@ -203,13 +203,13 @@ def test_standard_input_is_read():
     assert [each["name"] for each in json.loads(result.stdout)["networks"]] == ["2xS/2xS/2xS", "2xG4/2xG4/2xG4"]
 
 
-def test_images_of_a_dataset(data_dir, tmp_path):
+def test_images_of_a_dataset(imagenet_val1300, tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("test_resnet\n")
     options = ["--batch-size", 4, "--image-size", 32, "--workers", 1, "--json"]
-    status, out, errors = run("rank", file, "--data", data_dir / "imagenet_val1300", *options)
+    status, out, errors = run("rank", file, "--data", imagenet_val1300, *options)
     assert status == 0, errors
     # As many classes as the folder has.
-    classes = len([each for each in (data_dir / "imagenet_val1300").iterdir() if each.is_dir()])
+    classes = len([each for each in imagenet_val1300.iterdir() if each.is_dir()])
     model = timm.create_model("test_resnet", num_classes=classes)
     assert json.loads(out)["networks"][0]["params"] == count(model).params

@@ -389,9 +389,9 @@ def test_minibatches_out_of_range(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.data
-def test_all_scores_are_finite_on_cifar10(data_dir):
+def test_all_scores_are_finite_on_cifar10(cifar_dir):
     space = SearchSpace("wrn16_1")
-    data = dataset_minibatch(space, "torch/cifar10", data_dir)
+    data = dataset_minibatch(space, "torch/cifar10", cifar_dir)
     for genome in space.sample(3, Budget(params=60_000)):
         torch.manual_seed(0)
         model = space.build(genome)

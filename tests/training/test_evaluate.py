@@ -397,12 +397,12 @@ def test_a_network_without_weights(capsys, monkeypatch):
 
 
 @pytest.mark.data
-def test_cifar_on_the_device_is_what_timm_loads(data_dir):
+def test_cifar_on_the_device_is_what_timm_loads(cifar_dir):
     model = wrn(10)
-    loader = evaluation_loader(model, "torch/cifar10", data_dir, batch_size=100)
+    loader = evaluation_loader(model, "torch/cifar10", cifar_dir, batch_size=100)
     assert isinstance(loader, CifarLoader)
     assert len(loader) == 100
-    dataset = create_dataset("torch/cifar10", root=str(data_dir), split="test")
+    dataset = create_dataset("torch/cifar10", root=str(cifar_dir), split="test")
     config = model.pretrained_cfg
     timms = create_loader(
         dataset,
@@ -420,23 +420,23 @@ def test_cifar_on_the_device_is_what_timm_loads(data_dir):
 
 
 @pytest.mark.data
-def test_evaluate_on_cifar10(capsys, tmp_path, data_dir):
+def test_evaluate_on_cifar10(capsys, tmp_path, cifar_dir):
     save_file(wrn(10, favourite=3).state_dict(), tmp_path / "net.safetensors")
     weights = ["--checkpoint", tmp_path / "net.safetensors", "--device", "cpu"]
-    data = ["--data", "torch/cifar10", "--data-dir", data_dir, "--images", 200, "--json"]
+    data = ["--data", "torch/cifar10", "--data-dir", cifar_dir, "--images", 200, "--json"]
     for split, train in (("test", False), ("train", True)):
         status, out, _ = run(capsys, "evaluate", "blockswap_wrn16_1", *weights, *data, "--split", split)
         from torchvision.datasets import CIFAR10
 
-        labels = CIFAR10(str(data_dir), train=train).targets
+        labels = CIFAR10(str(cifar_dir), train=train).targets
         spaced = labels[:: len(labels) // 200]
         assert status == 0
         assert json.loads(out)["top1_error"] == pytest.approx(100 * (1 - spaced.count(3) / 200))
 
 
 @pytest.mark.data
-def test_evaluate_on_imagenet_images(capsys, data_dir):
-    images = ["--data", data_dir / "imagenet_val1300", "--class-map", data_dir / "imagenet_val1300_classes.txt"]
+def test_evaluate_on_imagenet_images(capsys, imagenet_val1300):
+    images = ["--data", imagenet_val1300, "--class-map", f"{imagenet_val1300}_classes.txt"]
     small = ["--images", 4, "--batch-size", 4, "--workers", 1, "--device", "cpu", "--json"]
     status, out, _ = run(capsys, "evaluate", "resnet18", "--no-pretrained", *images, *small)
     assert (status, json.loads(out)["images"], json.loads(out)["weights"]) == (0, 4, "random")

@@ -296,9 +296,9 @@ def test_mistakes(model, library, tmp_path):
         train_library(fresh, loader(), tmp_path / "fresh", **{**SETTINGS, "steps": 1, "types": ("W1",), "measure": 1})
 
 
-def test_blocks_that_the_network_has_itself_are_kept(data_dir, tmp_path):
+def test_blocks_that_the_network_has_itself_are_kept(cifar_dir, tmp_path):
     code, out, _ = run(
-        *("library", "wrn40_2", "--data", "torch/cifar10", "--data-dir", data_dir, "--out", tmp_path / "lib"),
+        *("library", "wrn40_2", "--data", "torch/cifar10", "--data-dir", cifar_dir, "--out", tmp_path / "lib"),
         *("--types", "S,B4W8", "--steps", "1", "--batch-size", "4", "--workers", "0"),
     )
     assert code == 0
@@ -311,7 +311,7 @@ def test_blocks_that_the_network_has_itself_are_kept(data_dir, tmp_path):
     assert torch.equal(student.stages[0][0].conv1.weight, model.stages[0][0].conv1.weight)
     assert count(student) == count(timm.create_model("blockswap_wrn40_2", genome=student.genome))
     code, _, said = run(
-        *("library", "resnet34", "--data", "torch/cifar10", "--data-dir", data_dir, "--out", tmp_path / "other"),
+        *("library", "resnet34", "--data", "torch/cifar10", "--data-dir", cifar_dir, "--out", tmp_path / "other"),
         *("--teacher-checkpoint", tmp_path / "none.safetensors"),
     )
     assert code == 2

@@ -173,8 +173,8 @@ def test_the_loss_falls_on_noise(tmp_path, teacher):
 
 
 @pytest.mark.data
-def test_the_loss_falls_on_cifar10(tmp_path, data_dir):
-    images, labels = read_cifar(data_dir)
+def test_the_loss_falls_on_cifar10(tmp_path, cifar_dir):
+    images, labels = read_cifar(cifar_dir)
     recipe = replace(TINY, epochs=4, batch_size=16)
     train(make_task(True), *loaders((images[:128], labels[:128]), recipe=recipe), recipe, tmp_path, progress=False)
     losses = [row["train_loss"] for row in log_of(tmp_path)[1]]

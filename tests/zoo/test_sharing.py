@@ -403,8 +403,11 @@ def test_shipped_weights_are_those_of_their_cards(name):
 
 @pytest.mark.data
 @pytest.mark.parametrize("name", shipped())
-def test_shipped_weights_have_the_error_of_their_cards(capsys, data_dir, name):
-    data = ["torch/cifar10", "--data-dir", data_dir] if "wrn" in name else [data_dir / "imagenet_284"]
+def test_shipped_weights_have_the_error_of_their_cards(capsys, request, name):
+    if "wrn" in name:
+        data = ["torch/cifar10", "--data-dir", request.getfixturevalue("cifar_dir")]
+    else:
+        data = [request.getfixturevalue("imagenet_284")]
     arguments = ["--data", *data, "--images", 1000, "--device", "cpu", "--workers", 0, "--json"]
     status, out, err = run(capsys, "evaluate", name, *arguments)
     assert status == 0, err
@@ -417,8 +420,8 @@ def test_shipped_weights_have_the_error_of_their_cards(capsys, data_dir, name):
 
 @pytest.mark.data
 @pytest.mark.parametrize("name", [each for each in shipped() if "wrn" not in each])
-def test_imagenet_weights_have_the_errors_of_their_notes(capsys, data_dir, name):
-    data = ["--data", data_dir / "imagenet_val1300", "--class-map", data_dir / "imagenet_val1300_classes.txt"]
+def test_imagenet_weights_have_the_errors_of_their_notes(capsys, imagenet_val1300, name):
+    data = ["--data", imagenet_val1300, "--class-map", f"{imagenet_val1300}_classes.txt"]
     status, out, err = run(capsys, "evaluate", name, *data, "--device", "cpu", "--workers", 0, "--json")
     assert status == 0, err
     found, note = json.loads(out), read_card(shipped()[name].with_suffix(".json"))["note"]
