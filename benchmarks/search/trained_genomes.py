@@ -42,7 +42,7 @@ from benchmarks.lib.report import processor, versions
 from benchmarks.lib.trained import Trainer, facts_of
 from blockswap_models import Genome, SearchSpace, search
 from blockswap_models.machine import find_device, keep_memory
-from blockswap_models.searching.candidates import Candidate, ScoredDraw, candidates_of, sum_ranks
+from blockswap_models.searching.candidates import Candidate, ScoredDraw, candidates_of, comparable
 from blockswap_models.searching.probe_images import Minibatch, affordable_batches, dataset_minibatch, noise_minibatch
 from blockswap_models.training.evaluate import load_weights
 from blockswap_models.training.loop import make_optimizer
@@ -266,7 +266,7 @@ def ranked(draws: Sequence[ScoredDraw], ranking: str, number: int) -> dict[Genom
             parts = {name: each.parts[name] for name in names}
             alone = len(parts) == 1
             some.append(replace(each, score=parts[ranking] if alone else each.score, parts=None if alone else parts))
-    return {each.genome: each for each in sum_ranks(candidates_of(some))}
+    return {each.genome: each for each in comparable(candidates_of(some))}
 
 
 def best(candidates: Sequence[Candidate] | Any, number: int) -> list[Genome]:

@@ -273,6 +273,7 @@ class _Run:
         self._problem: str | None = "is not run"
         # Norms and activations in the order in which they run, and the children with the shapes that they make.
         self._steps: list[str] = []
+        self._halves = False
         self._children: list[tuple[str, nn.Module, Any]] = []
 
     def watch(self, block: nn.Module) -> None:
@@ -299,6 +300,9 @@ class _Run:
             self._steps.append("norm")
         elif isinstance(part, nn.Conv2d):
             self._steps.append("conv")
+        # Convolutions and pools, of which some say it as a pair.
+        stride = getattr(part, "stride", 1)
+        self._halves |= stride not in (1, (1, 1), None)
 
     def _see_child(self, name: str) -> Callable[..., None]:
         def see(child: nn.Module, _: object, output: Any) -> None:
@@ -338,6 +342,8 @@ class _Run:
             -(-before // self.stride) != after for before, after in zip(self.given[2:], self.made[2:], strict=True)
         ):
             problem = f"maps images of {self.given[2]}x{self.given[3]} to {self.made[2]}x{self.made[3]}"
+        elif problem is None and max(self.given[2:]) == 1 and self._halves:
+            problem = "is given images of 1x1, which do not show its stride; use larger images"
         if problem is not None:
             raise SplitError(
                 f"{network} does not split into blocks: its module {quote(name)} ({type(block).__name__}) {problem}"

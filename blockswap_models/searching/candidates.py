@@ -22,6 +22,7 @@ __all__ = [
     "ScoredDraw",
     "candidates_of",
     "common_cost",
+    "comparable",
     "median_shares",
     "pareto",
     "rank",
@@ -112,20 +113,24 @@ class Scored:
     cost: Cost
     scores: tuple[float, ...]
     parts: tuple[Mapping[str, float], ...] | None
+    geometric: bool
 
     @property
     def score(self) -> float:
-        """The geometric mean of the draws, NaN where one is not finite: from draw to draw scores differ by factors."""
+        """The geometric mean of the draws, NaN where one is not finite: from draw to draw scores differ by factors.
+
+        It is the arithmetic mean where a draw is not above zero, here or of another candidate in the same ranking.
+        """
         if not all(map(math.isfinite, self.scores)):
             return math.nan
-        if len(self.scores) == 1 or min(self.scores) <= 0:
+        if len(self.scores) == 1 or not self.geometric or min(self.scores) <= 0:
             return sum(self.scores) / len(self.scores)
         return math.exp(sum(map(math.log, self.scores)) / len(self.scores))
 
     @property
     def standard_error_factor(self) -> float:
         """The uncertainty of the score as a factor, exp of the standard error of its logarithm; NaN for one draw."""
-        if len(self.scores) < 2 or not all(map(math.isfinite, self.scores)) or min(self.scores) <= 0:
+        if len(self.scores) < 2 or not self.geometric or not all(0 < each < math.inf for each in self.scores):
             return math.nan
         return math.exp(statistics.stdev(map(math.log, self.scores)) / math.sqrt(len(self.scores)))
 
@@ -143,6 +148,7 @@ class Candidate(Scored):
         scores: The score of each draw of its weights.
         shares: The share of each block in the score, where the score has parts.
         parts: For a sum of ranks, the scores that are ranked, by name, for each draw.
+        geometric: Whether the score is the geometric mean of the draws (`comparable`).
     """
 
     genome: Genome
@@ -150,6 +156,7 @@ class Candidate(Scored):
     scores: tuple[float, ...]
     shares: tuple[float, ...] | None = None
     parts: tuple[Mapping[str, float], ...] | None = None
+    geometric: bool = True
 
     @classmethod
     def of_draws(cls, draws: Sequence[ScoredDraw]) -> Candidate:
@@ -178,7 +185,7 @@ def rank(candidates: Iterable[AnyScored]) -> list[AnyScored]:
 
     Ties keep their order. Sums of ranks are those among these candidates.
     """
-    candidates = sum_ranks(candidates)
+    candidates = comparable(candidates)
     fewest = min((len(each.scores) for each in candidates), default=1)
 
     def place(each: AnyScored) -> tuple[bool, int, float]:
@@ -196,6 +203,17 @@ def candidates_of(draws: Iterable[ScoredDraw]) -> list[Candidate]:
     for each in draws:
         by_genome.setdefault(each.genome, {})[each.draw] = each
     return [Candidate.of_draws([scored[draw] for draw in sorted(scored)]) for scored in by_genome.values()]
+
+
+def comparable(candidates: Iterable[AnyScored]) -> list[AnyScored]:
+    """Makes scores comparable: sums of ranks are those among these candidates, and all means are of one kind."""
+    candidates = sum_ranks(candidates)
+    # A geometric mean beside an arithmetic one, which is larger, would be ranked too low.
+    geometric = all(value > 0 for each in candidates for value in each.scores if math.isfinite(value))
+    return [
+        each if each.geometric == geometric else replace(each, geometric=geometric)  # type: ignore[type-var]
+        for each in candidates
+    ]
 
 
 def sum_ranks(candidates: Iterable[AnyScored]) -> list[AnyScored]:

@@ -14,7 +14,7 @@ import torch
 
 from ..budget import Budget, BudgetLike
 from ..genome import Genome
-from .candidates import Candidate, common_cost, pareto, rank_within, sum_ranks
+from .candidates import Candidate, candidates_of, common_cost, comparable, pareto, rank_within
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
 from .rankings import score_named
@@ -85,7 +85,7 @@ def search_front(
         device: Where to score.
         dtype: Precision of scores; the fastest for this score by default.
         record: A file, to which each score is written as it comes.
-        resume: Whether to continue that file.
+        resume: Whether to continue that file; all that it holds is ranked.
         progress: As for `search`.
 
     Returns:
@@ -118,7 +118,11 @@ def search_front(
     # Before any score: a budget that cannot be met is refused before there is a record.
     chosen = [propose(space, budget, seed, [], samples) for budget in wanted]
     scorer = make_scorer(space, data, batch_size, score, seed, device, dtype, executor)
-    described = describe(scorer, strategy, {"budgets": [budget_windows(budget) for budget in wanted]})
+    described = describe(
+        scorer,
+        strategy,
+        {"budgets": [budget_windows(budget) for budget in wanted], "asked": [budget.as_json() for budget in wanted]},
+    )
     with Scoring(scorer, workers, executor, record, resume, described, progress) as scoring:
         planned = [len(each) if strategy == "random" else samples for each in chosen]
         scoring.total = sum(each * draws + scores_of_refinement(each, draws, refine) for each in planned)
@@ -133,13 +137,13 @@ def search_front(
                 proposed[place] += len(chosen[place])
                 # All random genomes are one round, and where a budget has no more genomes, others go on.
                 left = samples - proposed[place] if chosen[place] and strategy != "random" else 0
-                chosen[place] = propose(space, budget, seed, sum_ranks(candidates.values()), left) if left else []
-        refined = dict(candidates)
+                chosen[place] = propose(space, budget, seed, comparable(candidates.values()), left) if left else []
         for budget in wanted:
             within = [each for each in candidates.values() if budget.fits(each.cost)]
-            for found in scoring.refined(within, draws, refine, f"{budget}, "):
-                refined[found.genome] = max(found, refined[found.genome], key=lambda one: len(one.scores))
-    rankings = rank_within(wanted, refined.values())
+            scoring.refined(within, draws, refine, f"{budget}, ")
+    # Of all scores in the record, so that it and the result name the same winners.
+    found = candidates_of(scoring.draws)
+    rankings = rank_within(wanted, found)
     for budget, ranked in zip(wanted, rankings, strict=True):
         if not math.isfinite(ranked[0].score):
             raise SearchError(f"none of {len(ranked)} scores within {budget} is finite; look at the data")
@@ -149,7 +153,7 @@ def search_front(
         draws_of = tuple(draw for draw in scoring.draws if draw.genome in genomes)
         searched = describe(scorer, strategy, {"budget": budget_windows(budget), "asked": budget.as_json()})
         results.append(SearchResult(space, budget, tuple(own), draws=draws_of, searched=searched))
-    return Front(cost, tuple(results), pareto(sum_ranks(refined.values()), cost))
+    return Front(cost, tuple(results), pareto(comparable(found), cost))
 
 
 def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: float = 0.025) -> list[Budget]:

@@ -33,7 +33,7 @@ from .probe_images import ImageSpec, Minibatch, affordable_batches, noise_miniba
 from .probes import find_probes
 from .rankings import RankSum, score_named
 from .score_bar import ScoreBar
-from .scorer import seeded, weights_seed
+from .scorer import own_random_numbers, seeded, weights_seed
 from .scoring import check_numbers
 from .search import SearchError, search
 from .space import SearchSpace
@@ -51,12 +51,14 @@ class RankedNetwork(Scored):
         cost: What it costs.
         scores: The score of each draw.
         parts: For a sum of ranks, the scores that are ranked, by name, for each draw.
+        geometric: Whether the score is the geometric mean of the draws.
     """
 
     name: str
     cost: Cost
     scores: tuple[float, ...]
     parts: tuple[Mapping[str, float], ...] | None = None
+    geometric: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """The network for JSON, which has no NaN."""
@@ -160,7 +162,9 @@ def rank_networks(
             progress=progress,
             on_interrupt="raise",
         )
-        return tuple(RankedNetwork(each.genome, each.cost, each.scores, each.parts) for each in result.candidates)
+        return tuple(
+            RankedNetwork(each.genome, each.cost, each.scores, each.parts, each.geometric) for each in result.candidates
+        )
 
     for each in given:
         if isinstance(each, str) and _is_genome(each):
@@ -341,7 +345,10 @@ class _NetworkScorer:
         labels = labels.to(self.device)
         named = self.score.parts if isinstance(self.score, RankSum) else (("", self.score),)
         try:
-            parts = {key: float(each(model, images, labels)) for key, each in named}
+            parts = {}
+            for key, each in named:
+                with own_random_numbers(each, self.seed, name, draw):
+                    parts[key] = float(each(model, images, labels))
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
             raise ValueError(f"{name} cannot be scored: {_first_line(error)}") from error
         return _Draw(math.nan, parts) if isinstance(self.score, RankSum) else _Draw(parts[""])

@@ -20,7 +20,7 @@ from ..genome import Genome
 from ..layout import RANDOM_WEIGHTS, Layout
 from ..messages import quote
 from ..zoo.genomes import GENOMES
-from .candidates import Candidate, ScoredDraw, candidates_of, common_cost, pareto, rank, rank_within, sum_ranks
+from .candidates import Candidate, ScoredDraw, candidates_of, common_cost, comparable, pareto, rank, rank_within
 
 __all__ = [
     "FoundNetwork",
@@ -43,6 +43,8 @@ _KIND = "blockswap search"
 _ABOUT = "about"
 # Nor on the budget as it was asked for, whose windows are beside it.
 _ASKED = "asked"
+# A search may go on with other versions, in which a score may round otherwise.
+_VERSIONS = "versions"
 # Defaults for records of older versions.
 _UNSAID = {"strategy": "random", "dtype": "float32"}
 
@@ -165,7 +167,7 @@ class FrontRecord:
     Attributes:
         header: What was searched for.
         cost: The cost of the front.
-        budgets: The budgets, as windows.
+        budgets: The budgets.
         rankings: The genomes within each budget, from best to worst; none yet, perhaps, while the search runs.
         front: The Pareto front, from the cheapest to the dearest.
         number: Number of genomes.
@@ -195,11 +197,13 @@ def read_front(path: str | Path) -> FrontRecord | None:
     if "budgets" not in header:
         return None
     try:
-        budgets = [_budget(windows) for windows in header["budgets"]]
+        windows = header["budgets"]
+        asked = header.get(_ASKED) or [None] * len(windows)
+        budgets = [_as_asked(*each) for each in zip(windows, asked, strict=True)]
         cost = common_cost(budgets)
     except (AttributeError, TypeError, ValueError):
         raise RecordError(f"{path} has unknown budgets: {json.dumps(header['budgets'])}") from None
-    candidates = sum_ranks(candidates)
+    candidates = comparable(candidates)
     if not any(math.isfinite(each.score) for each in candidates):
         raise RecordError(f"none of the scores in {path} is finite")
     return FrontRecord(
@@ -287,14 +291,7 @@ def network_of(path: str | Path, rank: int = 1) -> FoundNetwork:
 
 def budget_of(header: Mapping[str, Any]) -> Budget:
     """Reads the budget of a record, as it was asked for where the record says so; raises ValueError or TypeError."""
-    windows = _budget(header["budget"])
-    asked = header.get(_ASKED)
-    if isinstance(asked, dict):
-        with suppress(TypeError, ValueError):
-            budget = Budget(**asked)
-            if budget.windows == windows.windows:
-                return budget
-    return windows
+    return _as_asked(header["budget"], header.get(_ASKED))
 
 
 def budget_text(header: Mapping[str, Any]) -> str:
@@ -304,6 +301,17 @@ def budget_text(header: Mapping[str, Any]) -> str:
     except (AttributeError, KeyError, TypeError, ValueError):
         # A budget of something that this version does not know.
         return json.dumps(header.get("budget"))
+
+
+def _as_asked(windows: Any, asked: Any) -> Budget:
+    """Reads a budget from its windows, as it was asked for where that is known and has these windows."""
+    budget = _budget(windows)
+    if isinstance(asked, dict):
+        with suppress(TypeError, ValueError):
+            worded = Budget(**asked)
+            if worded.windows == budget.windows:
+                return worded
+    return budget
 
 
 def _budget(windows: Any) -> Budget:
@@ -354,7 +362,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[ScoredDraw], int]:
 
 def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     found = {**{key: value for key, value in _UNSAID.items() if key in wanted}, **found}
-    keys = [key for key in {**wanted, **found} if key not in (_ABOUT, _ASKED)]
+    keys = [key for key in {**wanted, **found} if key not in (_ABOUT, _ASKED, _VERSIONS)]
     differing = [key for key in keys if found.get(key) != wanted.get(key)]
     if differing:
         said = "; ".join(f"{key} {_short(found.get(key))} there, {_short(wanted.get(key))} here" for key in differing)

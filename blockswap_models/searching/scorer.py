@@ -6,7 +6,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,10 @@ from .candidates import ScoredDraw
 from .fisher import Score, fisher_by_block, fisher_potential
 from .plain_defaults import plain_defaults
 from .probe_images import Minibatch
-from .rankings import RankSum
+from .rankings import SCORES, RankSum
 from .space import SearchSpace
 
-__all__ = ["Scorer", "fast_dtype", "seeded", "weights_seed"]
+__all__ = ["Scorer", "fast_dtype", "own_random_numbers", "seeded", "weights_seed"]
 
 # The random numbers of torch are the process's, also where workers are threads.
 _drawing = threading.Lock()
@@ -47,6 +47,14 @@ def seeded(seed: int) -> Iterator[None]:
         # Of the CPU alone: torch.manual_seed would set those of a GPU too, which the fork does not give back.
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def own_random_numbers(score: Score, seed: int, name: str, draw: int) -> AbstractContextManager[None]:
+    """Gives a score of the user's own the random numbers of a network and draw, in the place of the process's."""
+    if any(score is each for each in SCORES.values()):
+        # These draw none, and may run in several threads at once.
+        return nullcontext()
+    return seeded(weights_seed(seed, f"{name}/score", draw))
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,8 @@ class Scorer:
                 blocks = tuple(fisher_by_block(model, images, labels))
                 values[name] = sum(blocks)
             else:
-                values[name] = float(score(model.to(self.device), images, labels))
+                with own_random_numbers(score, self.seed, genome, draw):
+                    values[name] = float(score(model.to(self.device), images, labels))
         if isinstance(self.score, RankSum):
             return ScoredDraw(genome, cost, draw, math.nan, blocks, values)
         return ScoredDraw(genome, cost, draw, values[""], blocks)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..budget import Budget
 from ..genome import Genome
 from ..layout import Layout
@@ -189,6 +190,7 @@ def describe(scorer: Scorer, strategy: str, within: dict[str, Any]) -> dict[str,
         "dtype": str(scorer.dtype).removeprefix("torch."),
         "strategy": strategy,
         **({} if space.latency is None else {"latency_table": space.latency.digest}),
+        "versions": {"blockswap_models": __version__, "torch": torch.__version__},
         # What a run that trains on the same data must know; scores do not depend on it.
         **({"about": dict(scorer.data.about)} if scorer.data.about else {}),
     }

@@ -15,7 +15,7 @@ from ..budget import Budget, BudgetError, BudgetLike
 from ..data.folders import classes_of
 from ..errors import BlockSwapError
 from ..genome import Genome, GenomeError
-from .candidates import Candidate, candidates_of, rank, sum_ranks
+from .candidates import Candidate, candidates_of, comparable, rank
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
 from .rankings import score_named
@@ -80,7 +80,7 @@ def search(
         device: Where to score.
         dtype: Precision of scores; the fastest for this score by default.
         record: A file, to which each score is written as it comes.
-        resume: Whether to continue that file.
+        resume: Whether to continue that file; all that it holds is ranked.
         progress: Whether to show a progress bar: by default in a notebook and on a terminal. True writes a line now and
             then to a log, too. Or what is called for each round with the iterable of its scores, the number of scores
             of the whole search, the number that is done, and the name of the round, and returns the iterable.
@@ -129,17 +129,20 @@ def search(
             while chosen:
                 candidates += scoring.candidates(chosen, draws, draws, "scoring")
                 left = samples - len(candidates)
-                chosen = propose(space, budget, seed, sum_ranks(candidates), left) if left else []
+                chosen = propose(space, budget, seed, comparable(candidates), left) if left else []
             ranked = scoring.refined(candidates, draws, refine)
     except KeyboardInterrupt:
         if on_interrupt == "raise" or not scoring.draws:
             raise
-        interrupted, ranked = True, rank(candidates_of(scoring.draws))
+        interrupted = True
         go_on = "search with resume=True" if record is not None else "save it and search with record=, resume=True"
         warnings.warn(
             f"the search was interrupted: this is the result of {len(scoring.draws):,} scores; to continue, {go_on}",
             stacklevel=2,
         )
+    if interrupted or genomes is None:
+        # A record may hold more than was asked for this time: it and the result name the same winner.
+        ranked = rank(candidates_of(scoring.draws))
     if not math.isfinite(ranked[0].score):
         raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
     return SearchResult(space, budget, tuple(ranked), interrupted, scoring.draws, described)

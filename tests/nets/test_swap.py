@@ -179,6 +179,13 @@ def test_the_error_of_a_network_without_blocks_names_the_module(name, said):
     assert "\n" not in str(error.value)
 
 
+def test_a_stride_that_small_images_hide_is_not_taken_for_1(resnet):
+    # The last stage is given images of 2x2 from 32 pixels, and of 1x1 from 16.
+    assert [each.place.stride for each in find_blocks(resnet, (3, 32, 32))] == [1, 2, 2, 2]
+    with pytest.raises(SplitError, match=r"'layer4.0' \(BasicBlock\) is given images of 1x1, which do not show its "):
+        swap(resnet, "K/K/K/S", input_size=(3, 16, 16))
+
+
 def test_genomes_that_do_not_fit_are_refused(resnet):
     with pytest.raises(GenomeError, match="test_resnet has stages of 1, 1, 1 and 1 blocks; this genome has 2 and 1"):
         swap(resnet, "2xK/S")

@@ -46,6 +46,10 @@ def test_finds_the_best_genome_of_each_budget_and_scores_none_twice(quick, tmp_p
         assert all(budget.fits(each.cost) for each in result.candidates)
     counted = Counter((each.genome, each.draw) for each in read_record(record)[1])
     assert set(counted.values()) == {1}
+    # As they were asked for, not as windows.
+    read = read_front(record)
+    assert [str(each) for each in read.budgets] == [str(each) for each in budgets]
+    assert [each.best for each in front.results] == [ranking[0] for ranking in read.rankings]
     middle, wide = ({each.genome for each in result.candidates} for result in front.results[1:])
     assert middle <= wide
     # Cheaper and better excludes; the draws are those of the last round.

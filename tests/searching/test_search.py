@@ -6,10 +6,20 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import blockswap_models
-from blockswap_models import Budget, BudgetError, GenomeError, SearchSpace, fisher_potential
+from blockswap_models import (
+    Budget,
+    BudgetError,
+    Cost,
+    Genome,
+    GenomeError,
+    SearchSpace,
+    fisher_potential,
+    rank_networks,
+)
+from blockswap_models.searching.candidates import Candidate, rank
 from blockswap_models.searching.probe_images import affordable_batches, noise_minibatch, tensor_minibatch
 from blockswap_models.searching.rankings import naswot
-from blockswap_models.searching.record import RecordError, read_record
+from blockswap_models.searching.record import RecordError, read_ranking, read_record
 from blockswap_models.searching.scorer import fast_dtype
 from blockswap_models.searching.search import SearchError
 
@@ -178,7 +188,39 @@ def test_a_record_can_be_extended(tmp_path):
     search(SPACE, BUDGET, record=record, **SMALL)
     more = {"samples": 9, "batch_size": 4, "draws": 2}
     assert search(SPACE, BUDGET, record=record, resume=True, **more) == search(SPACE, BUDGET, **more)
-    assert search(SPACE, BUDGET, record=record, resume=True, **SMALL) == search(SPACE, BUDGET, **SMALL)
+    # Asked for less, it ranks what the record holds, which names the same winner.
+    less = search(SPACE, BUDGET, record=record, resume=True, **SMALL)
+    assert less.candidates == search(SPACE, BUDGET, **more).candidates == read_ranking(record)[1]
+    given = [less.candidates[-1].genome]
+    assert search(SPACE, BUDGET, genomes=given, record=record, resume=True, batch_size=4).best.genome == given[0]
+
+
+def test_a_score_of_the_users_own_draws_the_random_numbers_of_its_genome_and_draw():
+    def noisy(model, images, labels):
+        return float(torch.rand(()))
+
+    torch.manual_seed(1)
+    one = search(SPACE, BUDGET, score=noisy, **SMALL, draws=2)
+    torch.manual_seed(2)
+    few = search(SPACE, BUDGET, score=noisy, genomes=[one.best.genome], batch_size=4, draws=2)
+    assert few.best == one.best
+    assert len({score for each in one.candidates for score in each.scores}) == 2 * len(one.candidates)
+    mine = rank_networks(["wrn16_1", "wrn16_2"], score=lambda *_: noisy(*_), image_size=16, batch_size=2)
+    assert {each.scores for each in mine} == {
+        each.scores for each in rank_networks(["wrn16_2", "wrn16_1"], score=noisy, image_size=16, batch_size=2)
+    }
+
+
+def test_means_of_one_ranking_are_of_one_kind():
+    cost = Cost(1, 1)
+    below, above = Candidate(Genome("S"), cost, (-1.0, 3.2)), Candidate(Genome("G2"), cost, (0.5, 2.5))
+    # The geometric mean of the second is 1.118, and its arithmetic mean, as that of the first is, 1.5.
+    ranking = rank([below, above])
+    assert [each.genome for each in ranking] == ["G2", "S"]
+    assert [each.score for each in ranking] == [1.5, pytest.approx(1.1)]
+    assert rank([above])[0].score == pytest.approx(1.25**0.5)
+    wider = Candidate(Genome("S"), cost, (-1.0, 3.4))
+    assert [each.score for each in rank([wider, above])] == [1.5, pytest.approx(1.2)]
 
 
 @pytest.mark.parametrize(
