@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import click
 
@@ -64,14 +65,16 @@ def _flag(option: click.Option) -> str:
     return next((each for each in option.opts if each.startswith("--")), option.opts[0])
 
 
-def advise_when_interrupted(advice: str) -> None:
-    """Sets what the running command says beside `interrupted`, when Ctrl-C ends it."""
+def advise_when_interrupted(advice: str | Callable[[], str]) -> None:
+    """Sets what the running command says beside `interrupted`, when Ctrl-C ends it: text, or what says it then."""
     click.get_current_context().meta[_ADVICE] = advice
 
 
 def interruption_advice(ctx: click.Context) -> str:
     """The advice that was set, after a separator; empty by default."""
     advice = ctx.meta.get(_ADVICE)
+    if callable(advice):
+        advice = advice()
     return f"; {advice}" if advice else ""
 
 

@@ -18,6 +18,7 @@ from .parameters import (
     model_argument,
     model_options,
     reader_option,
+    refuse_given,
     subcommand,
 )
 from .tables import print_json, print_table
@@ -36,7 +37,7 @@ __all__ = ["evaluate_", "measure", "say_which"]
 @dataset_options
 @click.option("--split", help="the split [default: validation, or test where a folder has no other]")
 @click.option("--class-map", metavar="FILE", help="the names of all classes, for a folder of some of them")
-@holdout_options
+@holdout_options("nothing, and all images are measured")
 @click.option("--images", type=int, metavar="N", help="so many images, evenly spaced [default: all]")
 @model_options("its own, unless there is a checkpoint")
 @click.option("--batch-size", type=int, default=256, help="images in a minibatch")
@@ -49,6 +50,8 @@ def evaluate_(as_json: bool, **arguments: Any) -> None:
     """Measures the error of a model, and prints it."""
     options = SimpleNamespace(**arguments)
     exclusive("checkpoint", "pretrained")
+    if options.val_share is None:
+        refuse_given(["val_seed"], "is of what --val-share holds out; use both")
 
     import torch
 
@@ -120,8 +123,13 @@ def _split(options: SimpleNamespace) -> str:
     from ..data.splits import find_split
 
     name, root = find_dataset(options.data, options.data_dir)
-    if options.split is not None or name != "folder":
-        return options.split or "validation"
+    if options.split is not None:
+        return str(options.split)
+    if name != "folder":
+        # torchvision's CIFAR has no other images than those of training and of the test.
+        return "test" if name.lower().startswith("torch/cifar") else "validation"
+    if options.val_share is not None:
+        return "held out"
     found = find_split(root, None)
     return "all images" if found == Path(root) else found.name
 

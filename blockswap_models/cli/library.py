@@ -40,7 +40,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str) -> int:
 @click.option("--num-classes", type=int, help="classes of its weights [default: the network's own]")
 @click.option("--in-chans", type=int, help="channels of its images [default: the network's own]")
 @dataset_options
-@holdout_options
+@holdout_options()
 @click.option("--out", required=True, metavar="FOLDER", help="where the library goes")
 @click.option("--resume", is_flag=True, help="resume the library in that folder")
 @click.option("--types", type=TYPES, help="block types, such as S,G4,W1 [default: the paper's 23]")

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -67,17 +68,24 @@ class _Blockswap(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            # What is buffered is written here: when Python ends, an error could not be answered any more.
+            sys.stdout.flush()
+            return result
         except click.UsageError as error:
             _print_usage_error(error)
             ctx.exit(2)
         except BrokenPipeError:
             # A reader that went away, as in `blockswap list | head`, is no error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             ctx.exit(0)
         except (click.exceptions.Exit, click.Abort):
             raise
         except (ValueError, OSError, RuntimeError) as error:
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _drop_output()
             message, code = (str(error).splitlines() or [type(error).__name__])[0], 2
         except KeyboardInterrupt:
             message, code = f"interrupted{interruption_advice(ctx)}", 130
@@ -86,6 +94,13 @@ class _Blockswap(click.Group):
         assert command is not None
         _print_error(f"{ctx.command_path} {command}", as_options(message, self.get_command(ctx, command)))
         ctx.exit(code)
+
+
+def _drop_output() -> None:
+    """Throws away what standard output still holds, which cannot be written."""
+    # A stream in memory has no number of a file.
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_usage_error(error: click.UsageError) -> None:

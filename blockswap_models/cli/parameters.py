@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ..budget import parse_amount, parse_latency, parse_several, parse_size
 from ..genome import BlockType, Genome
@@ -38,10 +39,13 @@ __all__ = [
     "out_file",
     "reader_option",
     "record_argument",
+    "refuse_given",
+    "require_counts",
     "size_options",
     "subcommand",
     "together",
     "top_option",
+    "was_given",
 ]
 
 Decorator = Callable[[Any], Any]
@@ -162,6 +166,25 @@ def exclusive(*names: str) -> None:
         raise ValueError(f"{given[0]} and {given[1]} exclude each other; leave one of them out")
 
 
+def was_given(name: str) -> bool:
+    """Whether an option of the running command was given, and is not its default."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def refuse_given(names: Iterable[str], why: str) -> None:
+    """Refuses options that would be left unused; raises ValueError, whose message begins with the option."""
+    for each in click.get_current_context().command.params:
+        if each.name in names and was_given(each.name):
+            raise ValueError(f"{each.opts[0]} {why}")
+
+
+def require_counts(**counts: int) -> None:
+    """Raises ValueError for a number below 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} is at least 1, not {value}")
+
+
 def default_readers() -> int:
     """Processes that read images, unless it is said."""
     return default_workers(8)
@@ -190,15 +213,25 @@ dataset_options = together(
     click.option("--data", required=True, help="torch/cifar10 or another timm dataset, or a folder of images"),
     click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset"),
 )
-holdout_options = together(
-    click.option(
-        "--val-share",
-        type=float,
-        metavar="SHARE",
-        help="share of each class that is held out for validation, for a folder without splits [default: 0.2]",
-    ),
-    click.option("--val-seed", type=int, default=0, help="seed of what is held out"),
-)
+
+
+def holdout_options(usual: str = "0.2") -> Decorator:
+    """The options of what is held out of a folder without splits.
+
+    Args:
+        usual: What is held out where it is not said.
+    """
+    return together(
+        click.option(
+            "--val-share",
+            type=float,
+            metavar="SHARE",
+            help=f"share of each class that is held out for validation, for a folder without splits [default: {usual}]",
+        ),
+        click.option("--val-seed", type=int, default=0, help="seed of what is held out"),
+    )
+
+
 device_option = click.option("--device", help="cpu, cuda or cuda:1 [default: cuda where there is a GPU, else cpu]")
 reader_option = click.option(
     "--workers",

@@ -14,7 +14,15 @@ import click
 
 from ..progress import progress_bar
 from .evaluate import say_which
-from .parameters import device_option, exclusive, model_argument, model_options, reader_option, subcommand
+from .parameters import (
+    device_option,
+    exclusive,
+    model_argument,
+    model_options,
+    reader_option,
+    require_counts,
+    subcommand,
+)
 from .tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -39,6 +47,9 @@ def predict_(as_json: bool, **arguments: Any) -> None:
     """Prints the most probable classes of images."""
     options = SimpleNamespace(**arguments)
     exclusive("checkpoint", "pretrained")
+    require_counts(top=options.top, batch_size=options.batch_size)
+    if options.workers < 0:
+        raise ValueError(f"workers is at least 0, not {options.workers}")
     if as_json and options.as_csv:
         raise ValueError("--csv and --json exclude each other; leave one of them out")
 
@@ -90,4 +101,4 @@ def _print_csv(predictions: Iterable[Prediction]) -> None:
             writer.writerow(["image", *(f"{key}{rank}" for rank in ranks for key in ("class", "probability"))])
         pairs = zip(each.names, each.probabilities, strict=True)
         writer.writerow([each.image, *(value for name, each_p in pairs for value in (name, f"{each_p:.6f}"))])
-    sys.stdout.flush()
+        sys.stdout.flush()

@@ -78,7 +78,7 @@ def plot(what: str, genome: Genome | None, out: str | None, as_json: bool) -> No
     from ..searching.plot import plot_genome, plot_record
 
     record = Path(what)
-    if (not record.exists() and _is_network(what)) or genome is not None:
+    if (not record.is_file() and _is_network(what)) or genome is not None:
         picture = Path(f"{what}.svg" if out is None else out)
         plot_genome(what, genome, picture)
     else:

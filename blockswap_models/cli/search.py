@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from .parameters import (
     Read,
     holdout_options,
     network_options,
+    refuse_given,
+    require_counts,
     subcommand,
     together,
     top_option,
@@ -97,7 +100,7 @@ image_options = together(
     ),
     click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset"),
     click.option("--split", default="train", help="the split of the dataset"),
-    holdout_options,
+    holdout_options(),
     click.option("--batch-size", type=int, default=32, help="images in a minibatch"),
 )
 # The keys of `strategies.STRATEGIES`, which needs torch.
@@ -177,7 +180,7 @@ def space_(as_json: bool, **arguments: Any) -> None:
 @_space_options(several=True)
 @click.option("--front", type=click.Choice(_COSTS), help="search at several budgets of this cost, over its whole range")
 @click.option("--points", type=int, default=6, help="how many budgets --front spreads")
-@click.option("--samples", type=int, default=1000, help="genomes to score for each budget")
+@click.option("--samples", type=int, default=1000, help="genomes to score for each budget; of a library 50 at most")
 @click.option("--seed", type=int, default=0, help="seed of genomes, weights and images")
 @image_options
 @score_option
@@ -214,11 +217,20 @@ def search_(as_json: bool, **arguments: Any) -> None:
     if options.front is None and all(getattr(options, name) is None for name in _COSTS):
         raise ValueError("a search needs a budget; use --params 400k, or --macs 60m, or --latency 4ms, or --size 500kB")
     options.holdout = None
+    require_counts(top=options.top)
+    if options.resume and options.out and options.resume != options.out:
+        raise ValueError(f"{quote(options.resume)} is continued where it is; leave out --out, or --resume")
+    if options.front is None:
+        refuse_given(["points"], "is for a front; use --front params")
+    if options.data is None:
+        refuse_given(["split", "val_share", "val_seed"], "is of a dataset; use --data")
     if options.front is not None and getattr(options, options.front) is not None:
         raise ValueError(f"--front {options.front} chooses its budgets; leave out --{options.front}, or --front")
     if options.data_dir is not None and options.data is None:
         raise ValueError("a data folder needs the dataset's name; use --data torch/cifar10, or --data folder")
     if options.library is not None:
+        refuse_given(_NOT_OF_A_LIBRARY, "is not for --strategy library, which joins its blocks as they are")
+        require_counts(samples=options.samples, batch_size=options.batch_size)
         _search_library(options, as_json)
         return
     record = options.resume or options.out or _record_name(options)
@@ -239,7 +251,7 @@ def search_(as_json: bool, **arguments: Any) -> None:
 
     device = find_device(options.device)
     score = after(score_named(options.score), options.minibatches)
-    advise_when_interrupted(f"continue with the same command and --resume{'' if not options.out else f' {record}'}")
+    advise_when_interrupted(_how_to_go_on(options))
     given: dict[str, Any] = {
         "data": minibatch_of(options, space),
         "score": score,
@@ -260,6 +272,11 @@ def search_(as_json: bool, **arguments: Any) -> None:
         _print_front(front, record, options.top, as_json)
 
 
+# What the search by a library leaves unused.
+_NOT_OF_A_LIBRARY = (
+    *("types", "num_classes", "in_chans", "image_size", "front", "points", "score", "minibatches", "draws", "refine"),
+    *("workers", "device", "dtype"),
+)
 # Genomes that are joined, and images on which each is measured.
 _JOINED, _JOINED_IMAGES = 50, 1000
 
@@ -302,7 +319,7 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
         holdout=options.holdout,
     )
     number = min(_JOINED, options.samples)
-    advise_when_interrupted(f"continue with the same command and --resume{'' if not options.out else f' {record}'}")
+    advise_when_interrupted(_how_to_go_on(options))
     result = search_library(
         model,
         library,
@@ -462,6 +479,11 @@ def _record_name(options: SimpleNamespace) -> str:
     trained = [] if options.minibatches == 1 else [f"after{options.minibatches}"]
     network = options.network.text.removeprefix("blockswap_")
     return "-".join([network, *amounts, *data, *score, *trained, *strategy, f"seed{options.seed}"]) + ".jsonl"
+
+
+def _how_to_go_on(options: SimpleNamespace) -> str:
+    """Says how a search is continued: with its record where that has a name of its own."""
+    return f"continue with the same command and --resume{f' {shlex.quote(options.out)}' if options.out else ''}"
 
 
 def _print_front(front: Front, record: str, number: int, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..files import make_folder, write_atomic
 from ..messages import quote
 from ..zoo.cards import WeightsError, check_weights, make_card, read_card, shipped, training_command
 from .evaluate import measure
@@ -60,13 +61,14 @@ def pack(as_json: bool, **arguments: Any) -> None:
     for path in (weights, card):
         if path.exists():
             raise WeightsError(f"there is {quote(str(path))} already; use another --tag or --out, or delete it")
+    # Before minutes of measuring.
+    make_folder(weights.parent, WeightsError)
 
     import safetensors.torch
     import torch
 
     from ..data.holdout import HoldOut
     from ..data.statistics import model_data_config
-    from ..files import make_folder, write_atomic
     from ..machine import find_device, keep_memory
     from ..nets.cost import count
     from ..training.evaluate import evaluation_loader, load_weights
@@ -107,7 +109,6 @@ def pack(as_json: bool, **arguments: Any) -> None:
     tested = measure(model, loader, torch.float32)
     errors = {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
     made = make_card(name, summary, content, _DTYPE, errors, training_command(summary), options.note)
-    make_folder(weights.parent, WeightsError)
     write_atomic(weights, content, WeightsError)
     write_atomic(card, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode(), WeightsError)
     if as_json:
@@ -134,8 +135,11 @@ def push(as_json: bool, **arguments: Any) -> None:
     exclusive("repo", "out")
     if options.repo is None and options.out is None:
         raise click.UsageError("Missing option '--repo' or '--out'.", click.get_current_context())
-    if options.out is not None and Path(options.out).exists() and any(Path(options.out).iterdir()):
-        raise ValueError(f"{quote(options.out)} is not empty; use a new folder (--out)")
+    if options.out is not None and Path(options.out).exists():
+        if not Path(options.out).is_dir():
+            raise ValueError(f"{quote(options.out)} is a file; use a new folder (--out)")
+        if any(Path(options.out).iterdir()):
+            raise ValueError(f"{quote(options.out)} is not empty; use a new folder (--out)")
     if options.private and options.repo is None:
         raise ValueError("--private is for a repository on the Hub; use --repo USER/NAME")
     if options.repo is not None and options.repo.count("/") != 1:
@@ -143,6 +147,10 @@ def push(as_json: bool, **arguments: Any) -> None:
     weights = _packed(options.name)
     card = read_card(weights.with_suffix(".json"))
     check_weights(weights)
+    if card["genome"] is None:
+        raise WeightsError(
+            f"{card['name']} is a network of timm with its own blocks; use timm.models.push_to_hf_hub for it"
+        )
     model = _model_of(card, weights)
     _halve(model)
 
@@ -150,7 +158,7 @@ def push(as_json: bool, **arguments: Any) -> None:
 
     if options.out is not None:
         save_pretrained(model, options.out, card=card)
-        print(f"{options.out}: timm.create_model('local-dir:{options.out}', pretrained=True)")
+        _print_place(options.out, f"local-dir:{options.out}", as_json)
         return
 
     import tempfile
@@ -158,7 +166,16 @@ def push(as_json: bool, **arguments: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, card=card, source=f"hf-hub:{options.repo}")
         _upload(folder, options.repo, options.private)
-    print(f"{options.repo}: timm.create_model('hf-hub:{options.repo}', pretrained=True)")
+    _print_place(options.repo, f"hf-hub:{options.repo}", as_json)
+
+
+def _print_place(place: str, name: str, as_json: bool) -> None:
+    """Says where weights are now, and how they are loaded."""
+    load = f"timm.create_model({name!r}, pretrained=True)"
+    if as_json:
+        print_json({"place": place, "load": load})
+    else:
+        print(f"{place}: {load}")
 
 
 def _packed(name: str) -> Path:

@@ -12,11 +12,22 @@ import click
 from ..messages import quote
 from ..training.recipes import RECIPES, Recipe
 from .errors import advise_when_interrupted, given_words
-from .parameters import GENOME, device_option, exclusive, holdout_options, reader_option, subcommand, together
+from .parameters import (
+    GENOME,
+    device_option,
+    exclusive,
+    holdout_options,
+    reader_option,
+    subcommand,
+    together,
+    was_given,
+)
 from .tables import print_json, print_table
 
 if TYPE_CHECKING:
     import torch
+
+    from ..searching.record import FoundNetwork
 
 __all__ = ["train_"]
 
@@ -83,7 +94,7 @@ _recipe_options = together(
     help="torch/cifar10 or another timm dataset, or a folder of images [default: that of the record]",
 )
 @click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset")
-@holdout_options
+@holdout_options()
 @click.option("--out", required=True, metavar="FOLDER", help="where checkpoint, log and weights go")
 @click.option("--resume", is_flag=True, help="resume the run in that folder")
 @click.option(
@@ -201,19 +212,35 @@ def _read_record(options: SimpleNamespace) -> None:
         if options.init is None and not options.pretrained:
             options.init = found.library
         if options.data is None and found.data is not None:
-            options.data, options.data_dir = found.data, found.data_dir
-            if options.val_share is None and found.val_share is not None:
-                options.val_share, options.val_seed = found.val_share, found.val_seed
+            options.data = found.data
+            options.data_dir = found.data_dir if options.data_dir is None else options.data_dir
+        if options.data is not None and found.val_share is not None:
+            _hold_out_as(options, found)
         if found.layout is not None:
             from ..zoo.register import register
 
             register(found.layout)
+    elif len(options.names) > 1 and any(Path(name).is_file() for name in options.names):
+        raise ValueError("the record of a search is trained alone; use one command for each")
     elif options.names[0].endswith(".jsonl"):
         raise ValueError(f"no record {quote(options.names[0])}; use the record of a search, or a network")
     elif options.rank is not None:
         raise ValueError("--rank is for the record of a search; use its file in place of the network")
     if options.data is None:
         raise click.UsageError("Missing option '--data'.", click.get_current_context())
+
+
+def _hold_out_as(options: SimpleNamespace, found: FoundNetwork) -> None:
+    """Holds the images out that a search did, so that none on which it scored are tested on, where it is not said."""
+    from ..data.facts import holdout_of
+
+    if holdout_of(options.data, options.data_dir) is None:
+        # The folder has splits.
+        return
+    if options.val_share is None:
+        options.val_share = found.val_share
+    if not was_given("val_seed"):
+        options.val_seed = found.val_seed
 
 
 def _of_timm(name: str, genome: str) -> str:
@@ -241,7 +268,9 @@ def _train(
     if world_size > 1:
         start = ["torchrun", f"--nproc-per-node={world_size}", "-m", "blockswap_models"]
     settings = RunSettings(**{each.name: getattr(options, each.name) for each in fields(RunSettings)})
-    advise_when_interrupted("continue with the same command and --resume")
+    # Before the log begins, there is nothing to resume.
+    log = Path(options.out) / "log.jsonl"
+    advise_when_interrupted(lambda: "continue with the same command and --resume" if log.exists() else "")
     writer = _writer(options) if rank == 0 else None
     try:
         return train_run(

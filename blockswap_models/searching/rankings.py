@@ -35,6 +35,7 @@ __all__ = [
     "l2_norm",
     "macs",
     "naswot",
+    "needs_float32",
     "params",
     "score_named",
     "synflow",
@@ -218,6 +219,13 @@ def score_named(score: Score | str) -> Score:
     if not callable(score):
         raise TypeError(f"a score is a name or a function of model, images and labels, not {type(score).__name__}")
     return score
+
+
+def needs_float32(score: Score) -> bool:
+    """Whether a score runs its network on the images as they are, and so in float32, in which networks are made."""
+    if isinstance(score, RankSum):
+        return any(needs_float32(part) for _, part in score.parts)
+    return isinstance(score, AfterTraining) or score in (gradient_norm, train_accuracy, naswot, zico)
 
 
 @dataclass(frozen=True)

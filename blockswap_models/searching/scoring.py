@@ -22,6 +22,7 @@ from ..progress import is_watched
 from .candidates import ETA, Candidate, ScoredDraw, rank
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch, affordable_batches, noise_minibatch, user_minibatch
+from .rankings import needs_float32
 from .record import Record
 from .score_bar import ScoreBar
 from .scorer import Scorer, fast_dtype
@@ -72,6 +73,8 @@ def make_scorer(
     device = find_device(device) if executor is None else torch.device(device)
     if dtype is None:
         dtype = fast_dtype(device) if score is fisher_potential else torch.float32
+    elif dtype != torch.float32 and needs_float32(score):
+        raise ValueError(f"the score {_name_of(score)} is computed in float32; use dtype=float32")
     return Scorer(space, data, score, seed, device, dtype)
 
 

@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -91,10 +92,27 @@ def test_another_network_of_a_record(searched, tmp_path):
         status, _, err = run("train", record, *options, *FEW, "--out", tmp_path / "other")
         assert (status, err.count("\n")) == (2, 1)
         assert message in err
+    status, _, err = run("train", record, record, "--teacher", "wrn16_1", *FEW, "--out", tmp_path / "other")
+    assert (status, "the record of a search is trained alone; use one command for each" in err) == (2, True)
     status, _, err = run("train", "wrn16_1", "--rank", 1, "--data", tmp_path, "--out", tmp_path / "other")
     assert (status, "--rank is for the record of a search" in err) == (2, True)
     status, _, err = run("train", "none.jsonl", "--data", tmp_path, "--out", tmp_path / "other")
     assert (status, err) == (2, "blockswap train: no record 'none.jsonl'; use the record of a search, or a network\n")
+
+
+def test_what_a_search_saw_is_held_out_as_it_was_unless_it_is_said(searched, photos, tmp_path):
+    record, _, _ = searched
+    header, *rows = record.read_text().splitlines()
+    other = json.loads(header)
+    other["about"] |= {"val_share": 0.34, "val_seed": 3}
+    (tmp_path / "other.jsonl").write_text("\n".join([json.dumps(other), *rows]) + "\n")
+    settings = []
+    for options in ([], ["--data", f"{photos}/"], ["--val-seed", 9], ["--val-share", 0.5]):
+        command = ["train", tmp_path / "other.jsonl", *options, *FEW, "--out", tmp_path / "run"]
+        with patch("blockswap_models.cli.train._train", side_effect=ValueError("enough")) as train:
+            assert run(*command)[0] == 2
+        settings.append((train.call_args.args[0].val_share, train.call_args.args[0].val_seed))
+    assert settings == [(0.34, 3), (0.34, 3), (0.34, 9), (0.5, 3)]
 
 
 def test_records_of_noise_and_older_ones_ask_for_data(searched, tmp_path):

@@ -1,7 +1,9 @@
 import json
+import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -112,6 +114,28 @@ def test_search_builds_what_it_prints(tmp_path, monkeypatch):
         ("search wrn16_1 --params 60k --data-dir nowhere", "a data folder needs the dataset's name"),
         ("search wrn16_1 --params 60k --samples 0", "--samples is at least 1, not 0"),
         ("search wrn16_1 --params 60k --batch-size 1", "a minibatch has at least 2 images, not 1"),
+        ("search wrn16_1 --params 60k --top 0", "--top is at least 1, not 0"),
+        (
+            "search wrn16_1 --params 60k --resume a.jsonl --out b.jsonl",
+            "'a.jsonl' is continued where it is; leave out ",
+        ),
+        ("search wrn16_1 --params 60k --points 3", "--points is for a front; use --front params"),
+        ("search wrn16_1 --params 60k --val-share 0.3", "--val-share is of a dataset; use --data"),
+        (
+            "search wrn16_1 --params 60k --samples 2 --dtype bfloat16 --score fisher+naswot",
+            "the score fisher+naswot is computed in float32; use --dtype float32",
+        ),
+        (
+            "search wrn16_1 --params 60k --strategy library --library lib --data images --types G4",
+            "--types is not for --strategy library, which joins its blocks as they are",
+        ),
+        (
+            "search wrn16_1 --params 60k --strategy library --library lib --data images --batch-size 0",
+            "--batch-size is at least 1, not 0",
+        ),
+        ("predict wrn16_1 x.png --batch-size 0", "--batch-size is at least 1, not 0"),
+        ("predict wrn16_1 x.png --workers -1", "--workers is at least 0, not -1"),
+        ("evaluate wrn16_1 --data images --val-seed 3", "--val-seed is of what --val-share holds out; use both"),
         (
             "search wrn16_1 --params 60k --resume nowhere.jsonl",
             "no record nowhere.jsonl to resume; leave out --resume",
@@ -127,6 +151,21 @@ def test_errors_are_one_line(tmp_path, monkeypatch, arguments, message):
     assert message in err
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("reader", "status", "said"), [("| true", 0, ""), ("> /dev/full", 2, "No space left on device")]
+)
+def test_output_that_cannot_be_written(reader, status, said):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full on this system")
+    # Buffered, as it is unless a user says otherwise: the error comes as the buffer is written.
+    surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = f"set -o pipefail; {shlex.quote(sys.executable)} -m blockswap_models list {reader}"
+    done = subprocess.run(["bash", "-c", command], env=surroundings, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.count("\n") == bool(said)
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(("failure", "status"), [(KeyboardInterrupt, 130), (OSError, 2)])

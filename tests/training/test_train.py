@@ -624,6 +624,12 @@ def test_an_interruption_says_how_to_go_on(capsys, tmp_path, monkeypatch):
     status, _, err = run(capsys, *command)
     assert status == 130
     assert err.splitlines()[-1] == "blockswap train: interrupted; continue with the same command and --resume"
+    # Before its log begins, a run cannot be resumed.
+    monkeypatch.setattr(
+        "blockswap_models.training.runs.train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    status, _, err = run(capsys, *command[:-1], tmp_path / "early")
+    assert (status, err.splitlines()[-1]) == (130, "blockswap train: interrupted")
 
 
 def test_tensorboard_where_it_is_there(capsys, tmp_path, monkeypatch):

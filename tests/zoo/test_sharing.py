@@ -240,7 +240,12 @@ def test_damaged_weights_are_refused(packed, tmp_path, how):
 
 def test_a_pushed_folder_gives_the_network_back(capsys, packed, tmp_path):
     folder = tmp_path / "net"
-    assert run(capsys, "push", packed, "--out", folder)[0] == 0
+    status, out, _ = run(capsys, "push", packed, "--out", folder, "--json")
+    assert status == 0
+    assert json.loads(out) == {
+        "place": str(folder),
+        "load": f"timm.create_model('local-dir:{folder}', pretrained=True)",
+    }
     assert sorted(each.name for each in folder.iterdir()) == [
         "README.md",
         "card.json",
@@ -343,10 +348,16 @@ def test_a_push_to_the_hub(capsys, monkeypatch, packed):
 def test_mistakes_are_one_line(capsys, packed, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     run_folder = packed.parent / "run"
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps(read_card(packed) | {"genome": None}))
+    plain.with_suffix(".safetensors").write_bytes(packed.with_suffix(".safetensors").read_bytes())
     for arguments, message in [
         (["push", "wrn16_1.nothing", "--out", tmp_path / "x"], "no weights 'wrn16_1.nothing' in the zoo; use "),
         (["push", tmp_path / "other.json", "--out", tmp_path / "x"], "is no card of weights; use one that"),
         (["push", tmp_path / "none.json", "--out", tmp_path / "x"], "cannot read the card"),
+        (["push", plain, "--out", tmp_path / "x"], "is a network of timm with its own blocks; use timm.models.push_to"),
+        (["push", packed, "--out", tmp_path / "other.json"], "other.json' is a file; use a new folder (--out)"),
+        (["pack", run_folder, "--tag", "a", "--out", tmp_path / "other.json"], "cannot make the folder"),
         (["push", packed, "--repo", "net"], "a repository is USER/NAME, not 'net' (--repo)"),
         (["push", packed, "--out", tmp_path / "x", "--private"], "--private is for a repository on the Hub"),
         (["pack", tmp_path, "--tag", "x", "--out", tmp_path], "no finished run in"),
