@@ -6,8 +6,7 @@ import argparse
 import hashlib
 import os
 import statistics
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +36,6 @@ __all__ = [
     "mixed",
     "nearest_single",
     "networks_of",
-    "run_script",
     "short",
     "single",
     "suffix",
@@ -120,23 +118,6 @@ def add_random_options(parser: argparse.ArgumentParser) -> None:
 def networks_of(options: argparse.Namespace, trainer: Trainer) -> int:
     """Says how many random networks a budget has, fewer in the reduced form."""
     return options.networks or (10 if trainer.device.type == "cpu" else 100)
-
-
-def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], **smoke: Any) -> None:
-    """Runs a script with its options, those of --smoke in a folder that it leaves; says in one line what is wrong."""
-    options = parser.parse_args()
-    try:
-        if options.smoke:
-            torch.set_num_threads(1)
-            vars(options).update(train=True, **smoke)
-            with tempfile.TemporaryDirectory() as options.out:
-                run(options)
-        else:
-            run(options)
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted; the same command resumes\n")
 
 
 def train_all(trainer: Trainer, students: Sequence[Student], options: argparse.Namespace) -> None:

@@ -195,7 +195,7 @@ class Trainer:
             "train_images": len(self.images.train[1]),
             "amp": self.amp,
             "device": self.device.type,
-            **({} if self.image_size is None else {"image_size": self.image_size}),
+            "image_size": self.image_size,
         }
 
     def run(

@@ -22,12 +22,12 @@ from benchmarks.lib.genomes import (
     error_text,
     longest,
     nearest_single,
-    run_script,
     short,
     suffix,
     train_all,
 )
 from benchmarks.lib.report import versions
+from benchmarks.lib.scripts import run_script
 from benchmarks.lib.trained import TEACHER, Trainer
 from benchmarks.paper.figure2 import PAPER_SINGLE
 from blockswap_models import Budget, SearchSpace, search

@@ -28,12 +28,12 @@ from benchmarks.lib.genomes import (
     longest,
     mixed,
     networks_of,
-    run_script,
     short,
     suffix,
     train_all,
 )
 from benchmarks.lib.report import versions
+from benchmarks.lib.scripts import run_script
 from benchmarks.lib.trained import Trainer
 from benchmarks.paper.ranked import RANKINGS, Scores, describe, score_all
 

@@ -38,29 +38,35 @@ SHARES = np.linspace(0.05, 0.95, 10)
 
 
 def alike(genomes: list[Genome]) -> np.ndarray:
-    """How alike genomes are: the share of blocks that are the same, at the same place and anywhere (n, n)."""
+    """How alike genomes are: the share of blocks that are the same, at the same place and anywhere (n, n).
+
+    Centred, since what is common to all genomes is no difference between them, and scaled to a mean diagonal of 1, so
+    that a share of it is a share of the variance.
+    """
     types = sorted({str(block) for genome in genomes for block in genome.blocks})
     numbers = np.array([[types.index(str(block)) for block in genome.blocks] for genome in genomes])
     same = (numbers[:, None] == numbers).mean(-1)
     counts = np.stack([np.bincount(row, minlength=len(types)) for row in numbers]) / numbers.shape[1]
     everywhere = counts @ counts.T
-    return (same + everywhere / everywhere.diagonal().mean()) / 2
+    kernel = (same + everywhere / everywhere.diagonal().mean()) / 2
+    centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
+    return centred * len(centred) / np.trace(centred)
 
 
 def estimates(logs: np.ndarray, kernel: np.ndarray, noise: float) -> dict[str, np.ndarray]:
     """Estimates each genome's log score from the draws of all (n, k), of which one has the variance `noise`."""
     own = logs.mean(1)
     centred = own - own.mean()
-    number, noise = len(own), noise / logs.shape[1]
+    noise /= logs.shape[1]
     between = max(centred.var() - noise, 0.1 * centred.var())
-    values, vectors = np.linalg.eigh(kernel - kernel.mean())
+    values, vectors = np.linalg.eigh(kernel)
     rotated = vectors.T @ centred
     _, share = max(
         (-np.sum(np.log(spread)) - np.sum(rotated**2 / spread), share)
         for share in SHARES
-        for spread in [between * (share * number * values / np.trace(kernel) + 1 - share).clip(1e-9) + noise]
+        for spread in [between * (share * values + 1 - share).clip(1e-9) + noise]
     )
-    additive = between * share * number * values / np.trace(kernel)
+    additive = between * share * values
     spread = (additive + between * (1 - share)).clip(1e-9) + noise
     return {
         "own": own,
@@ -107,7 +113,7 @@ def run(options: argparse.Namespace, record: Path) -> None:
     else:
         data = dataset_minibatch(space, options.data, options.data_dir, options.batch_size, 0, num_batches=MINIBATCHES)
     there = record.exists() and record.stat().st_size > 0
-    arguments = {"data": data, "refine": 0, "record": record, "workers": options.workers}
+    arguments = {"data": data, "refine": 0, "record": record, "workers": options.workers, "on_interrupt": "raise"}
     search(space, budget, genomes=genomes, draws=options.draws, resume=there, **arguments)
     scores = {(each.genome, each.draw): each.score for each in read_record(record)[1]}
     logs = np.log([[scores[genome, draw] for draw in range(options.draws)] for genome in genomes])

@@ -36,9 +36,10 @@ from timm.task import TrainingTask
 from torch import nn
 
 from benchmarks.lib.correlation import Correlation, correlate, correlate_given
-from benchmarks.lib.genomes import digest, run_script
+from benchmarks.lib.genomes import digest
 from benchmarks.lib.images import cifar_images, noise_images
 from benchmarks.lib.report import processor, versions
+from benchmarks.lib.scripts import run_script
 from benchmarks.lib.trained import Trainer, facts_of
 from blockswap_models import Genome, SearchSpace, search
 from blockswap_models.machine import find_device, keep_memory

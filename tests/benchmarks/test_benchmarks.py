@@ -7,11 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.lib.report import mean_and_deviation
+from benchmarks.search.shrinkage import alike
 from benchmarks.search.sureness import over_top
+from blockswap_models import Budget, SearchSpace
 from blockswap_models.searching.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +98,16 @@ def test_searches_are_compared_with_ties_sharing_a_rank():
     for other in ((2.0, 1.0, 1.0, 0.0), (0.0, 1.0, 1.0, 2.0)):
         sign = 1 if other[0] else -1
         assert over_top(result(4.0, 3.0, 2.0, 1.0), result(*other), 4) == pytest.approx(sign * 0.9**0.5)
+
+
+def test_what_genomes_have_in_common_makes_no_variance():
+    genomes = SearchSpace("wrn16_1").sample(12, Budget(params=60_000))
+    kernel = alike(genomes)
+    values = np.linalg.eigvalsh(kernel)
+    assert values.min() >= -1e-9
+    np.testing.assert_allclose(kernel.sum(0), 0, atol=1e-9)
+    # So that a share of it is a share of the variance.
+    assert values.mean() == pytest.approx(1)
 
 
 def test_a_mean_of_one_value_has_no_deviation():
