@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.lib.images import ALL_IMAGES
 from benchmarks.lib.report import mean_and_deviation, versions
-from benchmarks.lib.trained import Trainer, add_options, facts_of, records
+from benchmarks.lib.trained import Trainer, add_options, facts_of, longest_runs, records
 
 __all__ = ["Network", "Paper", "main", "student"]
 
@@ -155,9 +155,10 @@ def _error(rows: Sequence[dict[str, Any]]) -> str:
 
     The images are named where they are not all of CIFAR-10.
     """
+    rows = longest_runs(rows)
     if not rows:
         return ""
-    images, epochs = max((row["train_images"], row["epochs"]) for row in rows)
-    errors = [row["top1_error"] for row in rows if (row["train_images"], row["epochs"]) == (images, epochs)]
+    images, epochs = rows[0]["train_images"], rows[0]["epochs"]
+    errors = [row["top1_error"] for row in rows]
     part = f" of {images:,}" if images < ALL_IMAGES else ""
     return f"{mean_and_deviation(errors)} ({len(errors)} x {epochs} ep.{part})"

@@ -23,6 +23,7 @@ from benchmarks.lib.correlation import correlate
 from benchmarks.lib.genomes import (
     BUDGETS,
     add_random_options,
+    check_together,
     errors,
     form,
     longest,
@@ -63,8 +64,9 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if min(*options.minibatches, options.draws, options.networks or 1) < 1:
-        raise ValueError("--minibatches, --draws and --networks are at least 1")
+    if min(*options.minibatches, options.draws) < 1:
+        raise ValueError("--minibatches and --draws are at least 1")
+    check_together(options)
     print(versions())
     scores = Scores(Path(options.out) / "scores.jsonl")
     if options.train or options.score:

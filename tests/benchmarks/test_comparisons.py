@@ -252,15 +252,33 @@ def test_table_1_prints_known_correlations(tmp_path, capsys):
     assert (lines["params"][0], lines["macs"][0]) == ("1.000", "-1.000")
 
 
+def test_figure_3_draws_a_run_of_two_folders_once(tmp_path, capsys):
+    row = {"name": "mixed-200k-a", "nonzero": 200_000, "train_images": 8, "epochs": 1}
+    for folder, errors_of in {"one": [5.0], "other": [5.0, 6.0]}.items():
+        (tmp_path / folder).mkdir()
+        rows = [{**row, "folder": f"seed{seed}", "top1_error": error} for seed, error in enumerate(errors_of)]
+        (tmp_path / folder / "records.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    options = Namespace(
+        records=[str(tmp_path / "one"), str(tmp_path / "other")], reduced=False, no_paper=False, out="figure.jpg"
+    )
+    with pytest.raises(ValueError, match="unknown suffix"):
+        figure3.run(options)
+    assert "left out: 2 runs of fewer epochs" in capsys.readouterr().out
+
+
 def test_figure_3_averages_over_seeds_and_knows_all_kinds():
-    row = {"name": "mixed-200k-a", "nonzero": 200_000, "top1_error": 5.0}
+    row = {"name": "mixed-200k-a", "nonzero": 200_000, "top1_error": 5.0, "epochs": 2, "train_images": 8}
     rows = [
         row,
         {**row, "top1_error": 6.0},
+        {**row, "top1_error": 70.0, "epochs": 1},
+        {**row, "top1_error": 60.0, "epochs": 4, "train_images": 4},
         {**row, "name": "condensenet86_first"},
         {**row, "name": "one-G4-01-labels"},
     ]
     assert figure3.points(rows) == {"mixed": [(200.0, 5.5)]}
     names = [each.name for each in (*table2.networks(), single("G4"), *figure4.replaced("G4")[:1])]
     assert None not in map(figure3.kind, names)
+    kinds = [figure3.kind(name) for name in ("wrn40_2", "wrn40_1", "wrn40_2-0123456789", "wrn40_2-0123456789-lib")]
+    assert kinds == ["wrn40_2", "wrn", None, None]
     assert (217.0, 4.68) in figure3.papers_points(table2.networks())["blockswap"]
