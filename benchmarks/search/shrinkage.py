@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.lib.correlation import spearman
 from benchmarks.lib.report import processor, versions
+from benchmarks.lib.scripts import run_script
 from blockswap_models import Budget, Genome, SearchSpace, search
 from blockswap_models.searching.probe_images import dataset_minibatch, noise_minibatch
 from blockswap_models.searching.record import read_record
@@ -104,7 +104,10 @@ def compare(logs: np.ndarray, kernel: np.ndarray, draws: int, first: int) -> dic
     return {name: np.mean(each, axis=0) for name, each in found.items()}
 
 
-def run(options: argparse.Namespace, record: Path) -> None:
+def run(options: argparse.Namespace) -> None:
+    if min(options.samples, options.draws) < 2 or options.batch_size < 1:
+        raise ValueError("--samples and --draws are at least 2, and --batch-size at least 1")
+    record = Path(options.out) / "shrinkage.jsonl" if options.smoke else Path(options.out)
     space = SearchSpace(options.network)
     budget = Budget(params=options.params)
     genomes = space.sample(options.samples, budget, options.seed)
@@ -143,15 +146,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=7, help="of the genomes (%(default)s)")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("shrinkage.jsonl"), help="the record (%(default)s)")
+    parser.add_argument("--out", default="shrinkage.jsonl", help="the record (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="few genomes of a small network; leaves no record")
-    options = parser.parse_args()
-    if not options.smoke:
-        run(options, options.out)
-        return
-    options.network, options.params, options.samples, options.draws, options.batch_size = "wrn16_1", "60k", 12, 2, 2
-    with tempfile.TemporaryDirectory() as folder:
-        run(options, Path(folder) / "shrinkage.jsonl")
+    run_script(parser, run, network="wrn16_1", params="60k", samples=12, draws=2, batch_size=2)
 
 
 if __name__ == "__main__":

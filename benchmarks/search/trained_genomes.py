@@ -139,8 +139,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    if min(options.samples, options.draws, options.leaders, options.threads) < 1 or options.genomes < 0:
-        raise ValueError("--samples, --draws, --leaders and --threads are at least 1, and --genomes at least 0")
+    for name in ("samples", "draws", "leaders", "score_batch_size", "threads"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is at least 1")
+    if options.genomes < 0:
+        raise ValueError("--genomes is at least 0")
     if options.genomes > options.samples:
         raise ValueError(f"{options.genomes} genomes are not among {options.samples}; use more --samples")
     if options.leader_draws < options.draws:

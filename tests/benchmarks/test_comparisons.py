@@ -10,7 +10,17 @@ import torch
 from torch import nn
 
 from benchmarks.lib.correlation import correlate, spearman
-from benchmarks.lib.genomes import BUDGETS, Student, errors, longest, mixed, nearest_single, single, train_all
+from benchmarks.lib.genomes import (
+    BUDGETS,
+    Student,
+    errors,
+    longest,
+    mixed,
+    nearest_single,
+    networks_of,
+    single,
+    train_all,
+)
 from benchmarks.lib.images import noise_images
 from benchmarks.lib.trained import Trainer, records
 from benchmarks.paper import best_of, figure2, figure3, figure4, table1, table2, table3
@@ -189,6 +199,24 @@ def test_an_interrupted_group_goes_on(tmp_path, teacher, monkeypatch):
         patch.setattr("blockswap_models.training.loop.train_epoch", lambda *_, **__: pytest.fail("it is trained again"))
         train_all(trainer, SMALL[:2], options_of(together=2))
     assert len(records(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("script", [best_of, table1])
+def test_what_cannot_be_trained_is_refused_before_anything_else(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(best_of, "found", lambda _: pytest.fail("it searches"))
+    options = options_of(train=True, score=False, data_dir=None, out=str(tmp_path), minibatches=[1], draws=1)
+    with pytest.raises(ValueError, match="training needs the folder of CIFAR-10; use --data-dir"):
+        script.run(options)
+    options.together = 0
+    with pytest.raises(ValueError, match="at least 1 network is trained at a time, not 0"):
+        script.run(options)
+
+
+def test_a_budget_has_a_random_network(tmp_path):
+    trainer = Trainer(noise_images(4), tmp_path, TINY)
+    assert [networks_of(Namespace(networks=number), trainer) for number in (None, 3)] == [10, 3]
+    with pytest.raises(ValueError, match="a budget has at least 1 random network, not 0"):
+        networks_of(Namespace(networks=0), trainer)
 
 
 def test_labels_alone_have_names_of_their_own(tmp_path):

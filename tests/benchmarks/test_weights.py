@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.lib.images import noise_images
-from benchmarks.weights import finetune, recipes
+from benchmarks.weights import finetune, recipes, zoo_weights
 from blockswap_models.training.recipes import Recipe
 from blockswap_models.training.run_folder import TrainingError
 
@@ -40,6 +40,16 @@ def test_a_finished_run_is_returned_for_its_own_settings_alone(script, fit, chan
     for name, value in changes.items():
         with pytest.raises(TrainingError, match=r"the run in '.*' has .*, not .*; use another --out"):
             fit(tmp_path / "run", **{name: value})
+
+
+def test_a_student_without_its_teacher_has_none_of_its_options():
+    teacher, student = zoo_weights.IMAGENET_TEACHER, "resnet34_3m"
+    training = next(each for each in zoo_weights.PLAN if each.name == student)
+    assert training.teacher == teacher
+    alone = zoo_weights.alone(training)
+    assert alone.teacher is None
+    assert not {"--soft-labels", "--temperature"} & set(alone.recipe.split())
+    assert "--epochs" in alone.recipe
 
 
 def test_images_are_those_of_the_first_classes():
