@@ -1,3 +1,4 @@
+import json
 import re
 import runpy
 import subprocess
@@ -88,6 +89,14 @@ def test_a_result_says_where_it_comes_from(path):
     assert {command.split()[2] for command in head["command"]} <= modules
     assert head["hardware"][0]
     assert re.search(r"torch \d.*timm \d", head["versions"][0])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_store_no_outputs(path):
+    # They would be those of an older package or of another machine.
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [(cell["outputs"], cell["execution_count"]) for cell in code] == [([], None)] * len(code)
 
 
 def test_searches_are_compared_with_ties_sharing_a_rank():
