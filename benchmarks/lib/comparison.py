@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 from benchmarks.lib.images import ALL_IMAGES
 from benchmarks.lib.report import mean_and_deviation, versions
+from benchmarks.lib.scripts import run_script
 from benchmarks.lib.trained import Trainer, add_options, facts_of, longest_runs, records
 
 __all__ = ["Network", "Paper", "main", "student"]
@@ -79,21 +78,15 @@ def main(description: str, networks: Sequence[Network], reduced: Sequence[str], 
         metavar="ROW",
         help=f"networks or groups to train, or all (all; without a GPU {' '.join(reduced)})",
     )
-    options = parser.parse_args()
-    try:
+
+    def run(options: argparse.Namespace) -> None:
         _chosen(networks, options.rows)
-        if options.smoke:
-            torch.set_num_threads(1)
-            with tempfile.TemporaryDirectory() as options.out:
-                _run(networks, options, reduced, remarks)
-        elif options.train:
+        if options.train:
             _run(networks, options, reduced, remarks)
         else:
             _print(networks, [network.counted() for network in networks], records(options.out), remarks)
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted; the same command resumes\n")
+
+    run_script(parser, run)
 
 
 def _chosen(networks: Sequence[Network], rows: Sequence[str] | None) -> list[Network]:
