@@ -132,8 +132,8 @@ def run(options: argparse.Namespace) -> None:
         )
     torch.set_num_threads(1)
     print(f"{versions()}, {processor()}, one thread, seed 0, default in {str(fast_dtype()).removeprefix('torch.')}")
-    for each in options.cases:
-        run_case(*CASES[each], options)
+    for name, params in (CASES[each] for each in options.cases):
+        run_case(name, params, options)
 
 
 if __name__ == "__main__":

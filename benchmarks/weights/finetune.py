@@ -161,6 +161,8 @@ def run(options: argparse.Namespace) -> None:
     for name in ("classes", "images", "test_images", "size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is at least 1")
+    if not timm.is_model(options.name):
+        raise ValueError(f"no network '{options.name}'; use one of timm (--name)")
     torch.set_num_threads(options.threads)
     images = images_of(options)
     print(

@@ -70,6 +70,7 @@ def test_smoke(script, capsys, monkeypatch):
         ("speed.latency_search --beside foo", "no network 'blockswap_foo'; use "),
         ("speed.latency_table --params foo", "'foo' is no amount; use "),
         ("weights.finetune", "no images; use --data FOLDER or --cifar FOLDER"),
+        ("weights.finetune --name nonesuch", "no network 'nonesuch'; use one of timm (--name)"),
         ("weights.finetune --data nowhere", "no folder nowhere/train; use "),
         ("weights.linear_probe --data-dir nowhere", "no whole CIFAR10 in 'nowhere'; use "),
         ("weights.recipes", "training needs the folder of CIFAR-10; use --data-dir"),
