@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 from benchmarks.lib.images import ALL_IMAGES
 from benchmarks.lib.report import mean_and_deviation, versions
-from benchmarks.lib.trained import Trainer, add_options, facts_of, records
+from benchmarks.lib.scripts import run_script
+from benchmarks.lib.trained import Trainer, add_options, facts_of, longest_runs, records
 
 __all__ = ["Network", "Paper", "main", "student"]
 
@@ -79,21 +78,15 @@ def main(description: str, networks: Sequence[Network], reduced: Sequence[str], 
         metavar="ROW",
         help=f"networks or groups to train, or all (all; without a GPU {' '.join(reduced)})",
     )
-    options = parser.parse_args()
-    try:
+
+    def run(options: argparse.Namespace) -> None:
         _chosen(networks, options.rows)
-        if options.smoke:
-            torch.set_num_threads(1)
-            with tempfile.TemporaryDirectory() as options.out:
-                _run(networks, options, reduced, remarks)
-        elif options.train:
+        if options.train:
             _run(networks, options, reduced, remarks)
         else:
             _print(networks, [network.counted() for network in networks], records(options.out), remarks)
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted; the same command resumes\n")
+
+    run_script(parser, run)
 
 
 def _chosen(networks: Sequence[Network], rows: Sequence[str] | None) -> list[Network]:
@@ -155,9 +148,10 @@ def _error(rows: Sequence[dict[str, Any]]) -> str:
 
     The images are named where they are not all of CIFAR-10.
     """
+    rows = longest_runs(rows)
     if not rows:
         return ""
-    images, epochs = max((row["train_images"], row["epochs"]) for row in rows)
-    errors = [row["top1_error"] for row in rows if (row["train_images"], row["epochs"]) == (images, epochs)]
+    images, epochs = rows[0]["train_images"], rows[0]["epochs"]
+    errors = [row["top1_error"] for row in rows]
     part = f" of {images:,}" if images < ALL_IMAGES else ""
     return f"{mean_and_deviation(errors)} ({len(errors)} x {epochs} ep.{part})"

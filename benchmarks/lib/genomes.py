@@ -6,8 +6,7 @@ import argparse
 import hashlib
 import os
 import statistics
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from benchmarks.lib.report import mean_and_deviation
-from benchmarks.lib.trained import TEACHER, Trainer, add_options, facts_of, finished, records
+from benchmarks.lib.trained import TEACHER, Trainer, add_options, facts_of, finished, longest_runs, records
 from blockswap_models import Budget, Genome, SearchSpace
 from blockswap_models.genome import SEARCH_TYPES, GenomeError
 from blockswap_models.layout import Layout
@@ -29,6 +28,7 @@ __all__ = [
     "Student",
     "add_random_options",
     "add_student_options",
+    "check_together",
     "digest",
     "error_text",
     "errors",
@@ -37,7 +37,6 @@ __all__ = [
     "mixed",
     "nearest_single",
     "networks_of",
-    "run_script",
     "short",
     "single",
     "suffix",
@@ -119,24 +118,19 @@ def add_random_options(parser: argparse.ArgumentParser) -> None:
 
 def networks_of(options: argparse.Namespace, trainer: Trainer) -> int:
     """Says how many random networks a budget has, fewer in the reduced form."""
-    return options.networks or (10 if trainer.device.type == "cpu" else 100)
+    if options.networks is None:
+        return 10 if trainer.device.type == "cpu" else 100
+    if options.networks < 1:
+        raise ValueError(f"a budget has at least 1 random network, not {options.networks} (--networks)")
+    return options.networks
 
 
-def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], **smoke: Any) -> None:
-    """Runs a script with its options, those of --smoke in a folder that it leaves; says in one line what is wrong."""
-    options = parser.parse_args()
-    try:
-        if options.smoke:
-            torch.set_num_threads(1)
-            vars(options).update(train=True, **smoke)
-            with tempfile.TemporaryDirectory() as options.out:
-                run(options)
-        else:
-            run(options)
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted; the same command resumes\n")
+def check_together(options: argparse.Namespace) -> None:
+    """Raises ValueError where so many networks cannot be trained at a time."""
+    if options.together < 1:
+        raise ValueError(f"at least 1 network is trained at a time, not {options.together} (--together)")
+    if options.labels_alone and options.together > 1:
+        raise ValueError("networks that are trained together share a teacher; leave out --labels-alone or --together")
 
 
 def train_all(trainer: Trainer, students: Sequence[Student], options: argparse.Namespace) -> None:
@@ -144,10 +138,7 @@ def train_all(trainer: Trainer, students: Sequence[Student], options: argparse.N
 
     They learn from the teacher of their seed by attention transfer, or by labels alone.
     """
-    if options.together < 1:
-        raise ValueError(f"at least 1 network is trained at a time, not {options.together} (--together)")
-    if options.labels_alone and options.together > 1:
-        raise ValueError("networks that are trained together share a teacher; leave out --labels-alone or --together")
+    check_together(options)
     for seed in [0] if options.smoke else options.seeds:
         for start in range(0, len(students), options.together):
             some = students[start : start + options.together]
@@ -225,9 +216,7 @@ def longest(out: str | Path, name: str, end: str = "", whole: bool = False) -> l
     Their names start with `name`, or are `name` where it is `whole`; `end` is that of `suffix`.
     """
     rows = [row for row in records(out) if row["name"].endswith("-labels") == bool(end)]
-    rows = [row for row in rows if (row["name"] == name + end if whole else row["name"].startswith(name))]
-    most = max(((row["train_images"], row["epochs"]) for row in rows), default=None)
-    return [row for row in rows if (row["train_images"], row["epochs"]) == most]
+    return longest_runs(row for row in rows if (row["name"] == name + end if whole else row["name"].startswith(name)))
 
 
 def errors(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

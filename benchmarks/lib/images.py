@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torchvision.io import write_png
 
 from blockswap_models.data.cifar import read_cifar
 from blockswap_models.data.folders import DataError
 
-__all__ = ["ALL_IMAGES", "Images", "cifar_images", "noise_images"]
+__all__ = ["ALL_IMAGES", "Images", "cifar_images", "noise_images", "write_noise"]
 
 ALL_IMAGES = 50_000
 
@@ -28,6 +30,17 @@ def noise_images(number: int) -> Images:
     images = torch.randint(256, (number, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (number,), generator=generator)
     return Images((images, labels), (images, labels))
+
+
+def write_noise(folder: Path, *, classes: int, number: int, size: int) -> None:
+    """Writes folders `train` and `val` of white noise, each with so many images of each class."""
+    generator = torch.Generator().manual_seed(0)
+    for split, label in product(("train", "val"), range(classes)):
+        place = folder / split / str(label)
+        place.mkdir(parents=True)
+        for each in range(number):
+            image = torch.randint(256, (3, size, size), dtype=torch.uint8, generator=generator)
+            write_png(image, f"{place}/{each}.png")
 
 
 def cifar_images(root: str | Path, number: int | None = None) -> Images:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -195,7 +195,7 @@ class Trainer:
             "train_images": len(self.images.train[1]),
             "amp": self.amp,
             "device": self.device.type,
-            **({} if self.image_size is None else {"image_size": self.image_size}),
+            "image_size": self.image_size,
         }
 
     def run(
@@ -324,6 +324,13 @@ def records(out: str | Path) -> list[dict[str, Any]]:
         if "name" in summary:
             found[path.parent.name] = {"folder": path.parent.name, "epochs": summary["recipe"]["epochs"], **summary}
     return [found[folder] for folder in sorted(found)]
+
+
+def longest_runs(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keeps the records of the most images and epochs that there are."""
+    rows = list(rows)
+    most = max(((row["train_images"], row["epochs"]) for row in rows), default=None)
+    return [row for row in rows if (row["train_images"], row["epochs"]) == most]
 
 
 def finished(folder: Path, wanted: dict[str, Any], recorded: dict[str, Any] | None = None) -> dict[str, Any] | None:

@@ -18,16 +18,17 @@ from tqdm import tqdm
 from benchmarks.lib.genomes import (
     Student,
     add_student_options,
+    check_together,
     digest,
     error_text,
     longest,
     nearest_single,
-    run_script,
     short,
     suffix,
     train_all,
 )
 from benchmarks.lib.report import versions
+from benchmarks.lib.scripts import run_script
 from benchmarks.lib.trained import TEACHER, Trainer
 from benchmarks.paper.figure2 import PAPER_SINGLE
 from blockswap_models import Budget, SearchSpace, search
@@ -82,10 +83,12 @@ def found(options: argparse.Namespace) -> dict[int, Student]:
 
 
 def run(options: argparse.Namespace) -> None:
+    # Before the search, which takes long: what cannot be trained is refused.
+    check_together(options)
+    trainer = Trainer.of(options) if options.train else None
     print(versions())
     chosen = found(options)
-    if options.train:
-        trainer = Trainer.of(options)
+    if trainer is not None:
         print(trainer, flush=True)
         # The best of 10 may be that of 100 too.
         train_all(trainer, [nearest_single(BUDGET), *dict.fromkeys(chosen.values())], options)

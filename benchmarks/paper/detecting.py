@@ -29,7 +29,7 @@ from tqdm import tqdm
 from blockswap_models.data.coco import CocoObjects, average_precision, detections
 from blockswap_models.data.loader import plain_errors
 from blockswap_models.detection import mask_rcnn
-from blockswap_models.files import write_atomic
+from blockswap_models.files import read_json_lines, write_atomic
 from blockswap_models.nets.devices import describe_machine
 from blockswap_models.training.distributed import barrier, rank_and_size
 from blockswap_models.training.loop import set_epoch
@@ -63,6 +63,11 @@ class Recipe:
     image_size: int = 800
     rois: int = 512
     norm: str = "batch"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "image_size", "rois"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"--{name.replace('_', '-')} is at least 1, not {getattr(self, name)}")
 
 
 def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
@@ -211,7 +216,8 @@ def train(
     found = evaluate(model, test_dataset, device, dtype, workers)
     if rank:
         return {}
-    rows = run._rows()[1]
+    # The first line says what is trained.
+    rows = read_json_lines(run.log)[0][1:]
     summary = {**found, "test_images": len(test_dataset), "first_epoch": rows[0], "last_epoch": rows[-1], **header}
     summary["seconds"] = spent
     write_atomic(folder / "model.safetensors", safetensors.torch.save(model.state_dict()), TrainingError)

@@ -25,7 +25,6 @@ from benchmarks.lib.genomes import (
     mixed,
     nearest_single,
     networks_of,
-    run_script,
     short,
     single,
     suffix,
@@ -33,6 +32,7 @@ from benchmarks.lib.genomes import (
 )
 from benchmarks.lib.pictures import BLUE, ORANGE, picture
 from benchmarks.lib.report import mean_and_deviation, versions
+from benchmarks.lib.scripts import run_script
 from benchmarks.lib.trained import Trainer
 
 if TYPE_CHECKING:

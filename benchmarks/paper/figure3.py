@@ -3,8 +3,8 @@
     python -m benchmarks.paper.figure3 --records baselines --out figure3.png
 
 Reads `records.jsonl` of table1.py, table2.py, table6.py, figure2.py, figure4.py and best_of.py, and draws one point for
-each network, the mean over its seeds; what was trained by --labels-alone is left out. Hollow points are the figures
-that the paper prints in Tables 2 and 6.
+each network, the mean over the seeds of its longest runs; what was trained by --labels-alone is left out. Hollow points
+are the figures that the paper prints in Tables 2 and 6.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.lib.comparison import Network
 from benchmarks.lib.images import ALL_IMAGES
 from benchmarks.lib.pictures import picture
 from benchmarks.lib.report import versions
-from benchmarks.lib.trained import records
+from benchmarks.lib.trained import longest_runs, records
 from benchmarks.paper import table2, table6
 from blockswap_models.training.recipes import RECIPES
 
@@ -35,6 +35,7 @@ KINDS = {
     "mbconv6": ("MBConv6", "#D55E00", "P", 6),
     "darts": ("DARTS", "#D55E00", "X", 6),
     "condensenet86": ("CondenseNet-86", "#D55E00", "*", 8),
+    "wrn40_2": ("WRN-40-2, the teacher", "#222222", "s", 6),
     "wrn": ("WRN, other depth and width", "#222222", "^", 6),
     "snip": ("SNIP", "#CC79A7", "v", 6),
     "l1": ("L1 pruning", "#E69F00", "<", 6),
@@ -67,7 +68,8 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    rows = [row for folder in options.records for row in records(folder)]
+    # A run that was carried from one folder to another is one run.
+    rows = list({row["folder"]: row for folder in options.records for row in records(folder)}.values())
     whole = [row for row in rows if row["epochs"] >= RECIPES["cifar10"].epochs and row["train_images"] == ALL_IMAGES]
     ours = points(rows if options.reduced else whole)
     papers = {} if options.no_paper else papers_points([*table2.networks(), *table6.networks()])
@@ -81,21 +83,26 @@ def run(options: argparse.Namespace) -> None:
 
 
 def kind(name: str) -> str | None:
-    """Says which of KINDS a run is of; None for the first generation of CondenseNet, and what had no teacher."""
-    if name.endswith(("_first", "-labels")):
+    """Says which of KINDS a run is of.
+
+    None for the first generation of CondenseNet, what had no teacher, and genomes of benchmarks/search.
+    """
+    # Those are named by the network whose blocks they replace.
+    if name.endswith(("_first", "-labels")) or (name.startswith("wrn") and "-" in name):
         return None
     return next((each for each in KINDS if name.startswith(each)), None)
 
 
 def points(rows: Iterable[dict[str, Any]]) -> Points:
-    """Averages over seeds: parameters that are not zero, in thousands, and error in percent, by kind."""
-    by_name: dict[tuple[str, int], list[float]] = {}
+    """Averages the longest runs of each network: parameters that are not zero, in thousands, and error, by kind."""
+    by_name: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        by_name.setdefault((row["name"], row["nonzero"]), []).append(row["top1_error"])
+        by_name.setdefault((row["name"], row["nonzero"]), []).append(row)
     found: Points = {}
-    for (name, nonzero), values in by_name.items():
+    for (name, nonzero), runs in by_name.items():
         if which := kind(name):
-            found.setdefault(which, []).append((nonzero / 1000, statistics.mean(values)))
+            error = statistics.mean(row["top1_error"] for row in longest_runs(runs))
+            found.setdefault(which, []).append((nonzero / 1000, error))
     return found
 
 

@@ -16,12 +16,12 @@ from benchmarks.lib.genomes import (
     add_student_options,
     error_text,
     longest,
-    run_script,
     suffix,
     train_all,
 )
 from benchmarks.lib.pictures import BLUE, GREY, ORANGE, picture
 from benchmarks.lib.report import versions
+from benchmarks.lib.scripts import run_script
 from benchmarks.lib.trained import TEACHER, Trainer
 from blockswap_models import Genome
 from blockswap_models.genome import BlockType

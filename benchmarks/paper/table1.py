@@ -23,17 +23,18 @@ from benchmarks.lib.correlation import correlate
 from benchmarks.lib.genomes import (
     BUDGETS,
     add_random_options,
+    check_together,
     errors,
     form,
     longest,
     mixed,
     networks_of,
-    run_script,
     short,
     suffix,
     train_all,
 )
 from benchmarks.lib.report import versions
+from benchmarks.lib.scripts import run_script
 from benchmarks.lib.trained import Trainer
 from benchmarks.paper.ranked import RANKINGS, Scores, describe, score_all
 
@@ -63,8 +64,9 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if min(*options.minibatches, options.draws, options.networks or 1) < 1:
-        raise ValueError("--minibatches, --draws and --networks are at least 1")
+    if min(*options.minibatches, options.draws) < 1:
+        raise ValueError("--minibatches and --draws are at least 1")
+    check_together(options)
     print(versions())
     scores = Scores(Path(options.out) / "scores.jsonl")
     if options.train or options.score:

@@ -23,8 +23,8 @@ import timm
 import torch
 from timm.models import register_model
 from torch import nn
-from torchvision.io import write_png
 
+from benchmarks.lib.images import write_noise
 from benchmarks.lib.report import versions
 from blockswap_models import count
 from blockswap_models.cli.main import main as blockswap
@@ -101,8 +101,10 @@ def main() -> None:
     if options.smoke:
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as options.out:
-            code = train("resnet18-half", _noise(Path(options.out)), Path(options.out), _smoke(Path(options.out)))
-            print_table(Path(options.out))
+            out = Path(options.out)
+            write_noise(out / "images", classes=2, number=1, size=64)
+            code = train("resnet18-half", str(out / "images"), out, _smoke(out))
+            print_table(out)
         raise SystemExit(code)
     code = 0
     if options.train:
@@ -126,15 +128,6 @@ def train(name: str, data: str, out: Path, others: list[str]) -> int:
         print(f"reduced form, without a GPU: {REDUCED_EPOCHS} epoch (the paper: 100)")
         arguments += ["--epochs", str(REDUCED_EPOCHS)]
     return blockswap(["train", *arguments, *others])
-
-
-def _noise(folder: Path) -> str:
-    generator = torch.Generator().manual_seed(0)
-    for place in ("train/a", "train/b", "val/a", "val/b"):
-        (folder / "images" / place).mkdir(parents=True)
-        image = torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=generator)
-        write_png(image, str(folder / "images" / place / "0.png"))
-    return str(folder / "images")
 
 
 def _smoke(folder: Path) -> list[str]:

@@ -209,20 +209,23 @@ def print_table(out: Path) -> None:
     print(versions())
     print(f"{'':34s}parameters                       MACs (G)")
     print(f"{'row':14s}{'network':18s}{'network':>10s}{'paper':>6s}{'backbone':>12s}{'detector':>12s}{'backbone':>10s}")
+    paths = {name: out / name / "summary.json" for name in ROWS}
+    summaries = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    genomes = {name: summaries.get(name, {}).get("genome", row.genome) for name, row in ROWS.items()}
     for name, row in ROWS.items():
-        network = timm.create_model(row.model, genome=row.genome, device="meta")
+        network = timm.create_model(row.model, genome=genomes[name], device="meta")
         with torch.device("meta"):
-            detector = build(row.model, row.genome, 91, Recipe())
+            detector = build(row.model, genomes[name], 91, Recipe())
         body = count(detector.backbone.body, (3, 800, 1333))
         whole = sum(each.numel() for each in detector.parameters())
+        label = row.label if genomes[name] == row.genome else "another genome"
         print(
-            f"{name:14s}{row.label:18s}{count(network).params:>10,}{row.params:>6s}{body.params:>12,}{whole:>12,}"
+            f"{name:14s}{label:18s}{count(network).params:>10,}{row.params:>6s}{body.params:>12,}{whole:>12,}"
             f"{body.macs / 1e9:>10.1f}"
         )
     print(f"\n{'row':14s}{'':8s}" + "".join(f"{name:>7s}" for name in AP_NAMES))
     for name, row in ROWS.items():
-        path = out / name / "summary.json"
-        summary = json.loads(path.read_text()) if path.exists() else None
+        summary = summaries.get(name)
         for kind, told in {"bbox": "boxes", "segm": "masks"}.items() if summary else ():
             figures = "".join("      -" if each is None else f"{each:7.1f}" for each in summary[kind].values())
             tested = f"{summary['recipe']['epochs']} ep. of {summary['train_images']:,} images"
@@ -231,6 +234,9 @@ def print_table(out: Path) -> None:
             print(f"{name:14s}{'ours':8s}  not trained yet")
         if row.figures:
             print(f"{name:14s}{'paper':8s}" + "".join(f"{each:7.1f}" for each in row.figures))
+    for name, genome in genomes.items():
+        if genome != ROWS[name].genome:
+            print(f"{name}: trained with another genome (--genome): {genome}")
     print(REMARKS)
 
 

@@ -169,8 +169,11 @@ def torture(options: argparse.Namespace, folder: Path) -> list[str]:
             if aim == "start-up":
                 alive = search.wait(start_up * draws.random())
             else:
+                if not start_up:
+                    # The first line says what is searched for.
+                    search.wait_for_lines(2)
+                    start_up = time.monotonic() - search.began
                 alive = search.wait_for_lines(goal)
-                start_up = start_up or time.monotonic() - search.began
                 if aim == "any":
                     alive = search.wait(scoring / lines * draws.random())
             if not alive:

@@ -21,6 +21,7 @@ line in `records.jsonl`. The same command goes on where it was stopped. Errors a
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,18 +29,22 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import is_model_pretrained
 from torch import nn
 
-from benchmarks.lib.genomes import digest, run_script
+from benchmarks.lib.genomes import digest
 from benchmarks.lib.images import Images, cifar_images, noise_images
 from benchmarks.lib.report import processor, versions
+from benchmarks.lib.scripts import run_script
 from benchmarks.lib.trained import Trainer, facts_of
 from blockswap_models import (
     AttentionTransferTask,
     BlockLibrary,
     BlockType,
+    Cost,
     Genome,
     SearchSpace,
+    count,
     search,
     swap,
     train_library,
@@ -61,7 +66,8 @@ STEP = 3
 # What --smoke has in the place of the options.
 SMOKE: dict[str, Any] = {
     "network": "wrn16_1",
-    "params": ["60k"],
+    # So many that blocks of the network's own type are left.
+    "params": ["120k"],
     "types": "S,G4,W1",
     "samples": 2,
     "steps": 1,
@@ -77,10 +83,14 @@ SMOKE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Start:
-    """A student before it is trained: its genome, whether it has trained blocks, and what it has cost, in MACs."""
+    """A student before it is trained: its genome, whether it has trained blocks, and what it has cost, in MACs.
+
+    `cost` is that of the network as it is built.
+    """
 
     name: str
     genome: Genome
+    cost: Cost
     trained: bool
     spent: int
 
@@ -119,7 +129,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    for name in ("epochs", "steps", "measure", "samples", "joined", "joined_images", "threads"):
+    sizes = ("batch_size", "library_batch_size")
+    for name in ("epochs", "steps", "measure", "samples", "joined", "joined_images", "threads", *sizes):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is at least 1")
     if options.data_dir is None and not options.smoke:
@@ -129,21 +140,26 @@ def run(options: argparse.Namespace) -> None:
     if device.type == "cpu":
         keep_memory()
     images = noise_images(8) if options.smoke else cifar_images(options.data_dir, options.images)
+    for name in sizes:
+        if getattr(options, name) > len(images.train[1]):
+            raise ValueError(
+                f"{len(images.train[1]):,} images make no minibatch; use a smaller --{name.replace('_', '-')}"
+            )
     teacher, of_teacher = teacher_of(options, images, device)
     print(f"{versions()}; {processor()}")
     print(f"teacher: {of_teacher}; {trainer_of(options, images, device, options.epochs)}", flush=True)
     library = library_of(options, images, teacher, device)
-    space = space_of_library(teacher, library)
-    paid = library_macs(library, BlockNetwork(teacher), options.library_batch_size)
+    network = BlockNetwork(teacher)
+    paid = library_macs(library, network, options.library_batch_size)
     print(f"library: {len(library.errors)} blocks, {paid / 1e12:,.2f} T MACs", flush=True)
     for params in options.params:
         starts = starts_of(options, params, teacher, library)
         rows = []
         limit = next(each.spent for each in starts if not each.trained)
-        limit += options.epochs * epoch_macs(space, starts[0].genome, images, options)
+        limit += options.epochs * epoch_macs(starts[0].cost, network.cost, images, options)
         print(f"\n{params}: {limit / 1e12:,.2f} T MACs each\n")
         for start in starts:
-            per_epoch = epoch_macs(space, start.genome, images, options)
+            per_epoch = epoch_macs(start.cost, network.cost, images, options)
             wanted = {"": options.epochs}
             if start.trained:
                 wanted = {"apart": options.epochs, "paid": int((limit - start.spent - paid) // per_epoch)}
@@ -154,7 +170,7 @@ def run(options: argparse.Namespace) -> None:
                     trainer = trainer_of(options, images, device, epochs)
                     summary = fit(start, trainer, teacher, of_teacher, library, options)
                 rows.append((start, how, epochs, spent, spent + epochs * per_epoch, summary))
-        print_rows(rows, space)
+        print_rows(rows)
 
 
 def teacher_of(options: argparse.Namespace, images: Images, device: torch.device) -> tuple[nn.Module, str]:
@@ -171,6 +187,8 @@ def teacher_of(options: argparse.Namespace, images: Images, device: torch.device
         load_weights(teacher, options.teacher)
         return teacher.to(device).eval(), f"{entry}, {file_digest(options.teacher)}"
     name = options.teacher or entry
+    if not is_model_pretrained(name):
+        raise ValueError(f"no file and no entry with weights '{name}'; 'blockswap list' names the zoo's (--teacher)")
     teacher = timm.create_model(name, pretrained=True)
     return teacher.to(device).eval(), f"{name}.{teacher.pretrained_cfg.get('tag')}"
 
@@ -247,11 +265,16 @@ def starts_of(options: argparse.Namespace, params: str, teacher: nn.Module, libr
     )
     # One pass for the statistics of BN, one for the accuracy.
     compared = 2 * len(measured.images) * sum(each.cost.macs for each in joined.candidates)
+
+    def start(name: str, genome: Genome, trained: bool, spent: int) -> Start:
+        # A type that the network has itself is not in the space of the library, but such a block can be built.
+        return Start(name, genome, count(swap(teacher, genome), (3, 32, 32)), trained, spent)
+
     best = found.best.genome
     return [
-        Start("fisher", best, False, scored),
-        Start("fisher-lib", best, True, scored),
-        Start("library", joined.best.genome, True, compared),
+        start("fisher", best, False, scored),
+        start("fisher-lib", best, True, scored),
+        start("library", joined.best.genome, True, compared),
     ]
 
 
@@ -276,10 +299,10 @@ def library_macs(library: BlockLibrary, network: BlockNetwork, batch_size: int) 
     return batch_size * (steps + measures)
 
 
-def epoch_macs(space: SearchSpace, genome: Genome, images: Images, options: argparse.Namespace) -> int:
+def epoch_macs(student: Cost, teacher: Cost, images: Images, options: argparse.Namespace) -> int:
     """Counts an epoch of training a student: its own passes, and the teacher's."""
     steps = len(images.train[1]) // options.batch_size
-    return steps * options.batch_size * (STEP * space.cost(genome).macs + space.original_cost.macs)
+    return steps * options.batch_size * (STEP * student.macs + teacher.macs)
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -300,8 +323,10 @@ def fit(
         whole = timm.create_model(f"blockswap_{options.network}", genome=swap(teacher, start.genome).genome)
         model = swap(teacher, start.genome, library=library) if start.trained else whole
         return AttentionTransferTask(
-            model.to(trainer.device),
-            teacher,
+            # Whatever the parameters of the teacher are that it was made of.
+            model.to(trainer.device).requires_grad_(),
+            # The task freezes its teacher, of which the next student is made.
+            copy.deepcopy(teacher),
             beta=trainer.recipe.beta,
             mode=trainer.recipe.mode,
             soft_labels=options.soft_labels,
@@ -319,14 +344,13 @@ def fit(
     return {**summary, "curve": errors}
 
 
-def print_rows(rows: list[tuple[Any, ...]], space: SearchSpace) -> None:
+def print_rows(rows: list[tuple[Any, ...]]) -> None:
     """Prints the students of a budget with their compute and errors, and the curve of each."""
     print(f"{'student':12s}{'library':>8s}{'parameters':>12s}{'epochs':>8s}{'T MACs':>10s}{'error, %':>10s}  genome")
     for start, how, epochs, _, total, summary in rows:
-        params = space.cost(start.genome).params
         error = "-" if summary is None else f"{summary['top1_error']:.2f}"
-        said = max(epochs, 0)
-        print(f"{start.name:12s}{how:>8s}{params:12,}{said:8d}{total / 1e12:10,.2f}{error:>10s}  {start.genome}")
+        figures = f"{start.cost.params:12,}{max(epochs, 0):8d}{total / 1e12:10,.2f}{error:>10s}"
+        print(f"{start.name:12s}{how:>8s}{figures}  {start.genome}")
     curves = [row for row in rows if row[-1] is not None]
     if curves:
         print("\nerror in percent after a share of all compute\n")

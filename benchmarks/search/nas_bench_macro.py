@@ -19,7 +19,6 @@ import itertools
 import math
 import random
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +37,7 @@ from benchmarks.lib.correlation import correlate
 from benchmarks.lib.images import noise_images
 from benchmarks.lib.macro import MacroNetwork, TrainedNetwork, genome_of, read_table
 from benchmarks.lib.report import processor, versions
+from benchmarks.lib.scripts import run_script
 from blockswap_models import SearchSpace
 from blockswap_models.files import append_json_line, read_json_lines
 from blockswap_models.nets.networks import branch_ends, residual_blocks
@@ -231,11 +231,11 @@ def print_times(networks: Sequence[TrainedNetwork], data: Minibatch) -> None:
         print(f"  {name:16} {statistics.median(seconds):.2f}")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, help="nas_bench_macro.json")
     parser.add_argument("--data-dir", help="the folder of CIFAR-10; white noise with random labels without it")
-    parser.add_argument("--out", type=Path, help="the file of scores")
+    parser.add_argument("--out", help="the file of scores")
     parser.add_argument("--networks", type=int, default=60, help="networks of any depth within a budget")
     parser.add_argument("--draws", type=int, default=2, help="draws of the weights")
     parser.add_argument("--batch-size", type=int, default=32, help="images in each of the two minibatches of a draw")
@@ -246,10 +246,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only-print", action="store_true", help="judge the scores that are there, compute none")
     parser.add_argument("--smoke", action="store_true", help="a tiny form on a made-up table")
-    options = parser.parse_args(arguments)
-    if not options.smoke and (options.table is None or options.out is None):
-        parser.error("use --table nas_bench_macro.json and --out macro.jsonl")
-    return options
+    run_script(parser, run, table=None, networks=3, draws=1, batch_size=4, time=0, resamples=9)
 
 
 def made_up_table() -> list[TrainedNetwork]:
@@ -258,15 +255,12 @@ def made_up_table() -> list[TrainedNetwork]:
     return [TrainedNetwork(each, genome_of(each), 80.0 + place % 7, 1_000_000, 1) for place, each in enumerate(digits)]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = parse(arguments)
-    if options.smoke:
-        options.networks, options.draws, options.batch_size, options.time, options.resamples = 3, 1, 4, 0, 9
-    with tempfile.TemporaryDirectory() as folder:
-        run(options, options.out or Path(folder) / "macro.jsonl")
-
-
-def run(options: argparse.Namespace, out: Path) -> None:
+def run(options: argparse.Namespace) -> None:
+    if options.out is None or (options.table is None and not options.smoke):
+        raise ValueError("use --table nas_bench_macro.json and --out macro.jsonl")
+    if min(options.networks, options.draws, options.batch_size) < 1:
+        raise ValueError("--networks, --draws and --batch-size are at least 1")
+    out = Path(options.out) / "macro.jsonl" if options.smoke else Path(options.out)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", stats.ConstantInputWarning)
     table = made_up_table() if options.table is None else read_table(options.table)
@@ -288,17 +282,27 @@ def run(options: argparse.Namespace, out: Path) -> None:
         whole = out.stat().st_size - len(torn)
         for line in lines:
             if {name: line[name] for name in settings} != settings:
-                raise SystemExit(f"{out} has scores of other settings; use another --out")
+                raise ValueError(f"{out} has scores of other settings; use another --out")
             rows.setdefault(line["network"], {})[line["draw"]] = line
-    tasks = [] if options.only_print else [(each, draw) for draw in range(options.draws) for each in networks]
-    tasks = [(each, draw) for each, draw in tasks if draw not in rows.get(each.digits, {})]
-    with open(out, "r+b" if whole else "wb") as file:
-        file.truncate(whole)
-        file.seek(whole)
-        for each, draw in tqdm(tasks, "scoring", mininterval=10, unit="network", disable=None):
-            row = {**score(each, draw, data, options.seed), **settings}
-            append_json_line(file, row)
-            rows.setdefault(each.digits, {})[draw] = row
+    if not options.only_print:
+        tasks = [(each, draw) for draw in range(options.draws) for each in networks]
+        tasks = [(each, draw) for each, draw in tasks if draw not in rows.get(each.digits, {})]
+        with open(out, "r+b" if whole else "wb") as file:
+            file.truncate(whole)
+            file.seek(whole)
+            for each, draw in tqdm(tasks, "scoring", mininterval=10, unit="network", disable=None):
+                row = {**score(each, draw, data, options.seed), **settings}
+                append_json_line(file, row)
+                rows.setdefault(each.digits, {})[draw] = row
+    # The file may have more than is asked for.
+    rows = {
+        each.digits: {draw: row for draw, row in rows[each.digits].items() if draw < options.draws}
+        for each in networks
+        if each.digits in rows
+    }
+    rows = {digits: by_draw for digits, by_draw in rows.items() if by_draw}
+    if not rows:
+        raise ValueError(f"{out} has no scores of these networks; leave out --only-print")
     # A network that was stopped before its last draw has fewer.
     potentials = np.array([row["blocks"] for by_draw in rows.values() for row in by_draw.values()])
     usual = np.array([np.median(place[place > 0]) if (place > 0).any() else 1.0 for place in potentials.T])

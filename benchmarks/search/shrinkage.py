@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.lib.correlation import spearman
 from benchmarks.lib.report import processor, versions
+from benchmarks.lib.scripts import run_script
 from blockswap_models import Budget, Genome, SearchSpace, search
 from blockswap_models.searching.probe_images import dataset_minibatch, noise_minibatch
 from blockswap_models.searching.record import read_record
@@ -38,29 +38,35 @@ SHARES = np.linspace(0.05, 0.95, 10)
 
 
 def alike(genomes: list[Genome]) -> np.ndarray:
-    """How alike genomes are: the share of blocks that are the same, at the same place and anywhere (n, n)."""
+    """How alike genomes are: the share of blocks that are the same, at the same place and anywhere (n, n).
+
+    Centred, since what is common to all genomes is no difference between them, and scaled to a mean diagonal of 1, so
+    that a share of it is a share of the variance.
+    """
     types = sorted({str(block) for genome in genomes for block in genome.blocks})
     numbers = np.array([[types.index(str(block)) for block in genome.blocks] for genome in genomes])
     same = (numbers[:, None] == numbers).mean(-1)
     counts = np.stack([np.bincount(row, minlength=len(types)) for row in numbers]) / numbers.shape[1]
     everywhere = counts @ counts.T
-    return (same + everywhere / everywhere.diagonal().mean()) / 2
+    kernel = (same + everywhere / everywhere.diagonal().mean()) / 2
+    centred = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
+    return centred * len(centred) / np.trace(centred)
 
 
 def estimates(logs: np.ndarray, kernel: np.ndarray, noise: float) -> dict[str, np.ndarray]:
     """Estimates each genome's log score from the draws of all (n, k), of which one has the variance `noise`."""
     own = logs.mean(1)
     centred = own - own.mean()
-    number, noise = len(own), noise / logs.shape[1]
+    noise /= logs.shape[1]
     between = max(centred.var() - noise, 0.1 * centred.var())
-    values, vectors = np.linalg.eigh(kernel - kernel.mean())
+    values, vectors = np.linalg.eigh(kernel)
     rotated = vectors.T @ centred
     _, share = max(
         (-np.sum(np.log(spread)) - np.sum(rotated**2 / spread), share)
         for share in SHARES
-        for spread in [between * (share * number * values / np.trace(kernel) + 1 - share).clip(1e-9) + noise]
+        for spread in [between * (share * values + 1 - share).clip(1e-9) + noise]
     )
-    additive = between * share * number * values / np.trace(kernel)
+    additive = between * share * values
     spread = (additive + between * (1 - share)).clip(1e-9) + noise
     return {
         "own": own,
@@ -98,7 +104,10 @@ def compare(logs: np.ndarray, kernel: np.ndarray, draws: int, first: int) -> dic
     return {name: np.mean(each, axis=0) for name, each in found.items()}
 
 
-def run(options: argparse.Namespace, record: Path) -> None:
+def run(options: argparse.Namespace) -> None:
+    if min(options.samples, options.draws) < 2 or options.batch_size < 1:
+        raise ValueError("--samples and --draws are at least 2, and --batch-size at least 1")
+    record = Path(options.out) / "shrinkage.jsonl" if options.smoke else Path(options.out)
     space = SearchSpace(options.network)
     budget = Budget(params=options.params)
     genomes = space.sample(options.samples, budget, options.seed)
@@ -107,7 +116,7 @@ def run(options: argparse.Namespace, record: Path) -> None:
     else:
         data = dataset_minibatch(space, options.data, options.data_dir, options.batch_size, 0, num_batches=MINIBATCHES)
     there = record.exists() and record.stat().st_size > 0
-    arguments = {"data": data, "refine": 0, "record": record, "workers": options.workers}
+    arguments = {"data": data, "refine": 0, "record": record, "workers": options.workers, "on_interrupt": "raise"}
     search(space, budget, genomes=genomes, draws=options.draws, resume=there, **arguments)
     scores = {(each.genome, each.draw): each.score for each in read_record(record)[1]}
     logs = np.log([[scores[genome, draw] for draw in range(options.draws)] for genome in genomes])
@@ -137,15 +146,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=7, help="of the genomes (%(default)s)")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("shrinkage.jsonl"), help="the record (%(default)s)")
+    parser.add_argument("--out", default="shrinkage.jsonl", help="the record (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="few genomes of a small network; leaves no record")
-    options = parser.parse_args()
-    if not options.smoke:
-        run(options, options.out)
-        return
-    options.network, options.params, options.samples, options.draws, options.batch_size = "wrn16_1", "60k", 12, 2, 2
-    with tempfile.TemporaryDirectory() as folder:
-        run(options, Path(folder) / "shrinkage.jsonl")
+    run_script(parser, run, network="wrn16_1", params="60k", samples=12, draws=2, batch_size=2)
 
 
 if __name__ == "__main__":

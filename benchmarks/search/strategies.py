@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from benchmarks.lib.report import processor, versions
+from benchmarks.lib.scripts import run_script
 from blockswap_models import Budget, Genome, SearchSpace, fisher_potential, search
 from blockswap_models.searching.candidates import Candidate, ScoredDraw
 from blockswap_models.searching.probe_images import noise_minibatch
@@ -100,20 +101,24 @@ def found(space: SearchSpace, budget: Budget, seed: int, options: argparse.Names
 
     results = {}
     for name in STRATEGIES:
-        order: list[str] = []
+        last_round: list[str] = []
 
-        def in_order(scored: Iterable[ScoredDraw], *_: object, order: list[str] = order) -> Iterable[ScoredDraw]:
+        def in_rounds(
+            scored: Iterable[ScoredDraw], *_: object, genomes: list[str] = last_round
+        ) -> Iterable[ScoredDraw]:
+            # Called for each round.
+            genomes.clear()
             for each in scored:
-                order.append(each.genome)
+                genomes.append(each.genome)
                 yield each
 
         start = time.perf_counter()
-        arguments = {"batch_size": options.batch_size, "score": score, "strategy": name, "progress": in_order}
+        arguments = {"batch_size": options.batch_size, "score": score, "strategy": name, "progress": in_rounds}
         ranked = search(space, budget, options.samples, seed, refine=0, on_interrupt="raise", **arguments).candidates
         leaders = [each.genome for each in ranked[:LEADERS]]
         refined = max(leaders, key=lambda each: again(space, each, options.refining, options.batch_size, 500 + seed))
         judged = {each: again(space, each, options.judging, options.batch_size, 900) for each in {leaders[0], refined}}
-        last = geometric_mean(known[genome] for genome in order[-ROUND:])
+        last = geometric_mean(known[genome] for genome in last_round)
         results[name] = dict(zip(COLUMNS, (judged[leaders[0]], judged[refined], last), strict=True))
         figures = "".join(f"{value:12.4f}" for value in results[name].values())
         print(f"{budget.params:8,} {seed:5}  {name:10s}{figures}{time.perf_counter() - start:8.0f}", flush=True)
@@ -126,19 +131,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="searches of each kind (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--smoke", action="store_true", help="one tiny case")
-    options = parser.parse_args()
-    options.refining, options.judging, amounts, name = REFINING, JUDGING, PARAMS, "wrn40_2"
-    if options.smoke:
-        options.samples, options.seeds, options.batch_size = 103, 1, 2
-        options.refining, options.judging, amounts, name = range(1), range(100, 101), [60_000], "wrn16_1"
+    parser.set_defaults(refining=REFINING, judging=JUDGING, params=PARAMS, network="wrn40_2")
+    smoke = {"refining": range(1), "judging": range(100, 101), "params": [60_000], "network": "wrn16_1"}
+    run_script(parser, run, samples=103, seeds=1, batch_size=2, **smoke)
+
+
+def run(options: argparse.Namespace) -> None:
+    if min(options.samples, options.seeds, options.batch_size) < 1:
+        raise ValueError("--samples, --seeds and --batch-size are at least 1")
     # The package has no evolution, because of what this prints.
     STRATEGIES.update(random=uniform, evolution=evolution, surrogate=surrogate)
     torch.set_num_threads(1)
     print(f"{versions()}, {processor()}, one thread")
-    print(f"{name}, {options.samples} genomes a search, 1/f noise, {options.batch_size} images")
+    print(f"{options.network}, {options.samples} genomes a search, 1/f noise, {options.batch_size} images")
     print("  params  seed  strategy  " + "".join(f"{column:>12s}" for column in COLUMNS) + " seconds")
-    space = SearchSpace(name)
-    for amount in amounts:
+    space = SearchSpace(options.network)
+    for amount in options.params:
         runs = [found(space, Budget(params=amount), seed, options) for seed in range(options.seeds)]
         for strategy in STRATEGIES:
             means = {column: geometric_mean(run[strategy][column] for run in runs) for column in COLUMNS}

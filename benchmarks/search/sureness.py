@@ -21,7 +21,6 @@ import inspect
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from tqdm import tqdm
 
 from benchmarks.lib.correlation import spearman
 from benchmarks.lib.report import processor, versions
+from benchmarks.lib.scripts import run_script
 from blockswap_models import Budget, Genome, SearchResult, SearchSpace, search
 from blockswap_models.budget import parse_amount
 from blockswap_models.machine import default_workers
@@ -97,7 +97,7 @@ def ways(options: argparse.Namespace) -> list[Way]:
 
 def plan(text: str) -> tuple[int, ...]:
     numbers = tuple(map(int, text.split(",")))
-    if len(numbers) not in (2, 3):
+    if len(numbers) not in (2, 3) or numbers[0] < 1 or numbers[1] < 0 or min(numbers[2:], default=1) < 1:
         raise ValueError
     return numbers
 
@@ -143,12 +143,16 @@ def place(genome: Genome, result: SearchResult) -> int:
     return 1 + [each.genome for each in result.candidates].index(genome)
 
 
-def benchmark(options: argparse.Namespace, folder: Path) -> None:
+def benchmark(options: argparse.Namespace) -> None:
+    if min(options.samples, options.top) < 2 or options.workers < 1:
+        raise ValueError("--samples and --top are at least 2, and --workers at least 1")
     space = SearchSpace(options.network)
     genomes = space.sample(options.samples, Budget(params=parse_amount(options.params)), options.seed)
     chosen = ways(options)
     if options.smoke:
         chosen = [replace(way, batch_size=max(2, way.batch_size // 16)) for way in chosen]
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
     seeds = (options.seed, options.seed + 1)
     top = min(options.top, len(genomes))
     print(
@@ -193,20 +197,9 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=100, help="how many to correlate over (%(default)s)")
     parser.add_argument("--workers", type=int, default=default_workers())
     parser.add_argument("--plan", type=plan, action="append", default=[], metavar="DRAWS,REFINE[,IMAGES]")
-    parser.add_argument("--out", type=Path, help="the folder of records, to resume from (sureness)")
+    parser.add_argument("--out", default="sureness", help="the folder of records, to resume from (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="few genomes, tiny minibatches; leaves no records")
-    options = parser.parse_args()
-    if options.smoke:
-        options.samples, options.top, options.workers = 6, 4, 1
-        options.network, options.params = "wrn16_1", "60k"
-        options.plan = options.plan or [(1, 1)]
-        if options.out is None:
-            with tempfile.TemporaryDirectory() as folder:
-                benchmark(options, Path(folder))
-            return
-    folder = options.out or Path("sureness")
-    folder.mkdir(parents=True, exist_ok=True)
-    benchmark(options, folder)
+    run_script(parser, benchmark, samples=6, top=4, workers=1, network="wrn16_1", params="60k", plan=[(1, 1)])
 
 
 if __name__ == "__main__":

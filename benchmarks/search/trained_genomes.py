@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,22 @@ import torch
 from scipy import stats
 from timm.task import TrainingTask
 from torch import nn
+from tqdm import tqdm
 
 from benchmarks.lib.correlation import Correlation, correlate, correlate_given
-from benchmarks.lib.genomes import digest, run_script
+from benchmarks.lib.genomes import digest
 from benchmarks.lib.images import cifar_images, noise_images
 from benchmarks.lib.report import processor, versions
+from benchmarks.lib.scripts import run_script
 from benchmarks.lib.trained import Trainer, facts_of
+from benchmarks.speed.roofline import Clock
+from benchmarks.speed.train_speed import Marked, typical
 from blockswap_models import Genome, SearchSpace, search
 from blockswap_models.machine import find_device, keep_memory
 from blockswap_models.searching.candidates import Candidate, ScoredDraw, candidates_of, comparable
 from blockswap_models.searching.probe_images import Minibatch, affordable_batches, dataset_minibatch, noise_minibatch
 from blockswap_models.training.evaluate import load_weights
-from blockswap_models.training.loop import make_optimizer
+from blockswap_models.training.loop import make_optimizer, train_epoch
 from blockswap_models.training.recipes import RECIPES
 from blockswap_models.zoo.cards import file_digest
 
@@ -135,8 +139,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    if min(options.samples, options.draws, options.leaders, options.threads) < 1 or options.genomes < 0:
-        raise ValueError("--samples, --draws, --leaders and --threads are at least 1, and --genomes at least 0")
+    for name in ("samples", "draws", "leaders", "score_batch_size", "threads"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is at least 1")
+    if options.genomes < 0:
+        raise ValueError("--genomes is at least 0")
     if options.genomes > options.samples:
         raise ValueError(f"{options.genomes} genomes are not among {options.samples}; use more --samples")
     if options.leader_draws < options.draws:
@@ -351,13 +358,15 @@ def fit(genome: Genome, trainer: Trainer, teacher: nn.Module | None, options: ar
 
 
 def print_times(options: argparse.Namespace, trainer: Trainer, teacher: nn.Module | None, steps: int = 5) -> None:
-    """Prints the seconds of a training step at each size of images, and what a whole schedule would take."""
+    """Prints the seconds of a training step, as `train` takes it, and of an epoch at each size of images."""
     torch.set_num_threads(1)
     space = SearchSpace(options.network)
     (genome,) = space.sample(1, space.resolve(options.params)[1], options.sample_seed)
-    print(f"\nseconds of a step of {trainer.recipe.batch_size} images on one thread, median of {steps}: {genome}\n")
+    print(
+        f"\nseconds of a step of {trainer.recipe.batch_size} images on one thread, {trainer.amp or 'float32'}, "
+        f"median of {steps}: {genome}\n"
+    )
     task = task_of(genome, trainer, teacher, options)().to(memory_format=torch.channels_last)
-    task.train()
     optimizer = make_optimizer(task.get_trainable_module(), trainer.recipe)
     per_epoch = len(trainer.images.train[1]) // trainer.recipe.batch_size
     print(f"{'pixels':>6s}{'step':>9s}{'epoch':>10s}   an epoch is {per_epoch:,} steps, without the test")
@@ -365,20 +374,14 @@ def print_times(options: argparse.Namespace, trainer: Trainer, teacher: nn.Modul
         images = torch.randn(trainer.recipe.batch_size, 3, size, size, device=trainer.device)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = torch.randint(10, (len(images),), device=trainer.device)
-        seconds = [one_step(task, optimizer, images, labels) for _ in range(steps + 1)][1:]
-        step = statistics.median(seconds)
+        clock = Clock(trainer.device)
+        # The first step, which makes what the others find made, is not timed.
+        minibatches = Marked(repeat((images, labels)), 1 + steps, clock)
+        with tqdm(disable=True) as bar:
+            dtype = getattr(torch, trainer.amp or "float32")
+            train_epoch(task, minibatches, optimizer, trainer.recipe, bar, dtype=dtype)
+        step = typical(clock, warm_up=1)
         print(f"{size:6d}{step:9.3f}{step * per_epoch:8,.0f} s", flush=True)
-
-
-def one_step(task: TrainingTask, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> float:
-    started = time.perf_counter()
-    optimizer.zero_grad()
-    loss = task(images, labels)["loss"]
-    loss.backward()
-    optimizer.step()
-    # Waits for the device.
-    float(loss.detach())
-    return time.perf_counter() - started
 
 
 # -- results ---------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ import torch
 import torchvision
 from torch import nn
 
+from benchmarks.lib.scripts import run_script
 from blockswap_models.export import export_model, fold_batchnorm
 from blockswap_models.machine import threads_set
 from blockswap_models.nets.cost import count
@@ -116,9 +117,13 @@ class Bench:
 
 
 def build(name: str) -> nn.Module:
+    """Builds a network of timm, or of torchvision as torchvision/NAME; raises ValueError where there is none."""
     source, _, rest = name.rpartition("/")
-    model = torchvision.models.get_model(rest) if source == "torchvision" else timm.create_model(name)
-    return model.eval()
+    if source == "torchvision":
+        return torchvision.models.get_model(rest).eval()
+    if not timm.is_model(name):
+        raise ValueError(f"no network '{name}'; use one of timm, or torchvision/NAME")
+    return timm.create_model(name).eval()
 
 
 def print_table(bench: Bench, batch: int, times: dict[tuple[str, str], list[float]]) -> dict[tuple[str, str], float]:
@@ -165,10 +170,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds over all networks and ways (%(default)s)")
     parser.add_argument("--image-size", type=int, default=224, help="height and width (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="two networks, one round, tiny images; not compiled")
-    options = parser.parse_args()
-    if options.smoke:
-        options.networks, options.ways = ["blockswap_wrn16_1", "blockswap_wrn16_2"], ["eager", "folded", "onnxruntime"]
-        options.threads, options.batch_sizes, options.rounds, options.image_size = [1], [1, 2], 1, 16
+    smoke = {"networks": ["blockswap_wrn16_1", "blockswap_wrn16_2"], "ways": ["eager", "folded", "onnxruntime"]}
+    run_script(parser, run, threads=[1], batch_sizes=[1, 2], rounds=1, image_size=16, **smoke)
+
+
+def run(options: argparse.Namespace) -> None:
+    if min(*options.threads, *options.batch_sizes, options.rounds, options.image_size) < 1:
+        raise ValueError("--threads, --batch-sizes, --rounds and --image-size are at least 1")
     about, start = describe_device(torch.device("cpu")), time.perf_counter()
     versions = f"torch {about['torch']}, torchvision {torchvision.__version__}, timm {about['timm']}"
     if "onnxruntime" in options.ways:

@@ -15,11 +15,11 @@ import argparse
 import time
 from pathlib import Path
 
-import timm
 import torch
 import torchvision
-from torch import nn
 
+from benchmarks.lib.scripts import run_script
+from benchmarks.speed.latency import build
 from benchmarks.speed.latency_table import measure
 from blockswap_models import Budget, LatencyTable, SearchSpace, count, profile, search
 from blockswap_models.machine import default_workers
@@ -60,35 +60,44 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="images of a score (%(default)s)")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--table", metavar="FILE", help="the latency table, read where it is there, else written")
-    parser.add_argument("--device", default="cpu", help="where latency counts (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", help="where latency counts (the table's, else cpu)")
+    parser.add_argument("--threads", type=int, help="of the network that is measured (the table's, else 1)")
     parser.add_argument("--workers", type=int, default=default_workers(), help="processes that score (%(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="of measuring (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a tiny form")
-    options = parser.parse_args()
-    if options.smoke:
-        options.image_size, options.samples, options.refine, options.rounds, options.workers = 32, 3, 0, 1, 1
-        options.batch_size, options.network, options.beside = 4, "resnet18", ["resnet18"]
-    run(options)
+    smoke = {"network": "resnet18", "beside": ["resnet18"]}
+    run_script(parser, run, image_size=32, samples=3, refine=0, rounds=1, workers=1, batch_size=4, **smoke)
 
 
 def run(options: argparse.Namespace) -> None:
+    if min(options.samples, options.batch_size, options.rounds, options.workers) < 1:
+        raise ValueError("--samples, --batch-size, --rounds and --workers are at least 1")
     space = SearchSpace(options.network, image_size=options.image_size)
-    start = time.perf_counter()
+    # Before the profile, which takes minutes.
+    like = build(f"torchvision/{options.like}")
+    beside = {f"blockswap_{name}": build(f"blockswap_{name}") for name in options.beside}
     if options.table is not None and Path(options.table).exists():
         table = LatencyTable.load(options.table)
+        if options.device not in (None, table.device) or options.threads not in (None, table.threads):
+            raise ValueError(
+                f"the table {options.table} is of {table.device} and {table.threads} threads; leave out --device and "
+                "--threads, or use another --table"
+            )
+        made = f"table {options.table}"
     else:
-        table = profile(space, device=options.device, threads=options.threads, rounds=options.rounds)
+        start = time.perf_counter()
+        device, threads = options.device or "cpu", 1 if options.threads is None else options.threads
+        table = profile(space, device=device, threads=threads, rounds=options.rounds)
+        made = f"profiled in {time.perf_counter() - start:.0f} s"
         if options.table is not None:
             table.save(options.table)
     about = f"{table.about['processor']}, {table.threads} threads, 1 x {'x'.join(map(str, table.input_size))}"
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {table.device}, {about}")
-    print(f"profiled in {time.perf_counter() - start:.0f} s, {options.rounds} rounds, seed {options.seed}")
+    print(f"{made}, {options.rounds} rounds, seed {options.seed}")
     space = SearchSpace(options.network, image_size=options.image_size, latency=table)
-    networks: dict[str, nn.Module] = {f"torchvision {options.like}": torchvision.models.get_model(options.like)}
-    (wanted,) = measure(list(networks.values()), table, options.rounds)
-    networks |= {f"blockswap_{name}": timm.create_model(f"blockswap_{name}") for name in options.beside}
+    (wanted,) = measure([like], table, options.rounds)
+    networks = {f"torchvision {options.like}": like, **beside}
     data = images_of(options, space)
     print(f"torchvision {options.like}: {wanted * 1000:.2f} ms", flush=True)
     for part in options.parts:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.lib.correlation import spearman
+from benchmarks.lib.scripts import run_script
 from blockswap_models import Budget, LatencyTable, SearchSpace, profile
 from blockswap_models.budget import parse_amount
 from blockswap_models.machine import threads_set
@@ -47,10 +48,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="one tiny case")
-    options = parser.parse_args()
-    if options.smoke:
-        options.network, options.params, options.genomes, options.rounds = "wrn16_1", "60k", 5, 2
+    run_script(parser, run, network="wrn16_1", params="60k", genomes=5, rounds=2)
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.genomes < 2:
+        raise ValueError("--genomes is at least 2")
     space = SearchSpace(options.network)
+    # Before the profile, which takes minutes.
+    genomes = space.sample(options.genomes, Budget(params=parse_amount(options.params)), options.seed)
     start = time.perf_counter()
     table = profile(
         space,
@@ -60,7 +66,6 @@ def main() -> None:
         rounds=options.rounds,
     )
     spent = time.perf_counter() - start
-    genomes = space.sample(options.genomes, Budget(params=parse_amount(options.params)), options.seed)
     predicted = [table.latency(genome) for genome in genomes]
     measured = measure([space.build(genome) for genome in genomes], table, options.rounds)
     errors = [one / other - 1 for one, other in zip(predicted, measured, strict=True)]

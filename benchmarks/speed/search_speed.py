@@ -21,6 +21,7 @@ from torch import nn
 
 from benchmarks.lib.correlation import spearman
 from benchmarks.lib.report import processor, versions
+from benchmarks.lib.scripts import run_script
 from blockswap_models import Budget, Genome, SearchSpace
 from blockswap_models.nets.networks import residual_blocks
 from blockswap_models.searching.candidates import ScoredDraw
@@ -64,7 +65,7 @@ def minibatch(space: SearchSpace, options: argparse.Namespace, size: int) -> Min
     return dataset_minibatch(space, options.data, options.data_dir, size)
 
 
-def run(name: str, params: int, options: argparse.Namespace) -> None:
+def run_case(name: str, params: int, options: argparse.Namespace) -> None:
     space = SearchSpace(name)
     genomes = space.sample(options.candidates, Budget(params=params))
     many = minibatch(space, options, options.batch_size)
@@ -116,15 +117,23 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="which of the four (all)")
+    numbers = range(len(CASES))
+    parser.add_argument(
+        "--cases", type=int, nargs="*", choices=numbers, default=numbers, help="which of the four (all)"
+    )
     parser.add_argument("--smoke", action="store_true", help="one tiny case")
-    options = parser.parse_args()
-    if options.smoke:
-        options.candidates, options.batch_size = 3, 16
+    run_script(parser, run, candidates=3, batch_size=16, cases=[0])
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.candidates < 2 or options.batch_size < 4:
+        raise ValueError(
+            "--candidates is at least 2, and --batch-size at least 4, of which the default takes a quarter"
+        )
     torch.set_num_threads(1)
     print(f"{versions()}, {processor()}, one thread, seed 0, default in {str(fast_dtype()).removeprefix('torch.')}")
-    for name, params in CASES[:1] if options.smoke else [CASES[each] for each in options.cases]:
-        run(name, params, options)
+    for name, params in (CASES[each] for each in options.cases):
+        run_case(name, params, options)
 
 
 if __name__ == "__main__":

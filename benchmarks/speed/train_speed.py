@@ -166,7 +166,7 @@ def typical(clock: Clock, warm_up: int = WARM_UP) -> float:
 class Marked:
     """The first minibatches of a loader; marks when each has been trained on."""
 
-    def __init__(self, loader: CifarLoader, number: int, clock: Clock) -> None:
+    def __init__(self, loader: Iterable[Any], number: int, clock: Clock) -> None:
         self.loader, self.number, self.clock = loader, number, clock
 
     def __len__(self) -> int:

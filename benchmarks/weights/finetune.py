@@ -15,9 +15,7 @@ the same command goes on; what is finished is printed again.
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,12 @@ from timm.task import ClassificationTask
 from torch import nn
 
 import blockswap_models  # noqa: F401
+from benchmarks.lib.images import Images, cifar_images, noise_images
 from benchmarks.lib.report import processor, versions
-from blockswap_models.data.cifar import CifarLoader, read_cifar
-from blockswap_models.searching.probe_images import noise_minibatch
-from blockswap_models.searching.space import SearchSpace
+from benchmarks.lib.scripts import run_script
+from benchmarks.lib.trained import finished
+from blockswap_models.data.cifar import CifarLoader
+from blockswap_models.data.folders import DataError
 from blockswap_models.training.loaders import cifar_training_loader
 from blockswap_models.training.loop import train
 from blockswap_models.training.recipes import RECIPES, Recipe
@@ -45,21 +45,23 @@ RUNS: dict[str, tuple[bool, dict[str, Any]]] = {
     "random, lr 0.1": (False, {"layer_decay": None, "lr": 0.1}),
     "random": (False, {"layer_decay": None}),
 }
-Images = tuple[torch.Tensor, torch.Tensor]
+Labelled = tuple[torch.Tensor, torch.Tensor]
 
 
 def classes_of(folder: Path, classes: int, number: int) -> list[list[Path]]:
-    """Lists the images of the first classes of a folder that have as many as it takes."""
+    """Lists the images of the first classes of a folder that have as many as it takes; raises DataError."""
+    if not folder.is_dir():
+        raise DataError(
+            f"no folder {folder}; use a folder whose folder 'train' has one folder of images a class (--data)"
+        )
     every = [sorted(each.iterdir()) for each in sorted(folder.iterdir()) if each.is_dir()]
     enough = [files for files in every if len(files) >= number][:classes]
     if len(enough) < classes:
-        raise SystemExit(
-            f"{folder} has {len(enough)} classes with {number} images or more; use fewer images or classes"
-        )
+        raise DataError(f"{folder} has {len(enough)} classes with {number} images or more; use fewer images or classes")
     return enough
 
 
-def read(classes: list[list[Path]], first: int, number: int, size: int) -> Images:
+def read(classes: list[list[Path]], first: int, number: int, size: int) -> Labelled:
     """Reads `number` images, from the `first` on, of each of so many classes, resized to squares of a size."""
     images, labels = [], []
     for label, files in enumerate(classes):
@@ -70,32 +72,49 @@ def read(classes: list[list[Path]], first: int, number: int, size: int) -> Image
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
-def choose(images: torch.Tensor, labels: torch.Tensor, number: int, size: int) -> Images:
-    """Chooses the first images of each class, and resizes them to squares of a size."""
-    chosen = torch.cat([(labels == label).nonzero()[:number, 0] for label in labels.unique()])
+def choose(images: torch.Tensor, labels: torch.Tensor, classes: int, number: int, size: int) -> Labelled:
+    """Chooses the first images of each of the first classes, and resizes them to squares of a size."""
+    chosen = torch.cat([(labels == label).nonzero()[:number, 0] for label in range(classes)])
     small = images[chosen].float()
     resized = F.interpolate(small, size=(size, size), mode="bicubic", antialias=True).clamp(0, 255)
     return resized.round().byte(), labels[chosen]
 
 
-def images_of(options: argparse.Namespace) -> tuple[Images, Images]:
+def images_of(options: argparse.Namespace) -> Images:
     """Reads the images to train on, and those to measure."""
+    if options.smoke:
+        return noise_images(options.batch_size)
     if options.cifar is not None:
-        train, test = (read_cifar(options.cifar, train=each) for each in (True, False))
-        return choose(*train, options.images, options.size), choose(*test, options.test_images, options.size)
+        cifar = cifar_images(options.cifar)
+        there = int(cifar.train[1].max()) + 1
+        if options.classes > there:
+            raise DataError(f"CIFAR-10 has {there} classes, not {options.classes} (--classes)")
+        return Images(
+            choose(*cifar.train, options.classes, options.images, options.size),
+            choose(*cifar.test, options.classes, options.test_images, options.size),
+        )
+    if options.data is None:
+        raise DataError("no images; use --data FOLDER or --cifar FOLDER")
     classes = classes_of(options.data / "train", options.classes, options.images + options.test_images)
-    return (
+    return Images(
         read(classes, 0, options.images, options.size),
         read(classes, options.images, options.test_images, options.size),
     )
 
 
-def run(
-    options: argparse.Namespace, pretrained: bool, recipe: Recipe, data: tuple[Images, Images], folder: Path
-) -> dict[str, Any]:
-    """Trains a network, or goes on, and returns the summary of the run."""
-    if (folder / "summary.json").exists():
-        return json.loads((folder / "summary.json").read_text())
+def fit(options: argparse.Namespace, pretrained: bool, recipe: Recipe, images: Images, folder: Path) -> dict[str, Any]:
+    """Trains a network, or goes on, unless that is done; returns the summary of the run."""
+    arguments = {
+        "model": options.name,
+        "pretrained": pretrained,
+        "data": str(options.data) if options.cifar is None else "torch/cifar10",
+        "classes": options.classes,
+        "images_a_class": options.images,
+        "test_images_a_class": options.test_images,
+        "image_size": options.size,
+    }
+    if done := finished(folder, {**asdict(recipe), "seed": options.seed, **arguments}):
+        return done
     torch.manual_seed(options.seed)
     model = timm.create_model(options.name, pretrained=pretrained, num_classes=options.classes)
     # Other classes, though perhaps as many.
@@ -104,27 +123,26 @@ def run(
     cfg = model.pretrained_cfg
     same = {"mean": cfg["mean"], "std": cfg["std"], "channels_last": True}
     cropped = replace(recipe, padding=options.size // 8)
-    loader = cifar_training_loader(*data[0], cropped, seed=options.seed, **same)
+    loader = cifar_training_loader(*images.train, cropped, seed=options.seed, **same)
     return train(
         ClassificationTask(model, nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing), verbose=False),
         loader,
-        CifarLoader(*data[1], 100, **same),
+        CifarLoader(*images.test, 100, **same),
         recipe,
         folder,
         seed=options.seed,
-        arguments={"model": options.name, "pretrained": pretrained},
+        arguments=arguments,
         resume=(folder / "log.jsonl").exists(),
         test_every=recipe.epochs,
     )
 
 
 def main() -> None:
-    """Reads the options, trains, and prints a line a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     places = parser.add_mutually_exclusive_group()
     places.add_argument("--data", type=Path, help="a folder whose folder 'train' has one folder of images a class")
     places.add_argument("--cifar", metavar="FOLDER", help="the folder of CIFAR-10, in its place")
-    parser.add_argument("--out", type=Path, default=Path("runs/finetune"), help="the folder of the runs (%(default)s)")
+    parser.add_argument("--out", default="runs/finetune", help="the folder of the runs (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=tuple(RUNS), default=tuple(RUNS), metavar="RUN")
     parser.add_argument("--name", default="blockswap_wrn40_2_404k", help="the network (%(default)s)")
     parser.add_argument("--classes", type=int, default=10, help="classes, the first of the folder (%(default)s)")
@@ -136,29 +154,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="one step on noise, of a small network of random weights")
-    options = parser.parse_args()
-    if not options.smoke and options.data is None and options.cifar is None:
-        parser.error("no images; use --data FOLDER or --cifar FOLDER")
+    run_script(parser, run, name="blockswap_wrn16_1", only=["random"], classes=10, epochs=1, batch_size=8, threads=1)
+
+
+def run(options: argparse.Namespace) -> None:
+    for name in ("classes", "images", "test_images", "size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is at least 1")
+    if not timm.is_model(options.name):
+        raise ValueError(f"no network '{options.name}'; use one of timm (--name)")
     torch.set_num_threads(options.threads)
-    runs = {name: RUNS[name] for name in options.only}
-    if options.smoke:
-        minibatch = noise_minibatch(SearchSpace("wrn16_1"), 8, options.seed)
-        images = (minibatch.images * 50 + 128).clamp(0, 255).byte(), minibatch.labels
-        data = images, images
-        options.name, options.epochs, options.batch_size = "blockswap_wrn16_1", 1, 8
-        runs = {"random": RUNS["random"]}
-        options.out = Path(tempfile.mkdtemp())
-    else:
-        data = images_of(options)
+    images = images_of(options)
     print(
         f"{versions()}, {processor()}, {options.threads} thread\n{options.name}: {options.classes} classes, "
-        f"{len(data[0][0])} images to train on and {len(data[1][0])} others, {options.size} px, "
+        f"{len(images.train[1])} images to train on and {len(images.test[1])} others, {options.size} px, "
         f"{options.epochs} epochs, seed {options.seed}\n\n{'weights':28}{'error, %':>9}{'seconds':>9}"
     )
-    for name, (pretrained, changes) in runs.items():
+    for name in options.only:
+        pretrained, changes = RUNS[name]
         recipe = replace(RECIPES["finetune"], epochs=options.epochs, batch_size=options.batch_size, **changes)
-        folder = options.out / name.replace(" ", "-").replace(",", "")
-        summary = run(options, pretrained, recipe, data, folder)
+        folder = Path(options.out) / name.replace(" ", "-").replace(",", "")
+        summary = fit(options, pretrained, recipe, images, folder)
         print(f"{name:28}{summary['top1_error']:9.2f}{summary['seconds']:9.0f}", flush=True)
 
 

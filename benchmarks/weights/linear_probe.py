@@ -22,9 +22,10 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import blockswap_models  # noqa: F401
-from benchmarks.lib.images import noise_images
+from benchmarks.lib.images import cifar_images, noise_images
 from benchmarks.lib.report import processor, versions
-from blockswap_models.data.cifar import CifarLoader, read_cifar
+from benchmarks.lib.scripts import run_script
+from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.machine import keep_memory
 from blockswap_models.nets.native_norm import use_native_norms
 
@@ -72,7 +73,6 @@ def probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, penalty
 
 
 def main() -> None:
-    """Reads the options, and prints a line for each kind of weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default="data", help="the folder of CIFAR-10 (%(default)s)")
     parser.add_argument("--name", default="blockswap_resnet34_3m", help="the network (%(default)s)")
@@ -84,16 +84,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="a few images of noise, and random weights alone")
-    options = parser.parse_args()
+    run_script(parser, run, name="blockswap_wrn16_1", size=16, steps=3, threads=1)
+
+
+def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     keep_memory()
-    kinds = {"pretrained": True, "random": False}
-    if options.smoke:
-        options.name, options.size, options.steps, kinds = "blockswap_wrn16_1", 16, 3, {"random": False}
-        images = noise_images(16)
-        train, test = images.train, images.test
-    else:
-        train, test = (read_cifar(options.data_dir, train=each) for each in (True, False))
+    kinds = {"random": False} if options.smoke else {"pretrained": True, "random": False}
+    train, test = noise_images(16) if options.smoke else cifar_images(options.data_dir)
     train = train[0][: options.images], train[1][: options.images]
     dtype = torch.float32 if options.amp is None else torch.bfloat16
     print(

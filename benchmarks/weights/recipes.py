@@ -11,9 +11,7 @@ an unfinished one say nothing. Stopped at any moment, the same command goes on; 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,13 @@ from timm.task import ClassificationTask
 from torch import nn
 
 import blockswap_models  # noqa: F401
+from benchmarks.lib.images import Images, cifar_images, noise_images
 from benchmarks.lib.report import processor, versions
-from blockswap_models.data.cifar import CifarLoader, read_cifar
+from benchmarks.lib.scripts import run_script
+from benchmarks.lib.trained import finished
+from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.machine import keep_memory
 from blockswap_models.messages import counted
-from blockswap_models.searching.probe_images import noise_minibatch
-from blockswap_models.searching.space import SearchSpace
 from blockswap_models.training.loaders import cifar_training_loader
 from blockswap_models.training.loop import train
 from blockswap_models.training.recipes import RECIPES, Recipe
@@ -59,24 +58,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(
-    name: str, recipe: Recipe, data: tuple[torch.Tensor, ...], folder: Path, seed: int, amp: str | None
-) -> dict[str, Any]:
-    """Trains a network by a recipe, or goes on, and returns the summary of the run."""
-    if (folder / "summary.json").exists():
-        return json.loads((folder / "summary.json").read_text())
-    images, labels, test_images, test_labels = data
-
+def fit(name: str, recipe: Recipe, images: Images, folder: Path, seed: int, amp: str | None) -> dict[str, Any]:
+    """Trains a network by a recipe, or goes on, unless that is done; returns the summary of the run."""
+    arguments = {"model": name, "amp": amp}
+    if done := finished(folder, {**asdict(recipe), "seed": seed, **arguments}):
+        return done
     torch.manual_seed(seed)
     model = timm.create_model(name).to(memory_format=torch.channels_last)
     return train(
         ClassificationTask(model, nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing), verbose=False),
-        cifar_training_loader(images, labels, recipe, seed=seed, channels_last=True),
-        CifarLoader(test_images, test_labels, 500, channels_last=True),
+        cifar_training_loader(*images.train, recipe, seed=seed, channels_last=True),
+        CifarLoader(*images.test, 500, channels_last=True),
         recipe,
         folder,
         seed=seed,
-        arguments={"model": name, "amp": amp},
+        arguments=arguments,
         resume=(folder / "log.jsonl").exists(),
         dtype=getattr(torch, amp or "float32"),
         test_every=recipe.epochs,
@@ -84,7 +80,6 @@ def run(
 
 
 def main() -> None:
-    """Reads the options, trains, and prints a line a variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", help="the folder of CIFAR-10")
     parser.add_argument("--out", default="runs/recipes", help="the folder of the runs (%(default)s)")
@@ -95,16 +90,15 @@ def main() -> None:
     parser.add_argument("--amp", choices=["bfloat16"], help="precision of autocast (float32)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--smoke", action="store_true", help="two variants on noise in the place of CIFAR-10")
-    options = parser.parse_args()
+    run_script(parser, run, epochs=2, only=tuple(VARIANTS)[:2], threads=1)
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.data_dir is None and not options.smoke:
+        raise ValueError("training needs the folder of CIFAR-10; use --data-dir")
     torch.set_num_threads(options.threads)
     keep_memory()
-    if options.smoke:
-        minibatch = noise_minibatch(SearchSpace("wrn16_1"), 128, options.seed)
-        pixels = (minibatch.images * 50 + 128).clamp(0, 255).byte()
-        data: tuple[torch.Tensor, ...] = (pixels, minibatch.labels) * 2
-        options.epochs, options.only, options.out = 2, tuple(VARIANTS)[:2], tempfile.mkdtemp()
-    else:
-        data = (*read_cifar(options.data_dir), *read_cifar(options.data_dir, train=False))
+    images = noise_images(128) if options.smoke else cifar_images(options.data_dir)
     print(
         f"{versions()}; {processor()}; {counted(options.threads, 'thread')}\n{options.name}, {options.epochs} epochs, "
         f"{options.amp or 'float32'}, seed {options.seed}\n\n{'variant':22}{'error, %':>9}{'seconds':>9}"
@@ -112,7 +106,7 @@ def main() -> None:
     for variant in options.only:
         recipe = replace(RECIPES[BASE], epochs=options.epochs, **VARIANTS[variant])
         folder = Path(options.out) / variant.replace(" ", "-").replace(",", "").replace("'", "")
-        summary = run(options.name, recipe, data, folder, options.seed, options.amp)
+        summary = fit(options.name, recipe, images, folder, options.seed, options.amp)
         print(f"{variant:22}{summary['top1_error']:9.2f}{summary['seconds']:9.0f}", flush=True)
 
 

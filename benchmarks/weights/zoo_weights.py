@@ -21,20 +21,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
 import timm
 import torch
-from torchvision.io import write_png
 
+from benchmarks.lib.images import write_noise
+from benchmarks.lib.report import mean_and_deviation
 from blockswap_models.cli.main import main as blockswap
 from blockswap_models.zoo.cards import shipped_folder
 from blockswap_models.zoo.genomes import PAPER_ERRORS
@@ -90,6 +91,8 @@ PLAN = (
     Training("resnet34_8m", "in284", IMAGENET_TEACHER, 9, _RESNET),
 )
 NAMES = tuple(each.name for each in PLAN)
+# The options of a recipe that are for learning from a teacher.
+OF_TEACHER = re.compile(r" --(soft-labels|temperature|beta|mode) \S+")
 # Trained at 96 pixels, which random crops enlarge, they err least at more: by 58.7 % at 128, 59.7 at 96, 66.2 at 160.
 BEST_SIZE = 128
 NOTE = (
@@ -229,32 +232,24 @@ def run(options: argparse.Namespace) -> None:
         print_gain(zoo, next(each for each in PLAN if each.name == options.gain))
 
 
+def alone(training: Training) -> Training:
+    """The same training without a teacher."""
+    return replace(training, teacher=None, recipe=OF_TEACHER.sub("", training.recipe))
+
+
 def print_gain(zoo: Zoo, training: Training) -> None:
     """Trains a student by several seeds, with its teacher and without, and prints the difference."""
-    recipe = training.recipe.replace("--soft-labels 0.9", "")
-    alone = Training(training.name, training.data, None, training.epochs, recipe)
     print(f"\n{training.name}, top-1 error in percent, {zoo.options.seeds} seeds")
     means = {}
-    for title, each in {"with its teacher": training, "without": alone}.items():
+    for title, each in {"with its teacher": training, "without": alone(training)}.items():
         errors = []
         for seed in range(zoo.options.seeds):
             folder = f"gain/{training.name}-{title.partition(' ')[0]}-{seed}"
             zoo.train(folder, [each], "--seed", str(seed))
             errors.append(json.loads((zoo.runs / folder / "summary.json").read_text())["top1_error"])
         means[title] = statistics.fmean(errors)
-        spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-        print(f"{title:18} {means[title]:.2f}{spread}   ({', '.join(f'{error:.2f}' for error in errors)})")
+        print(f"{title:18} {mean_and_deviation(errors)}   ({', '.join(f'{error:.2f}' for error in errors)})")
     print(f"the teacher gains {means['without'] - means['with its teacher']:.2f} points")
-
-
-def write_noise(folder: Path) -> None:
-    """Writes a folder of small images, two of each of ten classes in each split."""
-    generator = torch.Generator().manual_seed(0)
-    for split, label in product(("train", "val"), range(10)):
-        place = folder / split / str(label)
-        place.mkdir(parents=True, exist_ok=True)
-        for number in range(2):
-            write_png(torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=generator), f"{place}/{number}.png")
 
 
 def main() -> None:
@@ -269,7 +264,8 @@ def main() -> None:
     parser.add_argument("--together", action="store_true", help="students of one teacher in one run")
     parser.add_argument("--paper", action="store_true", help="the paper's recipes and lengths")
     parser.add_argument("--processes", type=int, default=1, help="processes of torchrun (%(default)s)")
-    parser.add_argument("--gain", choices=NAMES[1:], metavar="NAME", help="a student that is trained alone too")
+    students = [each.name for each in PLAN if each.teacher]
+    parser.add_argument("--gain", choices=students, metavar="NAME", help="a student that is trained alone too")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of that student (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="two networks on noise in the place of CIFAR-10")
     parser.set_defaults(cifar_name="torch/cifar10", place=[])
@@ -278,11 +274,13 @@ def main() -> None:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
     options = parser.parse_args(own)
     options.more = more
+    if options.seeds < 1:
+        parser.error("--seeds is at least 1")
     if not options.smoke:
         run(options)
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_noise(Path(folder) / "noise")
+        write_noise(Path(folder) / "noise", classes=10, number=2, size=32)
         options.cifar_name, options.cifar = "folder", f"{folder}/noise"
         options.place, options.processes = ["--workers", "0", "--device", "cpu"], 0
         options.out, options.weights = f"{folder}/runs", f"{folder}/weights"

@@ -271,6 +271,15 @@ def test_a_finished_run_is_a_record_and_is_not_trained_again(tmp_path):
     assert fit(trainer, lambda: pytest.fail("it is trained again")) == summary
     with pytest.raises(TrainingError, match=r"has lr 0\.05, not 0\.025; use another --out"):
         fit(trainer, lr_factor=0.5)
+    with pytest.raises(TrainingError, match=r"has image_size None, not 16; use another --out"):
+        fit(Trainer(noise_images(24), tmp_path, TINY, source="white noise", image_size=16))
+
+
+def test_a_run_of_resized_images_is_not_one_of_the_others(tmp_path):
+    resized = Trainer(noise_images(8), tmp_path, TINY, image_size=16)
+    fit(resized)
+    with pytest.raises(TrainingError, match=r"has image_size 16, not None; use another --out"):
+        fit(Trainer(noise_images(8), tmp_path, TINY))
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):

@@ -1,3 +1,5 @@
+import importlib
+import json
 import re
 import runpy
 import subprocess
@@ -7,11 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.lib.report import mean_and_deviation
+from benchmarks.search import strategies
+from benchmarks.search.shrinkage import alike
 from benchmarks.search.sureness import over_top
+from blockswap_models import Budget, SearchSpace
 from blockswap_models.searching.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +50,43 @@ def test_smoke(script, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert not status, err
     assert out
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            "search.nas_bench_macro --table x --out y --networks 0",
+            "--networks, --draws and --batch-size are at least 1",
+        ),
+        ("search.nas_bench_macro", "use --table nas_bench_macro.json and --out macro.jsonl"),
+        ("search.shrinkage --params foo", "'foo' is no amount; use "),
+        ("search.strategies --samples 0", "--samples, --seeds and --batch-size are at least 1"),
+        ("search.sureness --params foo", "'foo' is no amount; use "),
+        ("search.trained_genomes --score-batch-size 0", "--score-batch-size is at least 1"),
+        ("speed.latency --networks nonesuch", "no network 'nonesuch'; use one of timm, or torchvision/NAME"),
+        ("speed.latency_search --network foo", "unknown network 'foo'; use "),
+        ("speed.latency_search --beside foo", "no network 'blockswap_foo'; use "),
+        ("speed.latency_table --params foo", "'foo' is no amount; use "),
+        ("weights.finetune", "no images; use --data FOLDER or --cifar FOLDER"),
+        ("weights.finetune --name nonesuch", "no network 'nonesuch'; use one of timm (--name)"),
+        ("weights.finetune --data nowhere", "no folder nowhere/train; use "),
+        ("weights.linear_probe --data-dir nowhere", "no whole CIFAR10 in 'nowhere'; use "),
+        ("weights.recipes", "training needs the folder of CIFAR-10; use --data-dir"),
+        ("weights.recipes --data-dir nowhere", "no whole CIFAR10 in 'nowhere'; use "),
+    ],
+)
+def test_mistakes_are_told_in_one_line(command, said, capsys, monkeypatch, tmp_path):
+    module, *arguments = command.split()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(f"benchmarks.{module}").main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"script.py: {said}")
+    # Nothing is left by what did not begin.
+    assert not list(tmp_path.iterdir())
 
 
 def test_scripts_are_found_as_modules_from_the_checkout():
@@ -87,6 +130,14 @@ def test_a_result_says_where_it_comes_from(path):
     assert re.search(r"torch \d.*timm \d", head["versions"][0])
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_store_no_outputs(path):
+    # They would be those of an older package or of another machine.
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [(cell["outputs"], cell["execution_count"]) for cell in code] == [([], None)] * len(code)
+
+
 def test_searches_are_compared_with_ties_sharing_a_rank():
     def result(*scores):
         return SimpleNamespace(candidates=[SimpleNamespace(genome=i, score=score) for i, score in enumerate(scores)])
@@ -95,6 +146,34 @@ def test_searches_are_compared_with_ties_sharing_a_rank():
     for other in ((2.0, 1.0, 1.0, 0.0), (0.0, 1.0, 1.0, 2.0)):
         sign = 1 if other[0] else -1
         assert over_top(result(4.0, 3.0, 2.0, 1.0), result(*other), 4) == pytest.approx(sign * 0.9**0.5)
+
+
+def test_the_last_round_of_a_search_may_be_a_short_one(monkeypatch):
+    scores = {"a": 1.0, "b": 2.0, "c": 9.0}
+
+    def search(*_, score, progress, **__):
+        for genomes in ("ab", "c"):
+            draws = [SimpleNamespace(genome=genome) for genome in genomes]
+            for draw in progress(draws, len(scores), 0, "scores"):
+                score(draw, None, None)
+        return SimpleNamespace(candidates=[SimpleNamespace(genome="c")])
+
+    monkeypatch.setattr(strategies, "search", search)
+    monkeypatch.setattr(strategies, "fisher_potential", lambda model, *_: scores[model.genome])
+    monkeypatch.setattr(strategies, "again", lambda *_: 1.0)
+    options = SimpleNamespace(samples=3, batch_size=1, refining=range(1), judging=range(1))
+    results = strategies.found(None, Budget(params=1), 0, options)
+    assert [each["last round"] for each in results.values()] == pytest.approx([9] * len(results))
+
+
+def test_what_genomes_have_in_common_makes_no_variance():
+    genomes = SearchSpace("wrn16_1").sample(12, Budget(params=60_000))
+    kernel = alike(genomes)
+    values = np.linalg.eigvalsh(kernel)
+    assert values.min() >= -1e-9
+    np.testing.assert_allclose(kernel.sum(0), 0, atol=1e-9)
+    # So that a share of it is a share of the variance.
+    assert values.mean() == pytest.approx(1)
 
 
 def test_a_mean_of_one_value_has_no_deviation():

@@ -10,7 +10,17 @@ import torch
 from torch import nn
 
 from benchmarks.lib.correlation import correlate, spearman
-from benchmarks.lib.genomes import BUDGETS, Student, errors, longest, mixed, nearest_single, single, train_all
+from benchmarks.lib.genomes import (
+    BUDGETS,
+    Student,
+    errors,
+    longest,
+    mixed,
+    nearest_single,
+    networks_of,
+    single,
+    train_all,
+)
 from benchmarks.lib.images import noise_images
 from benchmarks.lib.trained import Trainer, records
 from benchmarks.paper import best_of, figure2, figure3, figure4, table1, table2, table3
@@ -191,6 +201,24 @@ def test_an_interrupted_group_goes_on(tmp_path, teacher, monkeypatch):
     assert len(records(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("script", [best_of, table1])
+def test_what_cannot_be_trained_is_refused_before_anything_else(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(best_of, "found", lambda _: pytest.fail("it searches"))
+    options = options_of(train=True, score=False, data_dir=None, out=str(tmp_path), minibatches=[1], draws=1)
+    with pytest.raises(ValueError, match="training needs the folder of CIFAR-10; use --data-dir"):
+        script.run(options)
+    options.together = 0
+    with pytest.raises(ValueError, match="at least 1 network is trained at a time, not 0"):
+        script.run(options)
+
+
+def test_a_budget_has_a_random_network(tmp_path):
+    trainer = Trainer(noise_images(4), tmp_path, TINY)
+    assert [networks_of(Namespace(networks=number), trainer) for number in (None, 3)] == [10, 3]
+    with pytest.raises(ValueError, match="a budget has at least 1 random network, not 0"):
+        networks_of(Namespace(networks=0), trainer)
+
+
 def test_labels_alone_have_names_of_their_own(tmp_path):
     trainer = Trainer(noise_images(4), tmp_path, TINY)
     train_all(trainer, SMALL[:1], options_of(labels_alone=True))
@@ -252,15 +280,33 @@ def test_table_1_prints_known_correlations(tmp_path, capsys):
     assert (lines["params"][0], lines["macs"][0]) == ("1.000", "-1.000")
 
 
+def test_figure_3_draws_a_run_of_two_folders_once(tmp_path, capsys):
+    row = {"name": "mixed-200k-a", "nonzero": 200_000, "train_images": 8, "epochs": 1}
+    for folder, errors_of in {"one": [5.0], "other": [5.0, 6.0]}.items():
+        (tmp_path / folder).mkdir()
+        rows = [{**row, "folder": f"seed{seed}", "top1_error": error} for seed, error in enumerate(errors_of)]
+        (tmp_path / folder / "records.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    options = Namespace(
+        records=[str(tmp_path / "one"), str(tmp_path / "other")], reduced=False, no_paper=False, out="figure.jpg"
+    )
+    with pytest.raises(ValueError, match="unknown suffix"):
+        figure3.run(options)
+    assert "left out: 2 runs of fewer epochs" in capsys.readouterr().out
+
+
 def test_figure_3_averages_over_seeds_and_knows_all_kinds():
-    row = {"name": "mixed-200k-a", "nonzero": 200_000, "top1_error": 5.0}
+    row = {"name": "mixed-200k-a", "nonzero": 200_000, "top1_error": 5.0, "epochs": 2, "train_images": 8}
     rows = [
         row,
         {**row, "top1_error": 6.0},
+        {**row, "top1_error": 70.0, "epochs": 1},
+        {**row, "top1_error": 60.0, "epochs": 4, "train_images": 4},
         {**row, "name": "condensenet86_first"},
         {**row, "name": "one-G4-01-labels"},
     ]
     assert figure3.points(rows) == {"mixed": [(200.0, 5.5)]}
     names = [each.name for each in (*table2.networks(), single("G4"), *figure4.replaced("G4")[:1])]
     assert None not in map(figure3.kind, names)
+    kinds = [figure3.kind(name) for name in ("wrn40_2", "wrn40_1", "wrn40_2-0123456789", "wrn40_2-0123456789-lib")]
+    assert kinds == ["wrn40_2", "wrn", None, None]
     assert (217.0, 4.68) in figure3.papers_points(table2.networks())["blockswap"]

@@ -1,10 +1,12 @@
 import json
+from argparse import Namespace
+from unittest import mock
 
 import pytest
 import torch
 
 from benchmarks.lib.macro import MacroNetwork, read_table
-from benchmarks.search.nas_bench_macro import accuracy_of_choice, groups_of, measure
+from benchmarks.search.nas_bench_macro import accuracy_of_choice, groups_of, measure, run
 from blockswap_models import count
 from blockswap_models.searching.fisher import fisher_balanced, fisher_by_block
 from blockswap_models.searching.rankings import gradient_norm, naswot
@@ -57,6 +59,35 @@ def test_more_networks_are_those_before_and_others(table):
     assert (len(few), len(many)) == (5, 12)
     assert many[:5] == few
     assert groups_of(networks[:19], 5, 0) == {}
+
+
+def test_only_what_is_asked_for_is_judged_and_nothing_is_written(table, tmp_path, capsys):
+    digits, out = [each.digits for each in table], tmp_path / "macro.jsonl"
+    options = Namespace(
+        **{"table": tmp_path / "table.json", "out": str(out), "data_dir": None, "networks": 3, "draws": 1},
+        **{"batch_size": 4, "seed": 0, "time": 0, "resamples": 9, "only_print": True, "smoke": False},
+    )
+    with pytest.raises(ValueError, match="has no scores of these networks; leave out --only-print"):
+        run(options)
+    assert not out.exists()
+    scores = {"zico": 1.0, "synflow": 1.0, "gradient-norm": 1.0, "naswot": 1.0}
+    row = {"scores": scores, "blocks": [1.0] * 8, "outputs": [2.0] * 8, "images": 4, "seed": 0, "data": "noise"}
+    # A second draw, and a network that is not drawn.
+    asked = [{**row, "network": each, "draw": draw} for each in digits for draw in (0, 1)]
+    lines = [json.dumps(each) for each in [*asked, {**row, "network": "22222222", "draw": 0}]]
+    # As it is while another process writes.
+    out.write_text("\n".join(lines) + '\n{"network": "111')
+    before = out.read_bytes()
+    with (
+        mock.patch("benchmarks.search.nas_bench_macro.FEWEST", 1),
+        mock.patch("benchmarks.search.nas_bench_macro.TOLERANCE", 1),
+    ):
+        run(options)
+    assert out.read_bytes() == before
+    assert "3 networks, 3 draws of two minibatches" in capsys.readouterr().out
+    options.networks = 0
+    with pytest.raises(ValueError, match="--networks, --draws and --batch-size are at least 1"):
+        run(options)
 
 
 def test_ties_for_the_choice_share_it():

@@ -60,6 +60,26 @@ def test_minibatches_are_of_similar_shape_and_shared_out(number, batch_size, pro
     assert number < 4 or first != list(samplers[0])
 
 
+@pytest.mark.parametrize("name", ["epochs", "batch_size"])
+def test_a_recipe_without_steps_is_refused(name):
+    with pytest.raises(TrainingError, match="is at least 1, not 0"):
+        Recipe(**{name: 0})
+
+
+def test_the_figures_of_another_genome_are_not_those_of_the_row(tmp_path, capsys):
+    genome = "3xG4/4xG4/6xG4/3xG4"
+    summary = {"genome": genome, "bbox": {"AP": 12.0}, "segm": {"AP": 11.0}, "recipe": {"epochs": 1}}
+    (tmp_path / "blockswap-3m").mkdir()
+    (tmp_path / "blockswap-3m" / "summary.json").write_text(
+        json.dumps({**summary, "train_images": 4, "test_images": 4})
+    )
+    table4.print_table(tmp_path)
+    out = capsys.readouterr().out
+    params = count(timm.create_model("blockswap_resnet34", genome=genome, device="meta")).params
+    assert f"blockswap-3m  another genome    {params:>10,}" in out
+    assert f"blockswap-3m: trained with another genome (--genome): {genome}" in out
+
+
 @pytest.fixture
 def coco(tmp_path):
     pytest.importorskip("pycocotools", reason='needs pip install "blockswap_models[detection]"')

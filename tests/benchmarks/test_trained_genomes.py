@@ -23,6 +23,7 @@ from benchmarks.search.trained_genomes import (
 )
 from blockswap_models import Cost, Genome
 from blockswap_models.searching.candidates import Candidate, ScoredDraw
+from blockswap_models.training.loop import train_epoch
 from blockswap_models.training.recipes import Recipe
 
 GENOMES = [Genome(f"{first},S/{second},S/S,S") for first in ("G2", "G4", "B2") for second in ("G2", "G4", "B2")]
@@ -125,6 +126,22 @@ def test_a_trainer_grows_its_images_as_the_recipe_says(tmp_path):
         loader.set_epoch(epoch)
         sizes += [tuple(images.shape[2:]) for images, _ in loader]
     assert sizes == [(16, 16)] * 2 + [(24, 24)] * 2
+
+
+def test_times_are_of_the_training_itself(tmp_path, capsys, monkeypatch):
+    options = Namespace(**{**vars(make_parser().parse_args(["--smoke", "--time"])), **SMOKE, "out": str(tmp_path)})
+    options.amp = "bfloat16"
+    found = []
+
+    def epoch(*arguments, dtype):
+        found.append(dtype)
+        return train_epoch(*arguments, dtype=dtype)
+
+    monkeypatch.setattr("benchmarks.search.trained_genomes.train_epoch", epoch)
+    with torch.random.fork_rng(devices=[]):
+        run(options)
+    assert found == [torch.bfloat16] * 3
+    assert "on one thread, bfloat16, median of 5" in capsys.readouterr().out
 
 
 def test_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
