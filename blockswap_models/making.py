@@ -162,7 +162,7 @@ def make(
 
     Raises:
         MakeError: The folder is of other arguments, or the disk is full; what is done is kept.
-        DataError: The images do not make a dataset.
+        DataError: The images do not make a dataset, or the folder would lie among them.
         BudgetError: No network fits the budget.
         ValueError: Something else does not fit; the message says what.
 
@@ -353,8 +353,9 @@ def _write_plan(folder: Path, plan: dict[str, Any], **done: Any) -> None:
 
 def _found(folder: Path) -> str | None:
     """The genome that the search found, where it has ended."""
-    begun = _begun(folder)
-    return None if begun is None else begun.get("genome")
+    begun = _begun(folder) or {}
+    genome: str | None = begun.get("genome")
+    return genome
 
 
 def _say_plan(

@@ -109,7 +109,8 @@ def train_library(
             raise ValueError(f"{name} is at least 1, not {value}")
     if not 0 < lr < math.inf:
         raise ValueError(f"lr is above 0 and finite, not {lr}")
-    folder, images = Path(folder), getattr(loader, "dataset", None)
+    folder = Path(folder)
+    images = getattr(loader, "dataset", None)
     if isinstance(images, ImageFiles):
         require_outside(folder, images.reader.root)
     if has_random_weights(model):
