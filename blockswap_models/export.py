@@ -200,13 +200,16 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
         ```
     """
     folded = _plain_copy(model)
+    if not _batchnorms(folded):
+        # Nor need torch.fx be able to trace it.
+        return folded
     try:
         nodes = list(_LayerTracer().trace(folded).nodes)
     except Exception as error:
         # torch.fx has no error of its own.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ExportError(
-            f"cannot fold the BN of {type(folded).__name__}, which torch.fx cannot trace: {reason}"
+            f"cannot fold the BN of {type(folded).__name__}, which torch.fx cannot trace: {reason}; use fold=False"
         ) from None
     places = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
     calls = Counter(node.target for node in nodes if node.op == "call_module")

@@ -5,6 +5,7 @@ Each stage is the function that the command of its name calls, and goes on where
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import math
@@ -20,7 +21,7 @@ from torch import nn
 
 from .budget import Budget, BudgetLike
 from .data.facts import ImageFacts, holdout_of, holdout_text, image_facts
-from .data.folders import DataError, find_dataset
+from .data.folders import DataError, find_dataset, plain_name, require_outside
 from .data.holdout import HoldOut
 from .errors import BlockSwapError
 from .export import export_model, require_onnx
@@ -32,8 +33,8 @@ from .searching.latency import LatencyTable
 from .searching.plot import plot_record
 from .searching.probe_images import affordable_batches, dataset_minibatch
 from .searching.profile import profile
-from .searching.record import network_of
-from .searching.scoring import budget_windows
+from .searching.record import RecordError, network_of, read_record
+from .searching.scoring import budget_windows, check_numbers
 from .searching.search import search
 from .searching.space import SearchSpace
 from .training.attention_transfer import AttentionTransferTask
@@ -161,7 +162,7 @@ def make(
 
     Raises:
         MakeError: The folder is of other arguments, or the disk is full; what is done is kept.
-        DataError: The images do not make a dataset.
+        DataError: The images do not make a dataset, or the folder would lie among them.
         BudgetError: No network fits the budget.
         ValueError: Something else does not fit; the message says what.
 
@@ -178,15 +179,19 @@ def make(
     target = find_device(device)
     if target.type == "cpu":
         keep_memory()
-    data = str(data)
+    data = plain_name(data)
     workers = default_workers() if workers is None else workers
+    # Those of the search too, which begins after hours.
+    check_numbers(samples=samples, workers=workers, seed=seed, refine=0)
+    if folder.exists() and not folder.is_dir():
+        raise MakeError(f"{quote(str(folder))} is a file; use a new folder (out=)")
     with _one_line_for_a_full_disk(folder):
         plan, facts, holdout = _plan(
-            data, budget, network, teacher, image_size, in_chans, samples, epochs, batch_size, val_share, seed
+            data, folder, budget, network, teacher, image_size, in_chans, samples, epochs, batch_size, val_share, seed
         )
         plan["dtype"] = _dtype_of(folder, target) if dtype == "auto" else dtype
         settings = _settings(plan)
-        if not folder.exists():
+        if _found(folder) is None:
             _require_networks(plan, settings, budget)
         _agree(folder, plan)
         _say_plan(plan, facts, holdout, say)
@@ -237,6 +242,7 @@ def small_data_recipe(images: int, epochs: int | None = None, batch_size: int | 
 
 def _plan(
     data: str,
+    folder: Path,
     budget: Budget,
     network: str | None,
     teacher: str,
@@ -254,6 +260,7 @@ def _plan(
     name, place = find_dataset(data, None)
     if name != "folder":
         raise MakeError(f"{data} is no folder of images; use a folder of one folder a class")
+    require_outside(folder, place)
     holdout = holdout_of(data, None, val_share, seed)
     require_splits(place, holdout)
     facts = image_facts(data, None, "train", holdout)
@@ -293,26 +300,41 @@ def _plan(
 
 def _dtype_of(folder: Path, device: torch.device) -> str:
     """The precision in which a folder was begun, or else the faster one on a device."""
-    with suppress(OSError, KeyError, TypeError, ValueError):
-        return str(json.loads((folder / PLAN).read_text(encoding="utf-8"))["plan"].get("dtype", _OLD_DTYPE))
+    begun = _begun(folder)
+    if begun is not None:
+        return str(begun["plan"].get("dtype", _OLD_DTYPE))
     fast = computes_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if fast else "float32"
 
 
-def _agree(folder: Path, plan: dict[str, Any]) -> None:
-    """Begins the folder with its plan, or sees that it has the same one; raises MakeError."""
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """Reads with which plan a folder was begun, and what was found since; None for a new one. Raises MakeError."""
     path = folder / PLAN
     if not path.exists():
+        return None
+    try:
+        begun: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(begun["plan"], dict):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise MakeError(f"{quote(str(path))} is damaged; use a new folder (out=)") from None
+    return begun
+
+
+def _agree(folder: Path, plan: dict[str, Any]) -> None:
+    """Begins the folder with its plan, or sees that it has the same one; raises MakeError."""
+    path, begun = folder / PLAN, _begun(folder)
+    if begun is None:
         if folder.exists() and any(folder.iterdir()):
             raise MakeError(f"{quote(str(folder))} has other files in it; use a new folder (out=)")
         folder.mkdir(parents=True, exist_ok=True)
         _write_plan(folder, plan)
         return
-    try:
-        found = {"dtype": _OLD_DTYPE, **json.loads(path.read_text(encoding="utf-8"))["plan"]}
-    except (KeyError, TypeError, ValueError):
-        raise MakeError(f"{quote(str(path))} is damaged; use a new folder (out=)") from None
+    found = {"dtype": _OLD_DTYPE, **begun["plan"]}
     for key, value in plan.items():
+        if key == "data" and isinstance(found.get(key), str):
+            # Older versions wrote it as it was given, perhaps with a slash at its end.
+            found[key] = plain_name(found[key])
         if found.get(key) != value:
             if not any(each.is_file() for each in folder.rglob("*") if each != path):
                 # Nothing was done yet, such as where the teacher was mistyped.
@@ -331,7 +353,8 @@ def _write_plan(folder: Path, plan: dict[str, Any], **done: Any) -> None:
 
 def _found(folder: Path) -> str | None:
     """The genome that the search found, where it has ended."""
-    genome: str | None = json.loads((folder / PLAN).read_text(encoding="utf-8")).get("genome")
+    begun = _begun(folder) or {}
+    genome: str | None = begun.get("genome")
     return genome
 
 
@@ -475,6 +498,7 @@ def _search(
             fewer=True,
         )
         size = len(images.images) // images.num_batches
+        resume = record.exists() and record.stat().st_size > 0
         search(
             space,
             budget,
@@ -484,8 +508,10 @@ def _search(
             batch_size=size,
             workers=here.workers,
             device=here.device,
+            # Another machine may have another fastest one.
+            dtype=_dtype_in(record) if resume else None,
             record=record,
-            resume=record.exists() and record.stat().st_size > 0,
+            resume=resume,
             progress=here.progress,
             on_interrupt="raise",
         )
@@ -498,6 +524,14 @@ def _search(
             plot_record(record, picture)
     here.say(f"   {genome}")
     return genome
+
+
+def _dtype_in(record: Path) -> torch.dtype | None:
+    """The precision of the scores of a record; None where it does not say it yet."""
+    with suppress(RecordError):
+        found = getattr(torch, str(read_record(record)[0].get("dtype", _OLD_DTYPE)), None)
+        return found if isinstance(found, torch.dtype) else None
+    return None
 
 
 def _space(plan: dict[str, Any], settings: RunSettings, latency: bool, here: _Place) -> SearchSpace:
@@ -593,13 +627,17 @@ def _short(value: object) -> str:
 
 @contextmanager
 def _one_line_for_a_full_disk(folder: Path) -> Iterator[None]:
-    """Says of a file that cannot be written that what is done is kept."""
+    """Says of a file that cannot be written or read that what is done is kept."""
     try:
         yield
     except OSError as error:
         # Those of the network have no number.
         if error.errno is None:
             raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what, advice = f"write in {quote(str(folder))}", "make room"
+        else:
+            what, advice = f"use {quote(str(error.filename or folder))}", "mend this"
         raise MakeError(
-            f"cannot write in {quote(str(folder))}: {error.strerror}; what is done is kept, so make room and call again"
+            f"cannot {what}: {error.strerror or error}; what is done is kept, so {advice} and call again"
         ) from None

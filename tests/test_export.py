@@ -154,8 +154,13 @@ def test_what_cannot_be_traced_is_named():
         def forward(self, x):
             return self.norm(self.conv(x)) if x.sum() > 0 else x
 
-    with pytest.raises(ExportError, match=r"cannot fold the BN of Choosy, which torch\.fx cannot trace: "):
+    with pytest.raises(ExportError, match=r"cannot fold the BN of Choosy, which torch\.fx cannot trace: .*; use fold="):
         fold_batchnorm(Choosy())
+
+
+def test_a_network_without_bn_need_not_be_traced():
+    model = timm.create_model("test_vit").eval()
+    assert_same(model, fold_batchnorm(model), images(size=160))
 
 
 def test_onnx_takes_any_number_of_images(onnxruntime, tmp_path):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 import blockswap_models.making as making
 from blockswap_models import BudgetError, DataError, ExportError, MakeError, WeightsError, make
+from blockswap_models.searching.record import Record
 from blockswap_models.training.evaluate import evaluate, evaluation_loader
 from blockswap_models.training.run_folder import TrainingError, read_summary
 from blockswap_models.zoo.cards import file_digest
@@ -172,6 +173,80 @@ def test_a_folder_of_another_network_is_left_alone(made, photos, tmp_path):
     with pytest.raises(MakeError, match=r"has other files in it; use a new folder \(out=\)"):
         make_least(photos, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("number", [{"workers": 0}, {"samples": 0}, {"seed": -1}])
+def test_numbers_that_only_the_search_uses_are_refused_at_the_start(photos, tmp_path, no_training, number):
+    ((name, value),) = number.items()
+    with pytest.raises(ValueError, match=rf"^{name} is .*, not {value}$"):
+        make_least(photos, tmp_path / "net", **number)
+    assert not (tmp_path / "net").exists()
+
+
+def test_a_budget_that_nothing_meets_is_told_before_the_teacher_is_trained(photos, tmp_path, no_training):
+    (tmp_path / "net").mkdir()
+    with pytest.raises(BudgetError, match="no genome of blockswap_wrn16_1 meets params 9,000,000"):
+        make_least(photos, tmp_path / "net", "9m")
+
+
+@pytest.mark.parametrize("out", ["", "net", "cat/net"])
+def test_a_network_is_no_class_of_its_images(photos, no_training, out):
+    with pytest.raises(DataError, match=r"would be a class of the images in '.*photos'; use one that is not among"):
+        make_least(photos, photos / out)
+    assert sorted(each.name for each in photos.iterdir()) == sorted(CLASSES)
+
+
+@pytest.mark.parametrize("text", ['{"plan": []}', "[]", "{}", "no JSON"])
+def test_a_damaged_plan_is_said_to_be(photos, tmp_path, no_training, text):
+    (tmp_path / making.PLAN).write_text(text)
+    for dtype in ("auto", "float32"):
+        with pytest.raises(MakeError, match=r"^'.*make.json' is damaged; use a new folder \(out=\)$"):
+            make_least(photos, tmp_path, dtype=dtype)
+
+
+def test_room_is_asked_for_where_there_is_none(photos, tmp_path, no_training):
+    (tmp_path / "file").touch()
+    with pytest.raises(MakeError, match=r"^'.*/file' is a file; use a new folder \(out=\)$"):
+        make_least(photos, tmp_path / "file")
+    with pytest.raises(MakeError, match=r"^cannot use '.*/file/net': Not a directory; what is done is kept, so mend"):
+        make_least(photos, tmp_path / "file" / "net")
+
+
+def test_a_folder_is_the_same_with_a_slash(photos, tmp_path, no_training):
+    for data in (photos, f"{photos}/", photos):
+        with pytest.raises(RuntimeError, match="training"):
+            make_least(data, tmp_path / "net")
+        # Something is done, so that another plan is refused.
+        (tmp_path / "net" / "teacher").mkdir(exist_ok=True)
+        (tmp_path / "net" / "teacher" / "some").touch()
+    plan = json.loads((tmp_path / "net" / making.PLAN).read_text())["plan"]
+    assert plan["data"] == str(photos)
+    # As an older version wrote it.
+    (tmp_path / "net" / making.PLAN).write_text(json.dumps({"plan": {**plan, "data": f"{photos}/"}}))
+    with pytest.raises(RuntimeError, match="training"):
+        make_least(photos, tmp_path / "net")
+
+
+def test_a_search_goes_on_in_its_precision(photos, tmp_path, monkeypatch):
+    asked = []
+    budget = making.Budget.of("60k")
+    plan, _, holdout = making._plan(str(photos), tmp_path, budget, "wrn16_1", "train", None, None, 2, 1, 4, None, 0)
+    plan["dtype"] = "float32"
+    here = making._Place(tmp_path, torch.device("cpu"), 1, [], lambda _: None, False)
+
+    def stop(*_, dtype, resume, **__):
+        asked.append((dtype, resume))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(making, "search", stop)
+    for header in (None, {}, {"dtype": "bfloat16"}, {"dtype": "nonsense"}):
+        if header is not None:
+            with Record(tmp_path / f"{len(asked)}", header):
+                pass
+            (tmp_path / f"{len(asked)}").replace(tmp_path / making.RECORD)
+        with pytest.raises(KeyboardInterrupt):
+            making._search(plan, budget, making._settings(plan), holdout, here)
+    assert asked == [(None, False), (torch.float32, True), (torch.bfloat16, True), (None, True)]
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ __all__ = ["make_"]
 @click.option(
     "--network",
     metavar="NETWORK",
-    help="the network whose blocks are replaced [default: wrn40_2 up to 48 pixels, resnet18 up to 96, else resnet34]",
+    help="the network whose blocks are replaced [default: wrn40_2 up to 48 pixels, resnet18 up to 96, else resnet34; "
+    "fewer than 5,000 images that train their teacher count as 96 pixels at most]",
 )
 @click.option(
     "--teacher",
@@ -37,7 +38,9 @@ __all__ = ["make_"]
     help="'train' has the network itself learn the images first; or a model with weights, its folder, or a file of "
     "weights of the network",
 )
-@click.option("--image-size", type=int, help="side of the images in pixels [default: read from the images]")
+@click.option(
+    "--image-size", type=int, help="side of the images in pixels [default: read from the images, as --network says]"
+)
 @click.option("--in-chans", type=int, help="channels of the images [default: read from the images]")
 @click.option("--samples", type=int, default=100, help="genomes to score")
 @click.option("--epochs", type=int, help="epochs of each training [default: by the number of images]")

@@ -30,6 +30,8 @@ __all__ = [
     "names_of",
     "number_by",
     "open_dataset",
+    "plain_name",
+    "require_outside",
 ]
 
 # Datasets of torchvision that have these two splits; timm takes any name but train's for the second.
@@ -37,6 +39,8 @@ _TRAIN_AND_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "q
 
 # Where timm finds datasets by name.
 _SOURCES = ("torch", "hfds", "hfids", "tfds", "wds")
+# Names of a folder of images. torchvision's reader has other rules than this one, and is not used.
+_FOLDER = ("folder", "torch/folder", "torch/image_folder")
 
 
 def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
@@ -50,7 +54,7 @@ def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
         The name of the dataset and its folder.
 
     Raises:
-        DataError: There is no such folder.
+        DataError: There is no such folder, or no such dataset.
     """
     if root is None and Path(name).is_dir():
         # COCO does not have one folder per class.
@@ -59,10 +63,41 @@ def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
         raise DataError(f"{name} needs the folder that holds it (root=)")
     if root is None:
         raise DataError(f"no folder {quote(name)}; use a folder of images, or torch/cifar10 and its folder (root=)")
+    source, _, inner = name.lower().partition("/")
+    if name.lower() not in (*_FOLDER, "coco") and not (source in _SOURCES and inner):
+        # timm would read any other name as a folder without splits: the images of training would be those of testing.
+        known = ", ".join(f"{each}/…" for each in _SOURCES)
+        raise DataError(f"unknown dataset {quote(name)}; use folder, coco, {known}, or a folder without root=")
     if not Path(root).is_dir():
         raise DataError(f"no data folder {quote(str(root))}; use the one in which {name} is (root=)")
-    # torchvision's reader of folders has other rules than this one.
-    return "folder" if name.lower() in ("folder", "torch/folder", "torch/image_folder") else name, str(root)
+    return "folder" if name.lower() in _FOLDER else name, str(root)
+
+
+def plain_name(name: str | Path, root: str | Path | None = None) -> str:
+    """Writes a dataset as it is remembered: a folder without what its path may have or not, such as a last slash.
+
+    Args:
+        name: As for `find_dataset`.
+        root: As for `find_dataset`.
+    """
+    return str(Path(name)) if root is None and Path(name).is_dir() else str(name)
+
+
+def require_outside(out: str | Path, images: str | Path) -> None:
+    """Sees that what is written does not become a class of a folder of images.
+
+    Args:
+        out: The folder that is to be written.
+        images: The folder of images.
+
+    Raises:
+        DataError: It is that folder, or lies in it.
+    """
+    if Path(out).resolve().is_relative_to(Path(images).resolve()):
+        raise DataError(
+            f"the folder {quote(str(out))} would be a class of the images in {quote(str(images))}; use one that is not "
+            "among them"
+        )
 
 
 def dataset_text(name: str, root: str | Path) -> str:

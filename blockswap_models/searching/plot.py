@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import make_folder, write_atomic
 from ..genome import Genome
 from ..layout import Layout
 from ..messages import counted, quote
@@ -99,11 +100,10 @@ def _drawn(draw: Callable[[], Figure], out: str | Path | None) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = draw()
         if out is not None:
-            try:
-                Path(out).parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(out, dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
-            except OSError as error:
-                raise OSError(f"cannot write the picture {out}: {error.strerror}") from None
+            content = io.BytesIO()
+            figure.savefig(content, format=suffix[1:], dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
+            make_folder(Path(out).parent)
+            write_atomic(out, content.getvalue())
     return figure
 
 

@@ -1,14 +1,14 @@
 """The record of a search: one JSON line for the search, then one for each scored candidate, written as it goes.
 
-This module needs the standard library only.
+This module needs the standard library only, and filelock where a record is written.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,29 +57,34 @@ class Record:
     """The file of one search; opens a new one, or continues one of the same search.
 
     `search` says all that the scores depend on. A line that was cut off when a search was killed is dropped. It is a
-    context manager.
+    context manager, which keeps other searches out of the file.
     """
 
     def __init__(self, path: str | Path, search: dict[str, Any], resume: bool = False) -> None:
         self.path = Path(path)
         self.draws: dict[tuple[Genome, int], ScoredDraw] = {}
-        header = record_header(search)
-        whole = 0
         try:
-            self._new = not self.path.exists()
-            if self.path.exists() and self.path.stat().st_size:
-                if not resume:
-                    require_new(path)
-                found, draws, whole = _read(self.path)
-                if found is not None:
-                    _check_same(self.path, found, header)
-                self.draws = {(each.genome, each.draw): each for each in draws}
-            elif resume:
+            if resume and not (self.path.exists() and self.path.stat().st_size):
                 raise RecordError(f"no record {self.path} to resume; leave out resume=True to start one")
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = open(self.path, "r+b" if whole else "wb")  # noqa: SIM115  # closed by close()
+            with ExitStack() as stack:
+                stack.enter_context(_locked(self.path))
+                self._open(record_header(search), resume)
+                self._lock = stack.pop_all()
         except OSError as error:
             raise RecordError(f"cannot write the record {self.path}: {error.strerror}") from None
+
+    def _open(self, header: dict[str, Any], resume: bool) -> None:
+        whole = 0
+        self._new = not self.path.exists()
+        if not self._new and self.path.stat().st_size:
+            if not resume:
+                require_new(self.path)
+            found, draws, whole = _read(self.path)
+            if found is not None:
+                _check_same(self.path, found, header)
+            self.draws = {(each.genome, each.draw): each for each in draws}
+        self._file: BinaryIO = open(self.path, "r+b" if whole else "wb")  # noqa: SIM115  # closed by close()
         self._file.truncate(whole)
         self._file.seek(whole)
         if not whole:
@@ -89,19 +94,48 @@ class Record:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close()
+        self._file.close()
         # A search that failed before its first score leaves no file that would block the next try.
         if self._new and not self.draws and kind is not None and issubclass(kind, Exception):
             self.path.unlink()
+        self.close()
 
     def close(self) -> None:
-        """Closes the file; what was added is on disk already."""
+        """Closes the file, which others may then write; what was added is on disk already."""
         self._file.close()
+        self._lock.close()
 
     def add(self, scored: ScoredDraw) -> None:
         """Adds the score of one genome and draw; one that is not finite is null in the file."""
         append_json_line(self._file, scored.to_json())
         self.draws[scored.genome, scored.draw] = scored
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keeps other processes out of a record; raises RecordError where one writes it.
+
+    The system releases the lock of a process that is killed, whose file the next one takes. Readers need none.
+    """
+    # What only reads records need not load it.
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.parent / f".{path.name}.lock", blocking=False, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RecordError(f"another search writes {path}; wait for its end, or use another record=") from None
+    except (NotImplementedError, OSError):
+        # Some network file systems have no locks, and a folder may be read-only.
+        pass
+    try:
+        yield
+    finally:
+        held = lock.is_locked
+        lock.release()
+        if held:
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()
 
 
 def record_header(search: Mapping[str, Any]) -> dict[str, Any]:

@@ -271,7 +271,7 @@ def evaluation_loader(
     return ImageLoader(loader, dataset, workers)
 
 
-def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) -> None:
+def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False, own_genome: bool = False) -> None:
     """Loads the weights of a checkpoint: a .safetensors file, or one of torch with tensors only.
 
     From a checkpoint of timm's training it takes the averaged weights (EMA), if there are any.
@@ -280,6 +280,7 @@ def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) 
         model: The model.
         path: The checkpoint.
         any_classes: Whether a timm model adopts the checkpoint's number of classes.
+        own_genome: Whether the model is of one genome, such as a teacher, so that none is advised.
 
     Raises:
         ValueError: The checkpoint cannot be read, or is of another network.
@@ -289,7 +290,7 @@ def load_weights(model: nn.Module, path: str | Path, any_classes: bool = False) 
     if any_classes and classifier is not None and len(classifier) != model.num_classes:
         reset_classifier: Any = model.reset_classifier
         reset_classifier(len(classifier))
-    check_fit(model, state, path)
+    check_fit(model, state, path, own_genome)
     model.load_state_dict(state, strict=False)
 
 
@@ -309,7 +310,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         ) from None
 
 
-def check_fit(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
+def check_fit(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path, own_genome: bool = False) -> None:
     """Checks that the tensors of a checkpoint are those of a network; raises ValueError."""
     own = model.state_dict()
     faults = {
@@ -330,7 +331,11 @@ def check_fit(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | P
             )
     if any(faults.values()):
         told = [f"{len(names)} {fault} ({names[0]}, …)" for fault, names in faults.items() if names]
-        advice = "; use genome= for its block types, or the folder of its run" if hasattr(model, "genome") else ""
+        advice = ""
+        if hasattr(model, "genome"):
+            # A command without genomes leaves out the brackets.
+            blocks = "" if own_genome else "the network that it is of (genome=), or "
+            advice = f"; use {blocks}the folder of its run"
         raise ValueError(
             f"the checkpoint {quote(str(path))} is of another network than this {type(model).__name__}: "
             f"tensors {', '.join(told)}{advice}"

@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..data.folders import plain_name, require_outside
+from ..data.images import ImageFiles
 from ..files import append_json_line, json_line, make_folder, read_json_lines, write_atomic
 from ..genome import SEARCH_TYPES, BlockType
 from ..messages import quote
@@ -88,6 +90,7 @@ def train_library(
         The library.
 
     Raises:
+        DataError: The folder lies among the images.
         LibraryError: There is a library in the folder already, or one of another network, data, types or settings.
         SplitError: The network does not split into blocks.
 
@@ -104,6 +107,12 @@ def train_library(
     for name, value in {"steps": steps, "measure": measure, "memory": memory}.items():
         if value < 1:
             raise ValueError(f"{name} is at least 1, not {value}")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr is above 0 and finite, not {lr}")
+    folder = Path(folder)
+    images = getattr(loader, "dataset", None)
+    if isinstance(images, ImageFiles):
+        require_outside(folder, images.reader.root)
     if has_random_weights(model):
         warnings.warn(
             f"the {type(model).__name__} to imitate has random weights: its norms are those of a fresh network; use a "
@@ -121,7 +130,7 @@ def train_library(
         "weights": weights_digest(model),
         "layout": json.loads(json.dumps(asdict(network.layout))),
         "types": [str(each) for each in chosen],
-        "data": data,
+        "data": plain_name(data),
         "batch_size": getattr(loader, "batch_size", None),
         "minibatches": _length(loader),
         "steps": steps,
@@ -130,7 +139,6 @@ def train_library(
         "memory": memory,
         "seed": seed,
     }
-    folder = Path(folder)
     _open(folder, header, model, resume)
     trainer = _Trainer(network, loader, folder, header, checkpoint_minutes)
     parts = _parts(network, _items(network, chosen, own), _batch_size(loader), memory)
@@ -211,7 +219,9 @@ def _open(folder: Path, header: dict[str, Any], model: nn.Module, resume: bool) 
     if path.exists():
         if not resume:
             raise LibraryError(f"there is a library in {quote(str(folder))}; use resume=True, or another folder=")
-        found = BlockLibrary.load(folder).header
+        found = dict(BlockLibrary.load(folder).header)
+        # Older versions wrote a folder as it was given, perhaps with a slash at its end.
+        found["data"] = plain_name(found.get("data", ""))
         for name, value in header.items():
             # Older libraries do not say how many minibatches there were.
             if found.get(name) != value and (name in found or name != "minibatches"):

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from torch import nn
 
+from ..errors import BlockSwapError
 from ..genome import Genome
 from ..layout import require_sizes
 from ..messages import quote
@@ -17,7 +19,7 @@ from ..zoo.genomes import GENOMES
 from .evaluate import load_weights
 from .run_folder import WEIGHTS, read_summary
 
-__all__ = ["has_weights", "is_folder", "is_run", "make_model", "of_summary"]
+__all__ = ["create", "has_weights", "is_folder", "is_run", "make_model", "of_summary"]
 
 # What timm writes into the folder of a network, and a run does not.
 CONFIG = "config.json"
@@ -50,7 +52,7 @@ def make_model(
     require_sizes(num_classes=num_classes or None, in_chans=in_chans)
     if is_folder(name):
         if is_run(name):
-            return _of_run(Path(name), checkpoint, genome, num_classes, in_chans)
+            return _of_run(Path(name), pretrained, checkpoint, genome, num_classes, in_chans)
         name = f"local-dir:{name}"
     full = find_model(name, genome)
     pretrained = pretrained and checkpoint is None
@@ -64,7 +66,7 @@ def make_model(
             "use checkpoint=FILE, or the folder of its training run in place of the name, or pretrained=False for "
             "random weights",
         )
-    model: Any = create_network(full, genome, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans)
+    model: Any = create(full, genome, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans)
     trained = model.pretrained_cfg.get("num_classes")
     if pretrained and trained is not None and trained != model.num_classes:
         raise ValueError(
@@ -79,6 +81,36 @@ def make_model(
             )
         load_weights(model, checkpoint)
     return model
+
+
+def create(name: str, genome: Genome | str | None = None, **kwargs: Any) -> nn.Module:
+    """Makes a network as `create_network` does, and says which folder of a network is damaged.
+
+    Args:
+        name: The name that `find_model` found.
+        genome: The block types.
+        **kwargs: Arguments of timm's `create_model`.
+
+    Raises:
+        ValueError: The folder holds no network that can be loaded.
+    """
+    try:
+        return create_network(name, genome, **kwargs)
+    except BlockSwapError:
+        raise
+    except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        source, _, folder = name.partition(":")
+        if source != "local-dir":
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, KeyError):
+            reason = f"its {CONFIG} has no {error}"
+        elif reason.startswith("Error(s) in loading state_dict"):
+            reason = f"its weights are of another network than its {CONFIG} says"
+        raise ValueError(
+            f"cannot load the network in {quote(folder)}: {reason}; use a folder that 'blockswap make' or "
+            "save_pretrained wrote"
+        ) from None
 
 
 def has_weights(name: str, genome: str | None = None) -> bool:
@@ -112,7 +144,7 @@ def of_summary(summary: dict[str, Any]) -> nn.Module:
     genome = None if ":" in name else summary.get("genome")
     # Of a name that the zoo has too, only the run knows whose it was.
     full = name if summary.get("swapped") else find_model(name, genome)
-    model: Any = create_network(
+    model: Any = create(
         full, genome, num_classes=summary["num_classes"], in_chans=size[0], pretrained_cfg_overlay={"input_size": size}
     )
     names = summary.get("label_names")
@@ -122,9 +154,14 @@ def of_summary(summary: dict[str, Any]) -> nn.Module:
 
 
 def _of_run(
-    folder: Path, checkpoint: str | Path | None, genome: str | None, num_classes: int | None, in_chans: int | None
+    folder: Path,
+    pretrained: bool,
+    checkpoint: str | Path | None,
+    genome: str | None,
+    num_classes: int | None,
+    in_chans: int | None,
 ) -> nn.Module:
-    """Makes the network of a run with the weights that it ended with; raises ValueError for what it is not."""
+    """Makes the network of a run, with the weights that it ended with; raises ValueError for what it is not."""
     summary = read_summary(folder)
     told = {"genome": genome, "num_classes": num_classes, "in_chans": in_chans}
     own = {**summary, "in_chans": summary["input_size"][0]}
@@ -132,5 +169,6 @@ def _of_run(
         if value is not None and str(value) != str(own.get(key)):
             raise ValueError(f"the network of {quote(str(folder))} has {key}={own.get(key)}; leave out {key}={value}")
     model = of_summary(summary)
-    load_weights(model, folder / WEIGHTS if checkpoint is None else checkpoint)
+    if pretrained or checkpoint is not None:
+        load_weights(model, folder / WEIGHTS if checkpoint is None else checkpoint, own_genome=True)
     return model

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from ..data.folders import plain_name
 from ..errors import BlockSwapError
 from ..files import JsonLineError, append_json_line, json_line, make_folder, read_json_lines, write_atomic
 from ..messages import quote
@@ -75,6 +76,9 @@ class RunFolder:
             earlier = self.arguments if header is None else {**header["recipe"], **header}
         for name, value in self.arguments.items():
             was = earlier.get(name)
+            if name == "data" and isinstance(was, str):
+                # Older versions wrote a folder as it was given, perhaps with a slash at its end.
+                was = plain_name(was)
             if was != value:
                 raise TrainingError(
                     f"the run in {quote(str(self.path))} has {name.replace('_', '-')} {_shown(was)}, "
@@ -133,7 +137,8 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "summary.json"
     try:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        summary["model"], summary["data"]
+        # What a network is made anew from.
+        summary["model"], summary["data"], summary["input_size"], summary["num_classes"]
     except OSError:
         raise TrainingError(
             f"no finished run in {quote(str(folder))}; use the folder of a run that 'blockswap train' has ended"

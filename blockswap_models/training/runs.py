@@ -14,7 +14,7 @@ from torch import nn
 
 from ..data.cifar import CifarLoader
 from ..data.facts import holdout_of, holdout_text, image_facts
-from ..data.folders import find_dataset, names_of
+from ..data.folders import find_dataset, names_of, plain_name, require_outside
 from ..data.statistics import CIFAR10_NAMES, label_names, model_data_config
 from ..layout import require_sizes
 from ..machine import computes_bfloat16
@@ -23,7 +23,7 @@ from ..nets.devices import describe_machine
 from ..nets.library import BlockLibrary
 from ..nets.swap import swap
 from ..zoo.cards import MissingWeightsError, WeightsError, file_digest
-from ..zoo.find import create_network, find_model, swaps, which_was_taken
+from ..zoo.find import find_model, swaps, which_was_taken
 from ..zoo.original import original_network
 from .attention_transfer import AttentionTransferTask
 from .distributed import rank_and_size
@@ -32,7 +32,7 @@ from .freezing import freeze
 from .initial_weights import copy_from_teacher, load_initial
 from .loaders import require_splits, training_loader
 from .loop import train
-from .models import is_folder, is_run, make_model
+from .models import create, is_folder, is_run, make_model
 from .recipes import Recipe
 from .run_folder import WEIGHTS, read_summary
 from .shared_teacher import SharedTeacherTask
@@ -133,9 +133,12 @@ def train_run(
         raise ValueError("there is no teacher to start from; use teacher=, or another init=")
     if settings.teacher is None and recipe.soft_labels:
         raise ValueError("soft labels are a teacher's; use teacher=, or soft_labels=0")
+    # A run that goes on has the images that it had, also where their folder is written in another way.
+    settings = replace(settings, data=plain_name(settings.data, settings.data_dir))
     holdout = holdout_of(settings.data, settings.data_dir, settings.val_share, settings.val_seed)
     name, root = find_dataset(settings.data, settings.data_dir)
     if name == "folder":
+        require_outside(folder, root)
         require_splits(root, holdout)
     images = image_facts(settings.data, settings.data_dir, holdout=holdout)
     if images is not None and settings.num_classes is None:
@@ -235,7 +238,7 @@ def make_teacher(settings: RunSettings) -> nn.Module:
     # theirs, since a new head would have random ones.
     own: dict[str, Any] = {} if checkpoint is None else {"num_classes": settings.num_classes}
     try:
-        teacher: nn.Module = timm.create_model(name, pretrained=checkpoint is None, in_chans=settings.in_chans, **own)
+        teacher = create(name, pretrained=checkpoint is None, in_chans=settings.in_chans, **own)
     except OSError as error:
         # Those of the file system have a number; those of the network have none, and do not say whose weights.
         if error.errno is not None:
@@ -245,7 +248,7 @@ def make_teacher(settings: RunSettings) -> nn.Module:
             f"{(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from None
     if checkpoint is not None:
-        load_weights(teacher, checkpoint, any_classes=True)
+        load_weights(teacher, checkpoint, any_classes=True, own_genome=True)
     return teacher
 
 
@@ -289,7 +292,7 @@ def _students(settings: RunSettings, names: Sequence[str] | None) -> dict[str, n
             # The channels of the weights, which timm adapts to those of the network.
             channels = 3 if cfg is None else cfg.input_size[0]
             own["pretrained_cfg_overlay"] = {"input_size": (channels, settings.image_size, settings.image_size)}
-        student: Any = create_network(name, settings.genome, pretrained=settings.pretrained, **own)
+        student: Any = create(name, settings.genome, pretrained=settings.pretrained, **own)
         students[short] = student
         if names is not None and len(names) == student.num_classes:
             # As timm has them, so that they are saved with the network.

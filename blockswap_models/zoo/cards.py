@@ -270,11 +270,11 @@ def training_command(summary: dict[str, Any]) -> str:
         if option is not None:
             words.append(_place(option, word))
             option = None
-        elif name in _PLACES and sign:
+        elif name.startswith("--") and sign:
             words.append(f"{name}={_place(name, value)}")
         elif word != "--resume":
             # Such as the record of a search.
-            words.append(Path(word).name if Path(word).is_absolute() else word)
+            words.append(last_name(word))
             option = word if word in _PLACES or word in _NAMES else None
     return shlex.join(words)
 
@@ -283,11 +283,13 @@ def _place(option: str, value: str) -> str:
     if option == "--data":
         # A folder, or the name of a dataset.
         return "DATA" if Path(value).is_absolute() else value
-    if option in _NAMES:
-        return last_name(value)
-    return _PLACES[option] or Path(value).name
+    if option in _PLACES:
+        return _PLACES[option] or Path(value).name
+    return last_name(value)
 
 
 def last_name(value: str) -> str:
     """Of an absolute path, its last name; what may be a name of timm or a relative path stays."""
-    return Path(value).name if Path(value).is_absolute() else value
+    source = "local-dir:" if value.startswith("local-dir:") else ""
+    path = Path(value.removeprefix(source))
+    return f"{source}{path.name}" if path.is_absolute() else value

@@ -49,6 +49,16 @@ def library(files):
     return files / "lib"
 
 
+def test_a_library_is_no_class_of_its_images(files):
+    code, _, err = run(
+        *("library", "test_resnet", "--teacher-checkpoint", files / "teacher.safetensors", "--num-classes", "5"),
+        *("--data", files / "images", "--out", files / "images" / "train" / "lib", "--batch-size", "4", "--workers", 0),
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert "images/train/lib' would be a class of the images in '" in err
+    assert not (files / "images" / "train" / "lib").exists()
+
+
 def test_what_does_not_fit_a_library_is_refused(files, library, tmp_path):
     images = files / "images"
     asked = ("--num-classes", "5", "--types", "G4,B2", "--steps", "1", "--batch-size", "4", "--workers", "0")

@@ -27,7 +27,15 @@ from tqdm import tqdm
 from blockswap_models import SearchSpace
 from blockswap_models.cli.main import main
 from blockswap_models.data.errors import DataError
-from blockswap_models.data.folders import classes_of, find_dataset, names_in, names_of, open_dataset
+from blockswap_models.data.folders import (
+    classes_of,
+    find_dataset,
+    names_in,
+    names_of,
+    open_dataset,
+    plain_name,
+    require_outside,
+)
 from blockswap_models.data.images import ImageError, image_extensions, read_image
 from blockswap_models.data.loader import plain_errors
 from blockswap_models.data.splits import find_split, known_split
@@ -287,6 +295,30 @@ def test_names_that_differ_in_case_have_an_order_of_their_own(tmp_path):
 def test_torchvisions_folder_is_this_one(tmp_path):
     write(tmp_path, "cat/0.png")
     assert find_dataset("torch/folder", tmp_path) == ("folder", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["foldr", "photos", "torch", "wds/", ""])
+def test_a_mistyped_dataset_is_not_read_as_a_folder_without_splits(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(write(tmp_path, "photos/cat/0.png photos/dog/0.png").parent)
+    known = "folder, coco, torch/…, hfds/…, hfids/…, tfds/…, wds/…, or a folder without root="
+    with pytest.raises(DataError, match=rf"^unknown dataset '{name}'; use {known}$"):
+        find_dataset(name, "photos")
+
+
+def test_a_folder_has_one_name_however_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path, "photos/cat/0.png"))
+    assert {plain_name(each) for each in ("photos", "photos/", "./photos", Path("photos"))} == {"photos"}
+    assert [plain_name("torch/cifar10/", "."), plain_name("wds/x/")] == ["torch/cifar10/", "wds/x/"]
+
+
+@pytest.mark.parametrize("out", ["photos", "photos/", "photos/cat/net", "other/../photos/net", "link/net"])
+def test_what_is_made_of_images_is_no_class_of_them(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(write(tmp_path, "photos/cat/0.png other/cat/0.png"))
+    Path("link").symlink_to("photos")
+    with pytest.raises(DataError, match=rf"^the folder '{out}' would be a class of the images in 'photos/'; use one"):
+        require_outside(out, "photos/")
+    require_outside("photos2", "photos")
+    require_outside("net", "photos")
 
 
 def test_other_datasets_have_no_classes_of_a_folder(tmp_path):

@@ -1,7 +1,9 @@
 """The picture of a search: files of the kind asked for, panels that hold what the record holds."""
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -232,7 +234,7 @@ def test_a_deep_network_is_drawn(tmp_path):
         (b'{"record": "blockswap search"}\n', "a.png", "{} holds no scores yet"),
         ("whole", "a.pdf", "unknown suffix '.pdf' of a.pdf; use .png or .svg"),
         ("whole", "picture", "unknown suffix '' of picture; use .png or .svg"),
-        ("whole", "/dev/null/new/a.png", "cannot write the picture /dev/null/new/a.png: Not a directory"),
+        ("whole", "/dev/null/new/a.png", "cannot make the folder '/dev/null/new': Not a directory"),
     ],
 )
 def test_errors_are_one_line(capsys, tmp_path, monkeypatch, record, content, out, message):
@@ -243,6 +245,20 @@ def test_errors_are_one_line(capsys, tmp_path, monkeypatch, record, content, out
     assert main(["plot", str(path), "--out", out]) == 2
     assert capsys.readouterr() == ("", f"blockswap plot: {message.format(path)}\n")
     assert not list(tmp_path.glob("[ap]*"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.svg"])
+def test_a_full_disk_leaves_the_old_picture(record, tmp_path, monkeypatch, name):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "pictures").mkdir()
+    picture = tmp_path / "pictures" / name
+    picture.write_bytes(b"old")
+    monkeypatch.setattr("blockswap_models.files.os.fsync", fail)
+    with pytest.raises(OSError, match=rf"^cannot write '.*{name}': No space left on device$"):
+        plot_record(record, picture)
+    assert [(each, each.read_bytes()) for each in picture.parent.iterdir()] == [(picture, b"old")]
 
 
 def test_a_record_is_not_drawn_over(capsys, tmp_path):

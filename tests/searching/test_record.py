@@ -2,7 +2,9 @@
 
 import json
 import math
+import multiprocessing
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -180,6 +182,43 @@ def test_an_empty_file_is_a_new_record(tmp_path: Path) -> None:
     assert refusal(path) == f"no record {path} to resume; leave out resume=True to start one"
     write(path)
     assert read_record(path)[1] == draws_of(ROWS)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_record_is_written_by_one_search_at_a_time(tmp_path: Path, resume: bool) -> None:
+    path = tmp_path / "a.jsonl"
+    with Record(path, SEARCH) as record:
+        assert refusal(path, resume=resume) == f"another search writes {path}; wait for its end, or use another record="
+        record.add(draws_of(ROWS)[0])
+        assert read_record(path)[1] == draws_of(ROWS[:1])
+    write(path, ROWS[1:], resume=True)
+    assert read_record(path)[1] == draws_of(ROWS)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_record_whose_search_was_killed_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+
+    def search() -> None:
+        with Record(path, SEARCH) as record:
+            record.add(draws_of(ROWS)[0])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=search)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    write(path, ROWS[1:], resume=True)
+    assert read_record(path)[1] == draws_of(ROWS)
+
+
+def test_a_record_in_a_folder_without_locks_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", fail)
+    write(tmp_path / "a.jsonl")
+    assert read_record(tmp_path / "a.jsonl")[1] == draws_of(ROWS)
 
 
 def test_nothing_to_go_on_with(tmp_path: Path) -> None:

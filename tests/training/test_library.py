@@ -278,6 +278,13 @@ def test_networks_without_bn_may_be_random_too():
     assert not has_random_weights(convnext)
 
 
+@pytest.mark.parametrize("lr", [math.nan, math.inf, 0, -0.1])
+def test_a_rate_that_trains_nothing_leaves_no_folder(model, tmp_path, lr):
+    with pytest.raises(ValueError, match=rf"^lr is above 0 and finite, not {lr}$"):
+        train_library(model, loader(), tmp_path / "lib", **SETTINGS, lr=lr)
+    assert not (tmp_path / "lib").exists()
+
+
 def test_mistakes(model, library, tmp_path):
     with pytest.raises(LibraryError, match="no library in"):
         BlockLibrary.load(tmp_path)

@@ -26,6 +26,7 @@ from blockswap_models.data.cifar import CifarLoader, read_cifar
 from blockswap_models.data.folders import DataError
 from blockswap_models.files import write_atomic
 from blockswap_models.searching.probe_images import noise_minibatch
+from blockswap_models.training import runs
 from blockswap_models.training.loaders import GrowingLoader, training_loader
 from blockswap_models.training.loop import make_optimizer, set_epoch, train
 from blockswap_models.training.recipes import RECIPES, Recipe, learning_rate
@@ -413,6 +414,25 @@ def test_what_would_be_ignored_is_refused(tmp_path, settings, recipe, message):
     settings = RunSettings(names=("wrn16_1",), data="torch/cifar10", data_dir=str(tmp_path), **settings)
     with pytest.raises(ValueError, match=message):
         train_run(settings, replace(TINY, **recipe), tmp_path / "run", device=torch.device("cpu"), workers=0)
+
+
+def write_photos(root):
+    """Writes images of two classes, without splits."""
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for each in range(5):
+            Image.new("RGB", (32, 32), (20 * each, 0, 0)).save(root / name / f"{each}.png")
+
+
+def test_a_folder_of_images_is_the_same_with_a_slash_and_takes_no_run(tmp_path, monkeypatch):
+    write_photos(tmp_path / "photos")
+    asked = []
+    monkeypatch.setattr(runs, "train", lambda *_, arguments, **__: asked.append(arguments["data"]))
+    settings = RunSettings(names=("wrn16_1",), data=f"{tmp_path}/photos/")
+    train_run(settings, TINY, tmp_path / "run", device=torch.device("cpu"), workers=0)
+    assert asked == [f"{tmp_path}/photos"]
+    with pytest.raises(DataError, match=r"^the folder '.*photos/run' would be a class of the images in '.*photos'; "):
+        train_run(settings, TINY, tmp_path / "photos" / "run", device=torch.device("cpu"), workers=0)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

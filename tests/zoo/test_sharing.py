@@ -73,6 +73,14 @@ def packed(tmp_path_factory):
             "blockswap train wrn16_1 --data /a/photos --teacher-checkpoint /b/t.safetensors --init ../w.pth",
             "blockswap train wrn16_1 --data DATA --teacher-checkpoint t.safetensors --init w.pth",
         ),
+        (
+            "blockswap train /home/me/search.jsonl --data=/home/me/photos --teacher=/home/me/net --out=/home/me/run",
+            "blockswap train search.jsonl --data=DATA --teacher=net --out=run",
+        ),
+        (
+            "blockswap make --data=photos --other=/home/me/x --teacher local-dir:/home/me/net",
+            "blockswap make --data=photos --other=x --teacher local-dir:net",
+        ),
     ],
 )
 def test_the_command_of_a_run_is_the_one_that_was_given(given, command):
