@@ -76,7 +76,7 @@ def library_(
 ) -> None:
     """Trains a library of blocks, and prints the errors."""
     from ..data.facts import holdout_of, holdout_text
-    from ..data.folders import classes_of
+    from ..data.folders import classes_of, plain_name
     from ..machine import find_device, keep_memory
     from ..training.library import has_random_weights, train_library
     from ..training.loaders import training_loader
@@ -90,6 +90,7 @@ def library_(
     if teacher_checkpoint is None and not has_weights(network):
         raise MissingWeightsError(find_model(network), "use teacher_checkpoint=FILE for weights of your own")
     model = make_model(network, checkpoint=teacher_checkpoint, num_classes=num_classes, in_chans=in_chans).to(where)
+    data = plain_name(data, data_dir)
     classes = classes_of(data, data_dir)
     known = getattr(model, "num_classes", 0)
     if classes is not None and len(classes) != known and teacher_checkpoint is None:

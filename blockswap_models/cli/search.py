@@ -14,7 +14,7 @@ from ..machine import default_workers, find_device
 from ..messages import counted, did_you_mean, listed, quote
 from ..progress import progress_bar
 from ..searching.latency import LatencyTable
-from ..searching.record import RecordError, build_text, read_record, require_new
+from ..searching.record import RecordError, build_text, read_header, read_record, require_new
 from .errors import advise_when_interrupted
 from .parameters import (
     AMOUNT,
@@ -236,8 +236,9 @@ def search_(as_json: bool, **arguments: Any) -> None:
     record = options.resume or options.out or _record_name(options)
     if options.resume is None:
         require_new(record)
-    if options.resume is not None and Path(record).is_file():
-        _go_on_as(options, record, read_record(record)[0])
+    header = read_header(record) if options.resume is not None and Path(record).is_file() else None
+    if header is not None:
+        _go_on_as(options, record, header)
     elif options.data is not None:
         read_images(options)
     space = _space(options)
@@ -294,8 +295,9 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
     record = options.resume or options.out or _record_name(options)
     if options.resume is None:
         require_new(record)
-    if options.resume is not None and Path(record).is_file():
-        _go_on_as(options, record, read_record(record)[0])
+    header = read_header(record) if options.resume is not None and Path(record).is_file() else None
+    if header is not None:
+        _go_on_as(options, record, header)
     else:
         options.holdout = holdout_of(options.data, options.data_dir, options.val_share, options.val_seed)
     library = BlockLibrary.load(options.library)

@@ -67,6 +67,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
     import safetensors.torch
     import torch
 
+    from ..data.folders import is_dataset
     from ..data.holdout import HoldOut
     from ..data.statistics import model_data_config
     from ..machine import find_device, keep_memory
@@ -92,9 +93,11 @@ def pack(as_json: bool, **arguments: Any) -> None:
     if not all(each.isfinite().all() for each in model.parameters()):
         raise WeightsError(f"the weights of {quote(str(folder))} are too large for {_DTYPE}, or not finite")
     share = summary.get("val_share")
+    # A folder of images may lie elsewhere now.
+    moved = options.data_dir is not None and not is_dataset(summary["data"])
     loader = evaluation_loader(
         model,
-        summary["data"],
+        "folder" if moved else summary["data"],
         options.data_dir,
         workers=options.workers,
         holdout=None if share is None else HoldOut(share, summary["val_seed"]),

@@ -26,6 +26,7 @@ __all__ = [
     "classes_of",
     "dataset_text",
     "find_dataset",
+    "is_dataset",
     "names_in",
     "names_of",
     "number_by",
@@ -63,14 +64,19 @@ def find_dataset(name: str, root: str | Path | None) -> tuple[str, str]:
         raise DataError(f"{name} needs the folder that holds it (root=)")
     if root is None:
         raise DataError(f"no folder {quote(name)}; use a folder of images, or torch/cifar10 and its folder (root=)")
-    source, _, inner = name.lower().partition("/")
-    if name.lower() not in (*_FOLDER, "coco") and not (source in _SOURCES and inner):
+    if not is_dataset(name):
         # timm would read any other name as a folder without splits: the images of training would be those of testing.
         known = ", ".join(f"{each}/…" for each in _SOURCES)
         raise DataError(f"unknown dataset {quote(name)}; use folder, coco, {known}, or a folder without root=")
     if not Path(root).is_dir():
         raise DataError(f"no data folder {quote(str(root))}; use the one in which {name} is (root=)")
     return "folder" if name.lower() in _FOLDER else name, str(root)
+
+
+def is_dataset(name: str) -> bool:
+    """Whether a name is that of a dataset, or of a kind of them, and not of a folder of images."""
+    source, _, inner = name.lower().partition("/")
+    return name.lower() in (*_FOLDER, "coco") or (source in _SOURCES and bool(inner))
 
 
 def plain_name(name: str | Path, root: str | Path | None = None) -> str:

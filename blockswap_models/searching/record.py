@@ -32,6 +32,7 @@ __all__ = [
     "build_text",
     "network_of",
     "read_front",
+    "read_header",
     "read_ranking",
     "read_record",
     "record_header",
@@ -149,6 +150,18 @@ def require_new(path: str | Path) -> None:
         raise RecordError(f"{quote(str(path))} is a folder; use a file in it (record=)")
     if Path(path).exists() and Path(path).stat().st_size:
         raise RecordError(f"{path} exists; continue it with resume=True, or use another record=")
+
+
+def read_header(path: str | Path) -> dict[str, Any] | None:
+    """Reads what was searched for; None where the search was stopped before it had written that.
+
+    Raises:
+        RecordError: It is not a record.
+    """
+    try:
+        return _read(Path(path))[0]
+    except OSError as error:
+        raise RecordError(f"cannot read the record {path}: {error.strerror}") from None
 
 
 def read_record(path: str | Path) -> tuple[dict[str, Any], list[ScoredDraw]]:

@@ -79,6 +79,15 @@ def test_what_is_searched_is_trained_without_telling_it_twice(searched, trained)
     assert "3 are held out for validation" in err
 
 
+def test_a_run_is_packed_where_its_images_lie_now(trained, photos, tmp_path):
+    folder, _ = trained
+    shutil.copytree(photos, tmp_path / "moved")
+    status, out, err = run("pack", folder, "--tag", "t", "--data-dir", tmp_path / "moved", "--out", tmp_path, *FEW)
+    assert status == 0, err
+    card = json.loads((tmp_path / out.split()[1]).with_suffix(".json").read_text())
+    assert card["test"]["images"] == 3
+
+
 def test_another_network_of_a_record(searched, tmp_path):
     record, _, _ = searched
     top = json.loads(run("show", record, "--json")[1])["top"]

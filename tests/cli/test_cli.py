@@ -87,6 +87,14 @@ def test_search_builds_what_it_prints(tmp_path, monkeypatch):
     assert (status, again) == (0, out)
 
 
+def test_a_search_that_was_stopped_before_its_first_line_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("torn.jsonl").write_text('{"record": "blockswap search", "spa')
+    status, _, err = run(*SEARCH, "--score", "params", "--resume", "torn.jsonl")
+    assert status == 0, err
+    assert Path("torn.jsonl").read_bytes().count(b"\n") == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
