@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import safetensors.torch
@@ -26,7 +27,8 @@ from blockswap_models.data.cifar import CifarLoader, read_cifar
 from blockswap_models.data.folders import DataError
 from blockswap_models.files import write_atomic
 from blockswap_models.searching.probe_images import noise_minibatch
-from blockswap_models.training import runs
+from blockswap_models.training import loaders as loaders_
+from blockswap_models.training import loop, runs
 from blockswap_models.training.loaders import GrowingLoader, training_loader
 from blockswap_models.training.loop import make_optimizer, set_epoch, train
 from blockswap_models.training.recipes import RECIPES, Recipe, learning_rate
@@ -483,7 +485,10 @@ def test_a_disk_that_fills_during_the_run(tmp_path, monkeypatch):
 
 
 def test_bfloat16_trains_float32_weights(tmp_path):
-    summary = run_tiny(tmp_path, True, dtype=torch.bfloat16, recipe=replace(TINY, epochs=1))
+    task, computed = make_task(True, drop_rate=0.2), set()
+    task.get_eval_model().conv1.register_forward_hook(lambda conv, _, maps: computed.add((conv.training, maps.dtype)))
+    summary = train(task, *loaders(), replace(TINY, epochs=1), tmp_path, progress=False, dtype=torch.bfloat16)
+    assert {dtype for training, dtype in computed if training} == {torch.bfloat16}
     state = safetensors.torch.load_file(tmp_path / "model.safetensors")
     assert {each.dtype for each in state.values()} == {torch.float32, torch.int64}
     assert 0 <= summary["top1_error"] <= 100
@@ -507,7 +512,17 @@ def folder(tmp_path):
 
 def test_folders_go_through_timms_loader(folder):
     model = timm.create_model("blockswap_wrn16_1", num_classes=2)
-    loader = training_loader(model, str(folder), None, TINY, workers=0)
+    with patch.object(loaders_, "create_loader", wraps=loaders_.create_loader) as made:
+        loader = training_loader(model, str(folder), None, replace(TINY, crop_scale=0.6), workers=0)
+    # timm's own defaults are crops from 8 % of the image on, and changed colours.
+    asked = made.call_args.kwargs
+    assert (asked["scale"], asked["color_jitter"], asked["is_training"], asked["distributed"]) == (
+        (0.6, 1),
+        0,
+        True,
+        False,
+    )
+    assert (asked["mean"], asked["std"]) == (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
     batches = list(loader)
     assert [tuple(images.shape) for images, _ in batches] == [(8, 3, 32, 32)] * 2
     assert torch.bincount(torch.cat([labels for _, labels in batches])).tolist() == [8, 8]
@@ -563,6 +578,52 @@ def test_a_cpu_that_is_slow_in_bfloat16_is_told(capsys, tmp_path, monkeypatch, t
     status, _, err = run(capsys, *words.split(), "--data-dir", tmp_path, "--out", tmp_path / "run")
     assert status == 0
     assert ("this CPU has no instructions for bfloat16" in err) != there
+
+
+def training_of(capsys, *command):
+    """What a command's training is called with: its task, loaders and options."""
+    with patch("blockswap_models.training.runs.train", side_effect=ValueError("enough")) as train_:
+        status, _, err = run(capsys, "train", *command)
+    assert (status, err.splitlines()[-1]) == (2, "blockswap train: enough")
+    (task, loader, test_loader, *_), options = train_.call_args
+    return task, loader, test_loader, options
+
+
+def test_the_options_of_a_training_are_used(capsys, tmp_path, monkeypatch):
+    few_images(monkeypatch)
+    data = ["--data", "torch/cifar10", "--data-dir", tmp_path, "--device", "cpu", "--out", tmp_path / "run"]
+    given = "--soft-labels 0.3 --temperature 3 --beta 10 --mode paper --label-smoothing 0.2 --ema 0.7 --padding 2"
+    given += " --cutout 6 --flip alternate --seed 5 --batch-size 6 --channels-last --amp bfloat16"
+    torch.save(timm.create_model("blockswap_wrn16_1").state_dict(), tmp_path / "teacher.pth")
+    teacher = ["--teacher", "wrn16_1", "--teacher-checkpoint", tmp_path / "teacher.pth"]
+    task, loader, test_loader, options = training_of(capsys, "wrn16_1", *data, *teacher, *given.split())
+    assert (task.soft_labels, task.temperature, task.beta, task.mode) == (0.3, 3, 10, "paper")
+    assert task.criterion.label_smoothing == 0.2
+    assert task.get_trainable_module(ema=True).decay == 0.7
+    assert (loader.padding, loader.cutout, loader.flip, loader.seed, loader.batch_size) == (2, 6, "alternate", 5, 6)
+    assert (loader.training, loader.rank, loader.world_size) == (True, 0, 1)
+    assert not test_loader.training
+    assert options["dtype"] == torch.bfloat16
+    assert options["seed"] == 5
+    images, _ = next(iter(loader))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert task.get_eval_model().conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    # Nor are they used where they were not given: those of the recipe are.
+    task, loader, _, options = training_of(capsys, "wrn16_1", *data, *teacher, "--batch-size", 6)
+    assert (task.soft_labels, task.beta, task.mode, task.criterion.label_smoothing) == (0, 1000, "code", 0)
+    assert task.get_trainable_module(ema=True) is None
+    assert (loader.padding, loader.cutout, loader.flip, loader.seed) == (4, 16, True, 0)
+    assert options["dtype"] == torch.float32
+
+
+def test_each_process_has_its_share(capsys, tmp_path, monkeypatch):
+    few_images(monkeypatch)
+    monkeypatch.setattr(runs, "rank_and_size", lambda: (1, 2))
+    data = ["--data", "torch/cifar10", "--data-dir", tmp_path, "--device", "cpu", "--out", tmp_path / "run"]
+    with patch.object(ClassificationTask, "prepare_distributed") as prepare:
+        _, loader, _, _ = training_of(capsys, "wrn16_1", *data, "--batch-size", 6)
+    prepare.assert_called_once()
+    assert (loader.rank, loader.world_size, loader.batch_size) == (1, 2, 3)
 
 
 def test_teacher_student_and_evaluation(capsys, tmp_path, monkeypatch):
@@ -718,3 +779,21 @@ def test_two_processes_make_an_epoch(folder, tmp_path):
     assert len(rows) == 1
     assert math.isfinite(rows[0]["train_loss"])
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def _losses_of(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        sums, steps = [([2.0, 12.0], 2), ([10.0, 12.0], 4)][rank]
+        means = loop._means(torch.tensor(sums), ["loss", "other"], steps)
+        torch.save(means, f"{folder}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_losses_are_means_over_processes(tmp_path):
+    # Over six steps, of which one process has counted two and the other four.
+    torch.multiprocessing.start_processes(_losses_of, (str(tmp_path),), nprocs=2, start_method="fork")
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt") == {"loss": 2.0, "other": 4.0}
