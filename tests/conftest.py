@@ -1,6 +1,9 @@
 """Fixtures: real images where BLOCKSWAP_DATA names their folder, and one thread a process."""
 
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.zeros((), requires_grad=True).backward()
 # Workers stay for the next test that searches with some, however slow this machine is: each has to load torch.
 workers._IDLE_SECONDS = 3600
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has the layers in C compiled once, not again by each program that a test starts, which take 1.5 s for it."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    wrapper = Path(__file__).with_name("compile_once.py")
+    # The processes of pytest-xdist have the compiler of the one that started them.
+    if compiler is None or wrapper.name in compiler:
+        return
+    folder = tempfile.mkdtemp(prefix="compile_once")
+    command = [sys.executable, "-IS", str(wrapper), folder]
+    # It is split at spaces.
+    if any(" " in each for each in command):
+        shutil.rmtree(folder)
+        return
+    before = os.environ.get("CC")
+    os.environ["CC"] = " ".join([*command, compiler])
+
+    def clean() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("CC")
+        if before is not None:
+            os.environ["CC"] = before
+
+    config.add_cleanup(clean)
 
 
 def real_images(name: str) -> Path:

@@ -16,7 +16,8 @@ from blockswap_models.detection import fpn_backbone, mask_rcnn
 from blockswap_models.nets.blocks import ResidualBlock
 
 GENOME = "B2,W1/G4,B2G4/S,W2/B4,S"
-IMAGES = [torch.rand(3, 64, 72, generator=torch.Generator().manual_seed(0)), torch.rand(3, 48, 64)]
+DRAWS = torch.Generator().manual_seed(0)
+IMAGES = [torch.rand(3, *size, generator=DRAWS) for size in ((64, 72), (48, 64))]
 TARGETS = [
     {
         "boxes": torch.tensor([[5.0, 6.0, 40.0, 44.0], [1.0, 2.0, 30.0, 20.0]]),

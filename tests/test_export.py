@@ -111,8 +111,8 @@ def test_a_full_disk_is_an_error_of_exporting(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("blockswap_models.files.os.fsync", fail)
-    with pytest.raises(ExportError, match=r"^cannot write '.*a\.pt2': No space left on device$"):
-        export_model(timm.create_model("blockswap_wrn16_1"), tmp_path / "a.pt2")
+    with pytest.raises(ExportError, match=r"^cannot write '.*a\.ts': No space left on device$"):
+        export_model(timm.create_model("blockswap_wrn16_1"), tmp_path / "a.ts")
     assert not list(tmp_path.iterdir())
 
 
@@ -220,31 +220,27 @@ def test_layers_in_two_places_and_computed_weights_are_not_folded():
 
 
 def test_files_of_torch_need_no_other_package(tmp_path):
-    for name, genome in {"blockswap_wrn16_1": TINY, "blockswap_resnet18": "2xB2/B4,G4/2xW1/2xB4W1"}.items():
-        model = trained(name, 32, genome=genome)
-        for format, endings in {"torch.export": ".pt2", "torchscript": ".ts"}.items():
-            result = export_model(model, tmp_path / f"{name}{endings}", input_size=(3, 32, 32))
-            assert (result.format, result.opset) == (format, None)
-            assert result.folded == norms(model) - norms(fold_batchnorm(model)) > 0
-        assert b"networks.py" not in (tmp_path / f"{name}.pt2").read_bytes()
-        torch.save([images(batch, 32) for batch in (1, 4)], tmp_path / "images.pt")
-        with torch.no_grad():
-            torch.save([model.eval()(images(batch, 32)) for batch in (1, 4)], tmp_path / f"{name}.pt")
+    model = trained("blockswap_wrn16_1", genome=TINY)
+    for format, endings in {"torch.export": ".pt2", "torchscript": ".ts"}.items():
+        result = export_model(model, tmp_path / f"net{endings}", input_size=(3, 16, 16))
+        assert (result.format, result.opset) == (format, None)
+        assert result.folded == norms(model) - norms(fold_batchnorm(model)) > 0
+    assert b"networks.py" not in (tmp_path / "net.pt2").read_bytes()
+    with torch.no_grad():
+        torch.save([(images(batch), model.eval()(images(batch))) for batch in (1, 4)], tmp_path / "answers.pt")
     code = f"""
 import json, sys, warnings, torch
 warnings.simplefilter("ignore")
-images = torch.load("images.pt")
-for name in ("blockswap_wrn16_1", "blockswap_resnet18"):
-    extra = {{"{ABOUT}": ""}}
-    program = torch.export.load(name + ".pt2", extra_files=extra).module()
-    scripted = {{"{ABOUT}": ""}}
-    script = torch.jit.load(name + ".ts", _extra_files=scripted)
-    assert json.loads(extra["{ABOUT}"]) == json.loads(scripted["{ABOUT}"])
-    assert json.loads(extra["{ABOUT}"])["name"] == name
-    with torch.no_grad():
-        for batch, expected in zip(images, torch.load(name + ".pt")):
-            for model in (program, script):
-                torch.testing.assert_close(model(batch), expected, rtol=1e-4, atol=1e-4)
+extra = {{"{ABOUT}": ""}}
+program = torch.export.load("net.pt2", extra_files=extra).module()
+scripted = {{"{ABOUT}": ""}}
+script = torch.jit.load("net.ts", _extra_files=scripted)
+assert json.loads(extra["{ABOUT}"]) == json.loads(scripted["{ABOUT}"])
+assert json.loads(extra["{ABOUT}"])["name"] == "blockswap_wrn16_1"
+with torch.no_grad():
+    for batch, expected in torch.load("answers.pt"):
+        for model in (program, script):
+            torch.testing.assert_close(model(batch), expected, rtol=1e-4, atol=1e-4)
 assert not {{"blockswap_models", "timm"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -255,7 +251,8 @@ assert not {{"blockswap_models", "timm"}} & set(sys.modules)
 def test_images_of_one_channel_have_one_mean(name, tmp_path):
     model = timm.create_model(name, in_chans=1)
     numbers = ((0.4734,), (0.2009,)) if "wrn" in name else ((0.449,), (0.226,))
-    for size in ((1, 28, 28), None):
+    # The size of a ResNet's own images takes long.
+    for size in ((1, 28, 28), None) if "wrn" in name else ((1, 28, 28),):
         result = export_model(model, tmp_path / "net.ts", input_size=size)
         own = (1, *model.pretrained_cfg["input_size"][1:])
         assert (result.input_size, result.mean, result.std) == (size or own, *numbers)

@@ -11,7 +11,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import timm
 import torch
+from registered import forget_entry
 
 from benchmarks.lib.report import mean_and_deviation
 from benchmarks.search import strategies
@@ -41,12 +43,15 @@ def test_smoke(script, capsys, monkeypatch):
     # As `python -m` does where it was not imported before.
     monkeypatch.delitem(sys.modules, module_of(script), raising=False)
     status = None
-    # One of them adds a strategy, which is for it alone.
+    before = timm.list_models()
+    # One of them adds a strategy, and one a network, which is for it alone.
     with torch.random.fork_rng(devices=[]), mock.patch.dict(STRATEGIES):
         try:
             runpy.run_module(module_of(script), run_name="__main__", alter_sys=True)
         except SystemExit as ended:
             status = ended.code
+    for name in {*timm.list_models()}.difference(before):
+        forget_entry(name)
     out, err = capsys.readouterr()
     assert not status, err
     assert out

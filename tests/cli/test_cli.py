@@ -239,11 +239,10 @@ def table(tmp_path_factory):
     """A latency table, and what the command printed as it was measured."""
     path = tmp_path_factory.mktemp("profile") / "table.json"
     command = "profile wrn10_1 --types S,G4,B2 --rounds 1 --threads 1 --batch-size 2 --image-size 16 --out".split()
-    done = subprocess.run(
-        [sys.executable, "-m", "blockswap_models", *command, str(path)], capture_output=True, text=True, check=True
-    )
-    assert "1 of 1 " in done.stderr
-    return path, done.stdout
+    status, out, err = run(*command, path)
+    assert status == 0
+    assert "1 of 1 " in err
+    return path, out
 
 
 def test_profile(table, tmp_path):

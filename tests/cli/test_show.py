@@ -157,6 +157,9 @@ def test_means_over_draws():
     assert Candidate.of_draws(draws).shares == pytest.approx((0.375, 0.625))
     assert Candidate.of_draws([draw]).shares is None
     assert median_shares([]) is None
+    several = [(0.1, 0.7, 0.2), (0.6, 0.1, 0.3), None, (0.2, 0.3, 0.5)]
+    # Of each block by itself.
+    assert median_shares(replace(candidate(1.0), shares=shares) for shares in several) == (0.2, 0.3, 0.3)
 
 
 def test_budgets_read_as_a_person_writes_them():

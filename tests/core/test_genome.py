@@ -404,7 +404,7 @@ def any_texts(number: int, seed: int) -> list[str]:
 
 def test_any_text_is_a_genome_or_a_genome_error() -> None:
     read = 0
-    for text in any_texts(10_000, seed=1):
+    for text in any_texts(4_000, seed=1):
         try:
             genome = Genome(text)
         except GenomeError as error:
@@ -420,7 +420,7 @@ def test_any_text_is_a_genome_or_a_genome_error() -> None:
             assert re.fullmatch("[0-9xSGWBMKDI,/]+", genome)
             assert Genome.parse(str(genome)) == genome
             assert Genome.parse(str(genome)).stages == genome.stages
-    assert 1000 < read < 9000
+    assert 400 < read < 3600
 
 
 def test_long_texts_are_answered_at_once() -> None:
@@ -473,7 +473,7 @@ def test_what_fits_a_layout_is_built_and_nothing_else(monkeypatch: pytest.Monkey
             assert model.genome == genome
             # Counting runs the network, so that the shapes of its blocks agree.
             assert count(model).macs > 0
-        if built == 150:
+        if built == 60:
             break
-    assert built == 150
-    assert refused > 50
+    assert built == 60
+    assert refused > 20

@@ -8,6 +8,9 @@ import torch
 from blockswap_models import machine
 from blockswap_models.machine import default_workers, find_device, require_writable, threads_set
 
+# Long enough for any machine: what waits so long does not end by itself.
+PATIENCE = 300
+
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
 def test_workers_are_as_many_as_the_processors_that_this_process_may_use():
@@ -64,26 +67,27 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
 def test_threads_are_as_many_as_before_also_where_threads_run_beside_each_other():
     before = torch.get_num_threads()
     first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
-    seen = []
+    seen, waited = [], []
 
     def first():
         with threads_set(1):
             first_in.set()
-            second_in.wait()
+            waited.append(second_in.wait(PATIENCE))
         first_out.set()
 
     def second():
-        first_in.wait()
+        waited.append(first_in.wait(PATIENCE))
         with threads_set(1):
             second_in.set()
-            first_out.wait()
+            waited.append(first_out.wait(PATIENCE))
             seen.append(torch.get_num_threads())
 
-    both = [threading.Thread(target=each) for each in (first, second)]
+    both = [threading.Thread(target=each, daemon=True) for each in (first, second)]
     for each in both:
         each.start()
     for each in both:
-        each.join()
+        each.join(PATIENCE)
+    assert waited == [True] * 3
     assert seen == [1]
     assert torch.get_num_threads() == before
     with threads_set(before + 1):

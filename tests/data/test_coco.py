@@ -57,9 +57,11 @@ def test_a_minibatch_for_the_search(folder):
 
 def test_the_command_searches_on_coco(folder, tmp_path, capsys):
     record = tmp_path / "record.jsonl"
-    command = "search resnet18 --params 3m --samples 2 --refine 0 --workers 1 --image-size 32 --batch-size 2 --json"
+    command = (
+        "search resnet18 --params 3m --samples 2 --types S,W1 --refine 0 --workers 1 --image-size 32 --batch-size 2"
+    )
     data = ["--data", "coco", "--data-dir", str(folder), "--split", "val", "--out", str(record)]
-    assert main([*command.split(), *data]) == 0
+    assert main([*command.split(), *data, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["top"]) == 2
     assert json.loads(record.read_text().splitlines()[0])["data"].startswith("coco, 2 images")
 

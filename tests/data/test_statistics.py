@@ -10,10 +10,11 @@ from blockswap_models import Layout
 from blockswap_models.data.statistics import data_config, for_channels, model_data_config
 from blockswap_models.nets.networks import build
 
+NAMES = ["blockswap_wrn16_1", "test_resnet", "test_vit", "test_efficientnet"]
 CIFAR10_GREY = {"mean": (0.4734,), "std": (0.2009,)}
 
 
-@pytest.mark.parametrize("name", ["blockswap_wrn40_2", "resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("features_only", [False, True])
 def test_a_network_of_three_channels_has_timms_config(name, features_only):
     model = timm.create_model(name, features_only=features_only, device="meta")
@@ -22,7 +23,7 @@ def test_a_network_of_three_channels_has_timms_config(name, features_only):
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 @pytest.mark.parametrize("features_only", [False, True])
-@pytest.mark.parametrize("name", ["blockswap_wrn40_2", "resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", NAMES)
 def test_there_are_as_many_means_as_channels(name, features_only, channels):
     whole = resolve_model_data_config(timm.create_model(name, device="meta"))
     model = timm.create_model(name, in_chans=channels, features_only=features_only, device="meta")

@@ -95,11 +95,46 @@ def test_a_network_learns_what_it_would_have_learned(layout, genome, amp, one_th
     assert found > (F.cosine_similarity(gradient(False, True), right, dim=0) - 0.03 if amp else 0.999)
 
 
+class Conv(nn.Conv2d):
+    """A layer that may do something else with its weights."""
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("options", "taken"),
+    [
+        ({}, True),
+        ({"stride": 2}, True),
+        ({"kernel_size": 5}, False),
+        ({"kernel_size": (3, 1)}, False),
+        ({"padding": 0}, False),
+        ({"padding": "same"}, False),
+        ({"dilation": 2}, False),
+        ({"stride": 3}, False),
+        ({"stride": (1, 2)}, False),
+        ({"bias": True}, False),
+        ({"padding_mode": "reflect"}, False),
+        ({"out_channels": 32}, False),
+        ({"in_channels": 32}, False),
+        # Groups of 1, 16 and 3 channels, and half of a vector.
+        ({"groups": 16}, False),
+        ({"groups": 1}, False),
+        ({"in_channels": 48, "out_channels": 48, "groups": 16}, False),
+        ({"in_channels": 18, "out_channels": 18, "groups": 9}, False),
+        ({"class": Conv}, False),
+    ],
+    ids=str,
+)
+def test_only_what_is_in_c_is_taken(options, taken, one_thread):
+    narrow = {"in_channels": 16, "out_channels": 16, "kernel_size": 3, "padding": 1, "groups": 4, "bias": False}
+    conv = options.get("class", nn.Conv2d)(**narrow | {name: each for name, each in options.items() if name != "class"})
+    with ExitStack() as undo:
+        native.use_native_convs(nn.Sequential(conv), undo)
+        assert ("forward" in vars(conv)) == taken
+    assert "forward" not in vars(conv)
+
+
 def test_without_a_compiler_there_is_no_library(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    native.native_library.cache_clear()
-    try:
-        assert native.native_library() is None
-    finally:
-        monkeypatch.undo()
-        native.native_library.cache_clear()
+    # Not from the cache, which keeps what is compiled for the tests that follow.
+    assert native.native_library.__wrapped__() is None

@@ -1,5 +1,6 @@
 import os
 import signal
+from unittest import mock
 
 import pytest
 
@@ -12,7 +13,11 @@ distributed = pytest.importorskip("distributed", reason="needs the extra dask")
 @pytest.fixture
 def forks():
     """Has workers fork from one process that has loaded what they need: that takes most of the time."""
-    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+    # A cluster leaves the variables that its workers start with.
+    with (
+        mock.patch.dict(os.environ),
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+    ):
         distributed.utils.get_mp_context().set_forkserver_preload(["distributed", "blockswap_models.searching.scorer"])
         yield
 

@@ -26,7 +26,7 @@ from blockswap_models.budget import parse_latency
 from blockswap_models.nets.networks import build, residual_blocks
 from blockswap_models.searching.candidates import ScoredDraw
 from blockswap_models.searching.latency import Shape
-from blockswap_models.searching.profile import Stopwatch
+from blockswap_models.searching.profile import Stopwatch, typical
 from blockswap_models.searching.record import RecordError, budget_text, read_ranking, read_record
 
 TYPES = ("S", "W1", "G8", "B2")
@@ -415,6 +415,10 @@ def test_a_profile_has_every_block_type_at_every_shape():
     assert (table.batch_size, table.device, table.threads) == (2, "cpu", 1)
     assert table.about["torch"] == torch.__version__
     SearchSpace("wrn10_1", ["B2"], 3, 1, 16, table).sample(1, Budget(latency=(0, None)))
+
+
+def test_the_typical_time_is_the_lower_quartile():
+    assert typical([5, 1, 4, 2, 3]) == 2
 
 
 def test_a_profile_adds_up_to_whole_networks(monkeypatch):

@@ -27,9 +27,12 @@ def test_noise_has_a_spectrum_of_1_over_f(space):
     assert minibatch.images.std(dim=(1, 2, 3)).allclose(torch.ones(64))
     assert minibatch.images.mean().abs() < 1e-5
     assert 0 <= minibatch.labels.min() <= minibatch.labels.max() < space.num_classes
-    # Along one axis the amplitude falls as 1/f: four times the frequency, a quarter of the amplitude.
+    assert len(minibatch.labels.unique()) > 1
+    # Along each axis the amplitude falls as 1/f, four times the frequency, a quarter of the amplitude; alike in both.
     amplitude = torch.fft.rfft2(minibatch.images).abs().square().mean(dim=(0, 1)).sqrt()
     assert float(amplitude[0, 2] / amplitude[0, 8]) == pytest.approx(4, rel=0.25)
+    assert float(amplitude[2, 0] / amplitude[8, 0]) == pytest.approx(4, rel=0.25)
+    assert float(amplitude[2, 0] / amplitude[0, 2]) == pytest.approx(1, rel=0.25)
 
 
 def test_noise_depends_on_the_seed_only():

@@ -1,5 +1,6 @@
 import functools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -66,7 +67,9 @@ def test_depends_on_seed_genome_and_draw_never_on_order_or_worker():
     random_before = torch.get_rng_state()
     many = {each.genome: each.scores for each in search(SPACE, BUDGET, samples=9, batch_size=4).candidates}
     assert torch.equal(torch.get_rng_state(), random_before)
-    parallel = {each.genome: each.scores for each in search(SPACE, BUDGET, draws=2, workers=2, **SMALL).candidates}
+    with ThreadPoolExecutor(2) as executor:
+        beside = search(SPACE, BUDGET, draws=2, executor=executor, **SMALL)
+    parallel = {each.genome: each.scores for each in beside.candidates}
     other = {each.genome: each.scores for each in search(SPACE, BUDGET, seed=1, **SMALL).candidates}
     assert few == parallel
     assert few.keys() <= many.keys()

@@ -5,6 +5,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -256,7 +257,9 @@ def test_a_search_cut_off_anywhere_goes_on_the_same_way(quick, tmp_path) -> None
 
 def test_workers_change_nothing(quick, tmp_path) -> None:
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    assert search(SPACE, BUDGET, record=one, **quick) == search(SPACE, BUDGET, record=two, workers=2, **quick)
+    with ThreadPoolExecutor(2) as executor:
+        beside = search(SPACE, BUDGET, record=two, executor=executor, **quick)
+    assert search(SPACE, BUDGET, record=one, **quick) == beside
     assert one.read_bytes() == two.read_bytes()
 
 

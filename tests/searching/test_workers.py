@@ -63,9 +63,10 @@ def test_every_worker_learns_the_job_and_works(tmp_path, start):
 
 def test_functions_without_a_name_travel(tmp_path):
     expected = search(SPACE, BUDGET, **SMALL)
-    for executor in ({"workers": 2}, {"executor": ThreadPoolExecutor(1)}):
-        found = search(SPACE, BUDGET, score=lambda *args: 2 * fisher_potential(*args), **executor, **SMALL)
-        assert [each.score for each in found.candidates] == [2 * each.score for each in expected.candidates]
+    with ThreadPoolExecutor(1) as thread:
+        for executor in ({"workers": 2}, {"executor": thread}):
+            found = search(SPACE, BUDGET, score=lambda *args: 2 * fisher_potential(*args), **executor, **SMALL)
+            assert [each.score for each in found.candidates] == [2 * each.score for each in expected.candidates]
 
 
 def locked(lock, model, images, labels):
