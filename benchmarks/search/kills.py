@@ -229,10 +229,10 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
     parser.add_argument("--patience", type=float, default=10, help="seconds for workers to end (%(default)g)")
-    parser.add_argument("--smoke", action="store_true", help="two kills of a tiny search")
+    parser.add_argument("--smoke", action="store_true", help="one kill of a tiny search")
     options = parser.parse_args()
     if options.smoke:
-        options.kills, options.network, options.params = 2, "wrn16_1", "60k"
+        options.kills, options.network, options.params = 1, "wrn16_1", "60k"
         options.samples, options.batch_size, options.workers = 24, 8, 1
         # What ends on a slow machine only after minutes has still ended.
         options.patience = 300

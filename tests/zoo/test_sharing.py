@@ -384,11 +384,14 @@ def test_mistakes_are_one_line(capsys, packed, tmp_path):
 # The weights that a wheel must have, with the start of each file's SHA-256.
 PINNED = {
     "blockswap_resnet34_3m.at_in284_9": "9e4fee2cee19a4bb",
+    "blockswap_resnet34_8m.at_in284_9": "ef00827c354e18c6",
     "blockswap_wrn16_1.at_cifar10_12": "a878f0566956af81",
     "blockswap_wrn40_2.cifar10_24": "e0416f4ec23f1ad9",
     "blockswap_wrn40_2_162k.at_cifar10_12": "5d82456703d2cba8",
     "blockswap_wrn40_2_217k.at_cifar10_12": "a0dfba76bc7c0de5",
+    "blockswap_wrn40_2_289k.at_cifar10_10": "c34bbff543cfa542",
     "blockswap_wrn40_2_404k.at_cifar10_16": "64601f55d7c43d61",
+    "blockswap_wrn40_2_556k.at_cifar10_10": "f5c78e1dd6b8557d",
     "blockswap_wrn40_2_811k.at_cifar10_12": "35c69dbe8b63ccec",
 }
 
