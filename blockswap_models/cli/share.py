@@ -62,7 +62,8 @@ def pack(as_json: bool, **arguments: Any) -> None:
         if path.exists():
             raise WeightsError(f"there is {quote(str(path))} already; use another --tag or --out, or delete it")
     # Before minutes of measuring.
-    make_folder(weights.parent, WeightsError)
+    if weights.parent.exists() and not weights.parent.is_dir():
+        raise WeightsError(f"{quote(options.out)} is a file; use a folder (--out)")
 
     import safetensors.torch
     import torch
@@ -112,6 +113,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
     tested = measure(model, loader, torch.float32)
     errors = {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
     made = make_card(name, summary, content, _DTYPE, errors, training_command(summary), options.note)
+    make_folder(weights.parent, WeightsError)
     write_atomic(weights, content, WeightsError)
     write_atomic(card, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode(), WeightsError)
     if as_json:

@@ -365,7 +365,7 @@ def test_mistakes_are_one_line(capsys, packed, tmp_path):
         (["push", tmp_path / "none.json", "--out", tmp_path / "x"], "cannot read the card"),
         (["push", plain, "--out", tmp_path / "x"], "is a network of timm with its own blocks; use timm.models.push_to"),
         (["push", packed, "--out", tmp_path / "other.json"], "other.json' is a file; use a new folder (--out)"),
-        (["pack", run_folder, "--tag", "a", "--out", tmp_path / "other.json"], "cannot make the folder"),
+        (["pack", run_folder, "--tag", "a", "--out", tmp_path / "other.json"], "other.json' is a file; use a folder"),
         (["push", packed, "--repo", "net"], "a repository is USER/NAME, not 'net' (--repo)"),
         (["push", packed, "--out", tmp_path / "x", "--private"], "--private is for a repository on the Hub"),
         (["pack", tmp_path, "--tag", "x", "--out", tmp_path], "no finished run in"),
