@@ -1,20 +1,20 @@
 """Files that are complete at any moment: written atomically, or as JSON lines of which only the last can be cut off.
 
-This module needs the standard library only.
+This module needs the standard library only, and filelock where a file is locked.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .messages import quote
 
-__all__ = ["JsonLineError", "append_json_line", "json_line", "make_folder", "read_json_lines", "write_atomic"]
+__all__ = ["JsonLineError", "append_json_line", "json_line", "locked", "make_folder", "read_json_lines", "write_atomic"]
 
 
 def write_atomic(path: str | Path, content: bytes, error: Callable[[str], Exception] = OSError) -> None:
@@ -44,6 +44,41 @@ def write_atomic(path: str | Path, content: bytes, error: Callable[[str], Except
         if isinstance(fault, OSError):
             raise error(f"cannot write {quote(str(path))}: {fault.strerror or fault}") from None
         raise
+
+
+@contextmanager
+def locked(path: str | Path, taken: Exception, remove: bool = False) -> Iterator[None]:
+    """Keeps other processes out by a file that is locked; the system releases it of a process that is killed.
+
+    Some network file systems have no locks, and a folder may be read-only, which is told when it is written: nobody is
+    kept out there.
+
+    Args:
+        path: The file, in a folder that exists.
+        taken: What is raised where another process has locked it.
+        remove: Whether the file is removed at the end.
+
+    Raises:
+        Exception: What is given, where another process has locked the file.
+    """
+    # What only reads need not load it.
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, blocking=False, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise taken from None
+    except (NotImplementedError, OSError):
+        pass
+    try:
+        yield
+    finally:
+        held = lock.is_locked
+        lock.release()
+        if held and remove:
+            with suppress(OSError):
+                Path(path).unlink()
 
 
 def make_folder(path: str | Path, error: Callable[[str], Exception] = OSError) -> None:

@@ -8,7 +8,7 @@ import click
 
 from ..budget import Cost
 from ..genome import BlockType, Genome
-from ..layout import Layout, require_sizes
+from ..layout import Layout, require_counts
 from ..messages import did_you_mean, quote
 from ..zoo.genomes import GENOMES
 from .parameters import GENOME, NETWORK, Given, size_options, subcommand
@@ -58,7 +58,7 @@ def count_(
     as_json: bool,
 ) -> None:
     """Prints what a genome costs, block by block: the network's own by default."""
-    require_sizes(num_classes=num_classes, in_chans=in_chans, image_size=image_size)
+    require_counts(num_classes=num_classes, in_chans=in_chans, image_size=image_size)
     if genome is not None and BlockType("K") in genome.blocks and not isinstance(network.value, str):
         import timm
 

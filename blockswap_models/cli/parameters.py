@@ -40,7 +40,6 @@ __all__ = [
     "reader_option",
     "record_argument",
     "refuse_given",
-    "require_counts",
     "size_options",
     "subcommand",
     "together",
@@ -176,13 +175,6 @@ def refuse_given(names: Iterable[str], why: str) -> None:
     for each in click.get_current_context().command.params:
         if each.name in names and was_given(each.name):
             raise ValueError(f"{each.opts[0]} {why}")
-
-
-def require_counts(**counts: int) -> None:
-    """Raises ValueError for a number below 1."""
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is at least 1, not {value}")
 
 
 def default_readers() -> int:

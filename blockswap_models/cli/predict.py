@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..layout import require_counts
 from ..progress import progress_bar
 from .evaluate import say_which
 from .parameters import (
@@ -20,7 +21,6 @@ from .parameters import (
     model_argument,
     model_options,
     reader_option,
-    require_counts,
     subcommand,
 )
 from .tables import print_json, print_table

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..budget import Budget, BudgetError, amount_text
+from ..layout import require_counts
 from ..machine import default_workers, find_device
 from ..messages import counted, did_you_mean, listed, quote
 from ..progress import progress_bar
@@ -28,7 +29,6 @@ from .parameters import (
     holdout_options,
     network_options,
     refuse_given,
-    require_counts,
     subcommand,
     together,
     top_option,
@@ -233,10 +233,7 @@ def search_(as_json: bool, **arguments: Any) -> None:
         require_counts(samples=options.samples, batch_size=options.batch_size)
         _search_library(options, as_json)
         return
-    record = options.resume or options.out or _record_name(options)
-    if options.resume is None:
-        require_new(record)
-    header = read_header(record) if options.resume is not None and Path(record).is_file() else None
+    record, header = _record_of(options)
     if header is not None:
         _go_on_as(options, record, header)
     elif options.data is not None:
@@ -292,10 +289,7 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
 
     if options.data is None:
         raise ValueError("joined blocks are measured on labelled images; use --data")
-    record = options.resume or options.out or _record_name(options)
-    if options.resume is None:
-        require_new(record)
-    header = read_header(record) if options.resume is not None and Path(record).is_file() else None
+    record, header = _record_of(options)
     if header is not None:
         _go_on_as(options, record, header)
     else:
@@ -469,6 +463,14 @@ def minibatch_of(options: SimpleNamespace, space: ImageSpec) -> Minibatch:
     return dataset_minibatch(
         space, options.data, options.data_dir, number, options.seed, options.split, num_batches, options.holdout
     )
+
+
+def _record_of(options: SimpleNamespace) -> tuple[str, dict[str, Any] | None]:
+    """The record of a search, and what it says where it is continued; raises RecordError for one that is there."""
+    record = options.resume or options.out or _record_name(options)
+    if options.resume is None:
+        require_new(record)
+    return record, read_header(record) if options.resume is not None and Path(record).is_file() else None
 
 
 def _record_name(options: SimpleNamespace) -> str:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..budget import Budget, BudgetError
 from ..errors import BlockSwapError
-from ..files import JsonLineError, append_json_line, read_json_lines
+from ..files import JsonLineError, append_json_line, locked, read_json_lines
 from ..genome import Genome
 from ..layout import RANDOM_WEIGHTS, Layout
 from ..messages import quote
@@ -69,7 +69,9 @@ class Record:
                 raise RecordError(f"no record {self.path} to resume; leave out resume=True to start one")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
-                stack.enter_context(_locked(self.path))
+                taken = f"another search writes {self.path}; wait for its end, or use another record="
+                lock = self.path.parent / f".{self.path.name}.lock"
+                stack.enter_context(locked(lock, RecordError(taken), remove=True))
                 self._open(record_header(search), resume)
                 self._lock = stack.pop_all()
         except OSError as error:
@@ -110,33 +112,6 @@ class Record:
         """Adds the score of one genome and draw; one that is not finite is null in the file."""
         append_json_line(self._file, scored.to_json())
         self.draws[scored.genome, scored.draw] = scored
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keeps other processes out of a record; raises RecordError where one writes it.
-
-    The system releases the lock of a process that is killed, whose file the next one takes. Readers need none.
-    """
-    # What only reads records need not load it.
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path.parent / f".{path.name}.lock", blocking=False, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RecordError(f"another search writes {path}; wait for its end, or use another record=") from None
-    except (NotImplementedError, OSError):
-        # Some network file systems have no locks, and a folder may be read-only.
-        pass
-    try:
-        yield
-    finally:
-        held = lock.is_locked
-        lock.release()
-        if held:
-            with suppress(OSError):
-                Path(lock.lock_file).unlink()
 
 
 def record_header(search: Mapping[str, Any]) -> dict[str, Any]:

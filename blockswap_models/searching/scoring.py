@@ -16,7 +16,7 @@ import torch
 from .. import __version__
 from ..budget import Budget
 from ..genome import Genome
-from ..layout import Layout
+from ..layout import Layout, require_counts
 from ..machine import find_device
 from ..progress import is_watched
 from .candidates import ETA, Candidate, ScoredDraw, rank
@@ -46,9 +46,7 @@ Progress = Callable[[Iterable[Any], int, int, str], Iterable[Any]]
 
 def check_numbers(*, seed: int, refine: int, **counts: int) -> None:
     """Raises ValueError for a number that is too small; counts are at least 1."""
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is at least 1, not {value}")
+    require_counts(**counts)
     for name, value in {"seed": seed, "refine": refine}.items():
         if value < 0:
             raise ValueError(f"{name} is 0 or more, not {value}")

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import BlockSwapError
 from ..genome import Genome
-from ..layout import require_sizes
+from ..layout import require_counts
 from ..messages import quote
 from ..zoo.cards import MissingWeightsError
 from ..zoo.find import create_network, find_model, is_all_kept, swaps
@@ -49,7 +49,7 @@ def make_model(
         ValueError: There is no such model, or there are no such weights of it.
     """
     # Without classes it is a network without its head, for timm.
-    require_sizes(num_classes=num_classes or None, in_chans=in_chans)
+    require_counts(num_classes=num_classes or None, in_chans=in_chans)
     if is_folder(name):
         if is_run(name):
             return _of_run(Path(name), pretrained, checkpoint, genome, num_classes, in_chans)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from ..data.folders import plain_name
 from ..errors import BlockSwapError
-from ..files import JsonLineError, append_json_line, json_line, make_folder, read_json_lines, write_atomic
+from ..files import JsonLineError, append_json_line, json_line, locked, make_folder, read_json_lines, write_atomic
 from ..messages import quote
 
 __all__ = ["WEIGHTS", "RunFolder", "TrainingError", "read_summary"]
@@ -47,20 +46,9 @@ class RunFolder:
         The system releases the lock of a process that is killed.
         """
         make_folder(self.path, TrainingError)
-        lock = FileLock(self.path / ".lock", blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise TrainingError(
-                f"another process trains in {quote(str(self.path))}; wait for its end, or use another folder="
-            ) from None
-        except (NotImplementedError, OSError):
-            # Some network file systems have no locks, and a folder may be read-only, which is told when it is written.
-            pass
-        try:
+        taken = f"another process trains in {quote(str(self.path))}; wait for its end, or use another folder="
+        with locked(self.path / ".lock", TrainingError(taken)):
             yield
-        finally:
-            lock.release()
 
     def load(self, resume: bool) -> dict[str, Any] | None:
         """Reads the checkpoint; None for a new run. Raises TrainingError for a folder that does not fit."""

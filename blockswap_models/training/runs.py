@@ -16,7 +16,7 @@ from ..data.cifar import CifarLoader
 from ..data.facts import holdout_of, holdout_text, image_facts
 from ..data.folders import find_dataset, names_of, plain_name, require_outside
 from ..data.statistics import CIFAR10_NAMES, label_names, model_data_config
-from ..layout import require_sizes
+from ..layout import require_counts
 from ..machine import computes_bfloat16
 from ..nets.cost import count
 from ..nets.devices import describe_machine
@@ -124,7 +124,7 @@ def train_run(
     """
     rank, world_size = rank_and_size()
     sizes = {name: getattr(settings, name) for name in ("num_classes", "in_chans", "image_size")}
-    require_sizes(**sizes)
+    require_counts(**sizes)
     if recipe.freeze is not None and not settings.pretrained and settings.init is None:
         raise ValueError("to freeze random weights trains less of the network; use pretrained=True or init=FILE")
     if settings.pretrained and settings.init is not None:
