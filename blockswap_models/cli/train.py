@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import click
 
 from ..messages import quote
 from ..training.recipes import RECIPES, Recipe
-from .errors import advise_when_interrupted, given_words
+from .errors import advise_when_interrupted, as_options, given_words
 from .parameters import (
     GENOME,
     device_option,
@@ -272,6 +273,7 @@ def _train(
     log = Path(options.out) / "log.jsonl"
     advise_when_interrupted(lambda: "continue with the same command and --resume" if log.exists() else "")
     writer = _writer(options) if rank == 0 else None
+    command = click.get_current_context().command
     try:
         return train_run(
             settings,
@@ -284,19 +286,39 @@ def _train(
             test_every=options.test_every,
             checkpoint_minutes=options.checkpoint_minutes,
             command=[*start, *given_words()],
+            asked=[each.name for each in fields(Recipe) if getattr(options, each.name) is not None],
             writer=writer,
-            say=lambda text: click.echo(text, err=True),
+            say=lambda text: click.echo(as_options(text, command), err=True),
         )
     finally:
         if writer is not None:
             writer.close()
 
 
-def _writer(options: SimpleNamespace) -> Any:
+def _writer(options: SimpleNamespace) -> _Events | None:
     if not options.tensorboard:
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ValueError("--tensorboard needs the package tensorboard; use pip install tensorboard") from None
-    return SummaryWriter(options.out)
+    return _Events(lambda: SummaryWriter(options.out))
+
+
+class _Events:
+    """A writer for TensorBoard that makes its folder with the first value, so that a refused run leaves none."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._writer: Any = None
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Writes a value."""
+        if self._writer is None:
+            self._writer = self._make()
+        self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self._writer is not None:
+            self._writer.close()

@@ -97,6 +97,7 @@ def train_run(
     test_every: int = 1,
     checkpoint_minutes: float = 5.0,
     command: Sequence[str] = (),
+    asked: Sequence[str] = (),
     writer: Any = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -113,6 +114,7 @@ def train_run(
         test_every: Epochs between evaluations.
         checkpoint_minutes: Minutes between checkpoints within an epoch.
         command: The words of the command that asked for this run, for the summary.
+        asked: The hyperparameters that the user set; those that this run does not use are said.
         writer: A SummaryWriter of TensorBoard.
         say: Called with each line that the user should read before training begins.
 
@@ -203,6 +205,8 @@ def train_run(
     of_students = {name if len(students) > 1 else "": {**each, **used} for name, each in of_students.items()}
     if rank == 0:
         _say_which(settings, say)
+        if idle := [f"{name}=" for name in asked if name not in used["recipe"]]:
+            say(f"{' and '.join(idle)} {'have' if len(idle) > 1 else 'has'} no effect on this run")
         if settings.amp == "bfloat16" and device.type == "cpu" and not computes_bfloat16():
             say("this CPU has no instructions for bfloat16, so that training takes many times as long as in float32")
         if holdout is not None:

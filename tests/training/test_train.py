@@ -674,8 +674,10 @@ def test_teacher_student_and_evaluation(capsys, tmp_path, monkeypatch):
 
 def test_a_folder_from_start_to_evaluation(capsys, folder, tmp_path):
     same = ["wrn16_1", "--data", folder, "--num-classes", 2, "--workers", 0, "--device", "cpu"]
-    status, out, err = run(capsys, "train", *same, "--epochs", 1, "--batch-size", 8, "--out", tmp_path / "run")
+    idle = ["--cutout", 4, "--crop-scale", 0.5, "--warmup", 0.2]
+    status, out, err = run(capsys, "train", *same, *idle, "--epochs", 1, "--batch-size", 8, "--out", tmp_path / "run")
     assert status == 0, err
+    assert "\n--warmup and --cutout have no effect on this run\n" in "\n" + err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["recipe"]["weight_decay"], summary["test_images"]) == (1e-4, 8)
     status, evaluated, err = run(capsys, "evaluate", *same, "--checkpoint", tmp_path / "run" / "model.safetensors")
@@ -729,6 +731,12 @@ def test_tensorboard_where_it_is_there(capsys, tmp_path, monkeypatch):
     status, _, err = run(capsys, *command, "--device", "cpu", "--batch-size", 16, "--tensorboard")
     wanted = "blockswap train: --tensorboard needs the package tensorboard; use pip install tensorboard\n"
     assert (status, err) == (2, wanted)
+    # It makes a folder as soon as it is there, which a run that is refused does not leave.
+    made = SimpleNamespace(SummaryWriter=os.makedirs)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", made)
+    refused = ["--device", "cpu", "--batch-size", 16, "--tensorboard", "--num-classes", 3]
+    assert run(capsys, *command, *refused)[0] == 2
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
