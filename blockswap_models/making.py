@@ -25,7 +25,7 @@ from .data.folders import DataError, find_dataset, plain_name, require_outside
 from .data.holdout import HoldOut
 from .errors import BlockSwapError
 from .export import export_model, require_onnx
-from .files import write_atomic
+from .files import make_folder, write_atomic
 from .layout import Layout
 from .machine import computes_bfloat16, default_workers, find_device, keep_memory
 from .messages import counted, quote
@@ -327,7 +327,7 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
     if begun is None:
         if folder.exists() and any(folder.iterdir()):
             raise MakeError(f"{quote(str(folder))} has other files in it; use a new folder (out=)")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, MakeError)
         _write_plan(folder, plan)
         return
     found = {"dtype": _OLD_DTYPE, **begun["plan"]}

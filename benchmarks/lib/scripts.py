@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import timm
 import torch
 
-__all__ = ["run_script"]
+__all__ = ["require_model", "run_script"]
 
 
 def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], Any], **smoke: Any) -> None:
@@ -28,3 +29,9 @@ def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespac
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"interrupted{'; the same command resumes' * resumes}\n")
+
+
+def require_model(name: str) -> None:
+    """Refuses the name of no network of timm with a ValueError."""
+    if not timm.is_model(name.partition(".")[0]):
+        raise ValueError(f"no network '{name}'; use one of timm (--name)")

@@ -30,7 +30,7 @@ from torch import nn
 import blockswap_models  # noqa: F401
 from benchmarks.lib.images import Images, cifar_images, noise_images
 from benchmarks.lib.report import processor, versions
-from benchmarks.lib.scripts import run_script
+from benchmarks.lib.scripts import require_model, run_script
 from benchmarks.lib.trained import finished
 from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.data.folders import DataError
@@ -161,8 +161,7 @@ def run(options: argparse.Namespace) -> None:
     for name in ("classes", "images", "test_images", "size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is at least 1")
-    if not timm.is_model(options.name):
-        raise ValueError(f"no network '{options.name}'; use one of timm (--name)")
+    require_model(options.name)
     torch.set_num_threads(options.threads)
     images = images_of(options)
     print(

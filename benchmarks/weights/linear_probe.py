@@ -24,7 +24,7 @@ from torch.optim.swa_utils import update_bn
 import blockswap_models  # noqa: F401
 from benchmarks.lib.images import cifar_images, noise_images
 from benchmarks.lib.report import processor, versions
-from benchmarks.lib.scripts import run_script
+from benchmarks.lib.scripts import require_model, run_script
 from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.machine import keep_memory
 from blockswap_models.nets.native_norm import use_native_norms
@@ -88,6 +88,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    require_model(options.name)
     torch.set_num_threads(options.threads)
     keep_memory()
     kinds = {"random": False} if options.smoke else {"pretrained": True, "random": False}

@@ -23,7 +23,7 @@ from torch import nn
 import blockswap_models  # noqa: F401
 from benchmarks.lib.images import Images, cifar_images, noise_images
 from benchmarks.lib.report import processor, versions
-from benchmarks.lib.scripts import run_script
+from benchmarks.lib.scripts import require_model, run_script
 from benchmarks.lib.trained import finished
 from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.machine import keep_memory
@@ -96,6 +96,7 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     if options.data_dir is None and not options.smoke:
         raise ValueError("training needs the folder of CIFAR-10; use --data-dir")
+    require_model(options.name)
     torch.set_num_threads(options.threads)
     keep_memory()
     images = noise_images(128) if options.smoke else cifar_images(options.data_dir)

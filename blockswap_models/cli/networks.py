@@ -9,8 +9,7 @@ import click
 from ..budget import Cost
 from ..genome import BlockType, Genome
 from ..layout import Layout, require_counts
-from ..messages import did_you_mean, quote
-from ..zoo.genomes import GENOMES
+from ..zoo.genomes import own_genome
 from .parameters import GENOME, NETWORK, Given, size_options, subcommand
 from .tables import in_megas, print_json, print_table
 
@@ -76,7 +75,7 @@ def count_(
         total = sum(blocks, swapped.fixed)
     else:
         layout = network.value
-        genome = _own_genome(network) if genome is None else layout.fit(genome)
+        genome = own_genome(network.text) if genome is None else layout.fit(genome)
         total, blocks = _count(layout, genome, num_classes, in_chans, image_size)
     rows: list[dict[str, Any]] = [
         {
@@ -119,17 +118,3 @@ def _count(
     channels, height, width = layout.input_size
     size = (in_chans or channels, image_size or height, image_size or width)
     return count(model, size), count_blocks(model, size)
-
-
-def _own_genome(network: Given) -> Genome:
-    """The genome of a network of the zoo, or the original one of a layout; raises ValueError."""
-    layout, short = network.value, network.text.removeprefix("blockswap_")
-    name = f"blockswap_{short}"
-    if name in GENOMES:
-        return GENOMES[name]
-    if layout.name not in (name, network.text):
-        names = [each.removeprefix("blockswap_") for each in GENOMES]
-        advice = did_you_mean(short, names, "see 'blockswap list', or give a genome")
-        raise ValueError(f"no network {quote(network.text)} in the zoo; {advice}")
-    original: Genome = layout.original
-    return original

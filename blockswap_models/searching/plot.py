@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from ..files import make_folder, write_atomic
 from ..genome import Genome
 from ..layout import Layout
-from ..messages import counted, quote
+from ..messages import counted
 from ..strips import FAMILIES, family_of, text_colour
-from ..zoo.genomes import GENOMES
+from ..zoo.genomes import own_genome
 from .candidates import Candidate, median_shares
 from .record import FrontRecord, budget_text, read_front, read_ranking
 
@@ -417,12 +417,8 @@ def plot_genome(network: str, genome: Genome | str | None = None, out: str | Pat
         ```
     """
     layout = Layout.named(network)
-    if genome is None:
-        name = f"blockswap_{network.removeprefix('blockswap_')}"
-        if name not in GENOMES and layout.name not in (name, network):
-            raise ValueError(f"no network {quote(network)} in the zoo; give its genome, or see 'blockswap list'")
-        genome = GENOMES.get(name, layout.original)
-    return _drawn(lambda: _genome_figure(layout, network, layout.fit(genome)), out)
+    drawn = layout.fit(own_genome(network) if genome is None else genome)
+    return _drawn(lambda: _genome_figure(layout, network, drawn), out)
 
 
 def _genome_figure(layout: Layout, network: str, genome: Genome) -> Figure:

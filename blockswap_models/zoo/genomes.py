@@ -6,8 +6,10 @@ This module needs the standard library only.
 from __future__ import annotations
 
 from ..genome import Genome
+from ..layout import Layout
+from ..messages import did_you_mean, quote
 
-__all__ = ["GENOMES", "PAPER_ERRORS"]
+__all__ = ["GENOMES", "PAPER_ERRORS", "own_genome"]
 
 GENOMES: dict[str, Genome] = {
     name: Genome(text)
@@ -46,3 +48,20 @@ PAPER_ERRORS: dict[str, str] = {
     "blockswap_resnet34_8m": "26.24",
     "blockswap_resnet34_3m": "29.57",
 }
+
+
+def own_genome(network: str) -> Genome:
+    """Finds the genome of a network of the zoo, or the original one of a layout.
+
+    Raises ValueError where the name is neither's, such as `wrn40_2_400k`, of which only the layout is known.
+    """
+    short = network.removeprefix("blockswap_")
+    name = f"blockswap_{short}"
+    if name in GENOMES:
+        return GENOMES[name]
+    layout = Layout.named(network)
+    if layout.name not in (name, network):
+        names = [each.removeprefix("blockswap_") for each in GENOMES]
+        advice = did_you_mean(short, names, "see 'blockswap list', or give a genome")
+        raise ValueError(f"no network {quote(network)} in the zoo; {advice}")
+    return layout.original

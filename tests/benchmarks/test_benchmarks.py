@@ -77,8 +77,10 @@ def test_smoke(script, capsys, monkeypatch):
         ("weights.finetune", "no images; use --data FOLDER or --cifar FOLDER"),
         ("weights.finetune --name nonesuch", "no network 'nonesuch'; use one of timm (--name)"),
         ("weights.finetune --data nowhere", "no folder nowhere/train; use "),
+        ("weights.linear_probe --name nonesuch", "no network 'nonesuch'; use one of timm (--name)"),
         ("weights.linear_probe --data-dir nowhere", "no whole CIFAR10 in 'nowhere'; use "),
         ("weights.recipes", "training needs the folder of CIFAR-10; use --data-dir"),
+        ("weights.recipes --data-dir x --name nonesuch", "no network 'nonesuch'; use one of timm (--name)"),
         ("weights.recipes --data-dir nowhere", "no whole CIFAR10 in 'nowhere'; use "),
     ],
 )

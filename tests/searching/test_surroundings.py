@@ -171,7 +171,7 @@ def test_every_family_has_a_colour(tmp_path):
     assert "I" in genome._repr_html_()
     pytest.importorskip("matplotlib", reason='needs pip install "blockswap_models[plot]"')
     plot_genome("wrn16_1", "S,I/2xS/2xS", tmp_path / "identity.svg")
-    with pytest.raises(ValueError, match=r"^no network 'wrn16_1_999k' in the zoo; give its genome, or see"):
+    with pytest.raises(ValueError, match=r"^no network 'wrn16_1_999k' in the zoo; did you mean 'wrn16_1'"):
         plot_genome("wrn16_1_999k")
 
 
