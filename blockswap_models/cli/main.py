@@ -61,14 +61,29 @@ class _Blockswap(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         remember_words(ctx, args)
         try:
-            return super().parse_args(ctx, args)
+            try:
+                return super().parse_args(ctx, args)
+            finally:
+                # Help and version are printed as the arguments are read.
+                sys.stdout.flush()
         except click.UsageError as error:
             _print_usage_error(error)
+        except BrokenPipeError:
+            _drop_output()
+            ctx.exit(0)
+        except OSError as error:
+            _drop_output()
+            _print_error(ctx.command_path, str(error))
         ctx.exit(2)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            result = super().invoke(ctx)
+            try:
+                result = super().invoke(ctx)
+            except click.exceptions.Exit:
+                # Such as after the help of a subcommand.
+                sys.stdout.flush()
+                raise
             # What is buffered is written here: when Python ends, an error could not be answered any more.
             sys.stdout.flush()
             return result

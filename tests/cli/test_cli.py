@@ -1,6 +1,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,14 @@ from command_line import run
 from blockswap_models import Genome, SearchSpace
 
 SEARCH = "search wrn16_1 --params 60k --samples 4 --refine 0 --batch-size 4 --workers 1".split()
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """The record of a search, which `show` reads without torch."""
+    path = tmp_path_factory.mktemp("cli") / "record.jsonl"
+    assert run(*SEARCH, "--out", path)[0] == 0
+    return path
 
 
 @pytest.mark.parametrize(
@@ -164,13 +173,18 @@ def test_errors_are_one_line(tmp_path, monkeypatch, arguments, message):
 @pytest.mark.parametrize(
     ("reader", "status", "said"), [("| true", 0, ""), ("> /dev/full", 2, "No space left on device")]
 )
-def test_output_that_cannot_be_written(reader, status, said):
+@pytest.mark.parametrize("command", ["show record.jsonl", "--help", "--version", "search --help"])
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_cannot_be_written(reader, status, said, command, buffered, record, tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full on this system")
+    shutil.copy(record, tmp_path / "record.jsonl")
     # Buffered, as it is unless a user says otherwise: the error comes as the buffer is written.
     surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    command = f"set -o pipefail; {shlex.quote(sys.executable)} -m blockswap_models list {reader}"
-    done = subprocess.run(["bash", "-c", command], env=surroundings, capture_output=True, text=True)
+    if not buffered:
+        surroundings["PYTHONUNBUFFERED"] = "1"
+    command = f"set -o pipefail; {shlex.quote(sys.executable)} -m blockswap_models {command} {reader}"
+    done = subprocess.run(["bash", "-c", command], env=surroundings, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     assert done.stderr.count("\n") == bool(said)
     assert said in done.stderr
