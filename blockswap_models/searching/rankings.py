@@ -80,17 +80,13 @@ def train_accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
 
 def params(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Counts the parameters; the minibatch is not used."""
-    return float(count(model, _image_size(images)).params)
+    return float(sum(parameter.numel() for parameter in model.parameters()))
 
 
 def macs(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Counts the multiply-accumulates for one image of the size of `images`, which are not used otherwise."""
-    return float(count(model, _image_size(images)).macs)
-
-
-def _image_size(images: torch.Tensor) -> tuple[int, int, int]:
     _, channels, height, width = images.shape
-    return channels, height, width
+    return float(count(model, (channels, height, width)).macs)
 
 
 def naswot(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:

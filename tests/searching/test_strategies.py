@@ -332,10 +332,10 @@ def test_an_unknown_strategy() -> None:
 def test_the_command_takes_a_strategy(tmp_path, monkeypatch, capsys) -> None:
     assert tuple(STRATEGIES) == STRATEGY_NAMES
     monkeypatch.chdir(tmp_path)
-    arguments = "search wrn16_1 --params 60k --batch-size 2 --workers 1 --score macs --strategy surrogate".split()
+    arguments = "search wrn16_1 --params 60k --batch-size 2 --workers 1 --score l2-norm --strategy surrogate".split()
     assert main([*arguments, "--samples", "110", "--refine", "0", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["record"] == "wrn16_1-params60k-macs-surrogate-seed0.jsonl"
+    assert report["record"] == "wrn16_1-params60k-l2-norm-surrogate-seed0.jsonl"
     header, scored = read_record(report["record"])
     assert header["strategy"] == "surrogate"
     assert len(scored) == 110
@@ -343,6 +343,6 @@ def test_the_command_takes_a_strategy(tmp_path, monkeypatch, capsys) -> None:
     shown = capsys.readouterr().out
     assert "\ngenomes  110\n" in shown
     assert "\nchosen   by strategy surrogate\n" in shown
-    # It has learned which types have many MACs for few parameters.
-    macs = [each.cost.macs for each in scored]
-    assert np.median(macs[100:]) > max(macs[:100])
+    # It has learned which types have large weights.
+    norms = [each.score for each in scored]
+    assert np.median(norms[100:]) > max(norms[:100])
