@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import fields, replace
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -37,6 +38,8 @@ from blockswap_models.training.runs import RunSettings, make_teacher, train_run
 
 TINY = Recipe(epochs=3, batch_size=8, lr=0.05, cutout=4, padding=1)
 TIMES = ("seconds", "images_per_second")
+# Seconds, for what should take an instant, on a machine that does much else.
+PATIENCE = 300
 
 
 def noise(number=32, size=16, seed=0):
@@ -253,15 +256,17 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, monkeyp
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
-    code = f"""
-from blockswap_models.training.run_folder import RunFolder
-with RunFolder({str(tmp_path / "run")!r}, {{}}).locked():
-    print("here", flush=True)
-    input()
-"""
-    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def hold(there):
+        with RunFolder(tmp_path / "run", {}).locked():
+            there.set()
+            threading.Event().wait()
+
+    forking = multiprocessing.get_context("fork")
+    there = forking.Event()
+    other = forking.Process(target=hold, args=(there,))
+    other.start()
     try:
-        assert other.stdout.readline() == b"here\n"
+        assert there.wait(PATIENCE)
         with pytest.raises(
             TrainingError, match=r"^another process trains in '.*/run'; wait for its end, or use another"
         ):
@@ -269,7 +274,7 @@ with RunFolder({str(tmp_path / "run")!r}, {{}}).locked():
     finally:
         # As after a kill, the folder is free again.
         other.kill()
-        other.wait()
+        other.join()
     run_tiny(tmp_path / "run", recipe=replace(TINY, epochs=1))
 
 

@@ -833,6 +833,7 @@ model = torch.hub.load({str(REPOSITORY)!r}, "blockswap_wrn16_1", source="local",
 assert {str(REPOSITORY)!r} not in sys.path
 import blockswap_models
 assert len(timm.list_models("blockswap_*")) == {len(ENTRIES)}
+assert "blockswap_models.detection" not in sys.modules
 assert blockswap_models.__file__.startswith({str(REPOSITORY)!r})
 # What is loaded when it is first used is found still.
 blockswap_models.save_pretrained(model, "saved")
