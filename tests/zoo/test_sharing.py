@@ -391,7 +391,7 @@ PINNED = {
     "blockswap_wrn40_2_162k.at_cifar10_12": ("5d82456703d2cba8", 10.5),
     "blockswap_wrn40_2_217k.at_cifar10_12": ("a0dfba76bc7c0de5", 10.7),
     "blockswap_wrn40_2_289k.at_cifar10_10": ("c34bbff543cfa542", 9.2),
-    "blockswap_wrn40_2_404k.at_cifar10_16": ("64601f55d7c43d61", 10.4),
+    "blockswap_wrn40_2_404k.at_cifar10_26": ("5a10e1a4aec9d75a", 9.6),
     "blockswap_wrn40_2_556k.at_cifar10_10": ("f5c78e1dd6b8557d", 9.5),
     "blockswap_wrn40_2_811k.at_cifar10_12": ("35c69dbe8b63ccec", 9.4),
 }
