@@ -21,13 +21,17 @@ from ..nets.cost import count, count_parts
 from ..nets.networks import build, residual_blocks
 from ..nets.stored import StoredTensor, file_size, most_bytes, stored_tensors
 from ..nets.swap import BlockNetwork
-from .cost_table import LONGEST_OF_COUNT, CostTable
+from .cost_table import LONGEST_OF_COUNT, CostTable, JointTable
 from .latency import LatencyTable
 
 __all__ = ["SearchSpace"]
 
 _STANDARD, _KEEP = BlockType("S"), BlockType("K")
 _NANO = 1_000_000_000
+# So many genomes are listed rather than drawn until all were.
+_LISTED = 100_000
+# Where after so many draws fewer than this share met the further costs of a budget, two costs are met at once.
+_TRIED, _RARE = 8192, 0.01
 
 
 @lru_cache(maxsize=1024)
@@ -358,14 +362,25 @@ class SearchSpace:
     def cost_table(self, name: str, window: tuple[float, float], longest: int | None = None) -> CostTable:
         """Makes the table by which genomes within a window of one cost are counted and drawn."""
         fixed, totals = self._totals(name)
+        spellings = [[number for _, number in each] for each in self.options]
+        return CostTable(fixed, totals, spellings, self._whole_window(name, window), longest)
+
+    def joint_table(self, budget: Budget) -> JointTable:
+        """Makes the table by which genomes within the first two windows of a budget are drawn."""
+        (one, first), (other, second) = list(budget.windows.items())[:2]
+        costs = self._totals(one), self._totals(other)
+        return JointTable(
+            (costs[0][0], costs[1][0]),
+            (costs[0][1], costs[1][1]),
+            (self._whole_window(one, first), self._whole_window(other, second)),
+        )
+
+    def _whole_window(self, name: str, window: tuple[float, float]) -> tuple[float, float]:
+        """A window of a cost in the integers of `_totals`."""
         if name == "latency":
             # The product of a decimal fraction and 1e9 is not exact.
-            window = round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
-        elif name == "size":
-            window = window[0], window[1] + self.size_slack
-        return CostTable(
-            fixed, totals, [[spellings for _, spellings in each] for each in self.options], window, longest
-        )
+            return round(window[0] * _NANO, 3), round(window[1] * _NANO, 3)
+        return (window[0], window[1] + self.size_slack) if name == "size" else window
 
     # -- counting ----------------------------------------------------------------------------------------------------
 
@@ -428,7 +443,7 @@ class SearchSpace:
         """Draws distinct networks that fit a budget, uniformly and without replacement.
 
         The first genomes of a longer list are those of a shorter one with the same seed. One cost of the budget is met
-        by construction, further ones by rejection.
+        by construction, further ones by rejection; where few meet two, both are met by construction, nearly.
 
         Args:
             number: Number of genomes.
@@ -436,7 +451,7 @@ class SearchSpace:
             seed: Seed of the draws.
 
         Returns:
-            The genomes; all that fit if there are fewer than `number`.
+            The genomes; where there are fewer than `number`, all that fit, or almost all.
 
         Raises:
             BudgetError: None fits; the message says what can be met.
@@ -458,7 +473,7 @@ class SearchSpace:
         total = table.count()
         if not total:
             raise BudgetError(self._unmet(budget, name))
-        listable = total <= 100_000
+        listable = total <= _LISTED
         found: dict[Genome, None] = {}
         tried = met = 0
         for draws in table.draw(seed):
@@ -473,6 +488,8 @@ class SearchSpace:
             # Where all can be listed, the number does not say when, so that longer samples start as shorter ones.
             if tried > (total if listable else 200 * max(number, 500)):
                 break
+            if not listable and len(budget.windows) > 1 and tried >= _TRIED and met < _RARE * tried:
+                return self._sampled_jointly(number, budget, seed, found, total)
         if listable:
             # Few fit, and most are found: list them all, in an order drawn from the seed.
             rest = [self.decode(picks) for picks in table.every()]
@@ -484,6 +501,37 @@ class SearchSpace:
             met_first = "meet" if table.exact else "come near"
             raise BudgetError(f"{self._unmet(budget, name)}: none of {tried:,} genomes that {met_first} its {name} do")
         return list(found)[:number], met / tried
+
+    def _sampled_jointly(
+        self, number: int, budget: Budget, seed: int, found: dict[Genome, None], total: int
+    ) -> tuple[list[Genome], float]:
+        """Goes on as `sample_with_acceptance` where few of the `total` genomes that meet the first cost meet more.
+
+        `found` are those that were drawn already.
+        """
+        table = self.joint_table(budget)
+        tried = met = 0
+        if table.total <= _LISTED:
+            near = [self.decode(picks) for picks in table.every()]
+            np.random.default_rng([seed, 3]).shuffle(near)
+            tried, fitting = len(near), [genome for genome, cost in near if budget.fits(cost)]
+            met = len(fitting)
+            found.update(dict.fromkeys(fitting))
+        else:
+            for draws in table.draw(seed):
+                for genome, cost in map(self.decode, draws):
+                    tried += 1
+                    if budget.fits(cost):
+                        met += 1
+                        found[genome] = None
+                        if len(found) == number:
+                            break
+                if len(found) == number or tried > 200 * max(number, 500):
+                    break
+        if not found:
+            near_by = f": none of {tried:,} genomes that come near do" if tried else ""
+            raise BudgetError(f"{self._unmet(budget, self.exact_cost(budget)[0])}{near_by}")
+        return list(found)[:number], met / max(tried, 1) * table.total / total
 
     def decode(self, picks: Sequence[int]) -> tuple[Genome, Cost]:
         """Makes the genome, with its cost, of the number of an option at each position."""

@@ -11,6 +11,8 @@ from scipy.stats import chisquare
 from blockswap_models import BlockType, Budget, BudgetError, Cost, Genome, GenomeError, SearchSpace, count, count_blocks
 from blockswap_models.layout import Layout, Position
 from blockswap_models.nets.networks import build, residual_blocks
+from blockswap_models.searching import cost_table
+from blockswap_models.searching import space as space_
 from blockswap_models.searching.cost_table import CostTable
 
 EVERYTHING = Budget(params=(0, None))
@@ -297,10 +299,40 @@ def test_a_search_for_a_second_cost_comes_to_an_end(monkeypatch: pytest.MonkeyPa
     assert share == pytest.approx(8 / 64, abs=0.01)
     none = Budget(params=(None, 60_000), macs=(20_000_000, None))
     assert not brute_force(SPARSE).genomes(none)
-    with pytest.raises(
-        BudgetError, match=r"from 27,914 to 175,066: none of 10\d,\d\d\d genomes that meet its params do$"
-    ):
+    # What few or none meet both of is looked for by both.
+    with pytest.raises(BudgetError, match=r"from 27,914 to 175,066(: none of \d genomes that come near do)?$"):
         SPARSE.sample(10, none)
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["listed", "drawn"])
+def test_what_meets_two_costs_is_found_however_rare(monkeypatch: pytest.MonkeyPatch, few: bool) -> None:
+    # In steps that are coarse here, from the first genome on that the first cost alone would give.
+    for name, value in {"_RARE": 2, "_TRIED": 0, "_LISTED": 100 if few else 0}.items():
+        monkeypatch.setattr(space_, name, value)
+    for name, value in {"_JOINT": 5_000, "_CHUNK": 1}.items():
+        monkeypatch.setattr(cost_table, name, value)
+    budget = Budget(params=(60_000, 120_000), macs=(12_000_000, 20_000_000))
+    fitting = {str(genome) for genome in brute_force(DEEP).genomes(budget)}
+    assert len(fitting) == 62
+    every, share = DEEP.sample_with_acceptance(62, budget)
+    assert set(map(str, every)) == fitting
+    assert every[:20] == DEEP.sample(20, budget)
+    there = DEEP.count(Budget(params=(60_000, 120_000))) * share
+    assert there == pytest.approx(62, rel=0 if few else 0.3)
+    if not few:
+        monkeypatch.setattr(cost_table, "_CHUNK", 2000)
+        drawn = (DEEP.decode(picks)[0] for picks in next(DEEP.joint_table(budget).draw(0)))
+        times = Counter(str(genome) for genome in drawn if budget.fits(DEEP.cost(genome)))
+        assert set(times) == fitting
+        assert chisquare(list(times.values())).pvalue > 1e-3
+
+
+def test_one_genome_of_many_is_found() -> None:
+    # Of 838,970 with such parameters, one has so few MACs.
+    budget = Budget(params=150_000, macs=(None, 12_860_000))
+    space = large("wrn16_2")
+    assert space.sample(20, budget) == [Genome("2xB4W2/2xB4W2/G2,B4W8")]
+    assert space.estimate(budget) == (1, 1)
 
 
 def gap(space: SearchSpace) -> tuple[int, int]:
