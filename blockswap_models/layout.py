@@ -134,12 +134,12 @@ class Layout:
     def _repr_html_(self) -> str:
         """Shows the stages as a table, in a notebook."""
         channels, height, width = self.input_size
-        first = 1 if self.preact else 4
+        title, last = self._last_column()
         rows = [
-            (stage + 1, depth, chs, f"{-(-height // (first << stage))}x{-(-width // (first << stage))}")
-            for stage, (depth, chs) in enumerate(zip(self.depths, self.channels, strict=True))
+            (stage, depth, chs, each)
+            for stage, (depth, chs, each) in enumerate(zip(self.depths, self.channels, last, strict=True), start=1)
         ]
-        head = "".join(f"<th>{title}</th>" for title in ("stage", "blocks", "channels", "size"))
+        head = "".join(f"<th>{title}</th>" for title in ("stage", "blocks", "channels", title))
         body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
         order = "before" if self.preact else "after"
         return (
@@ -147,6 +147,13 @@ class Layout:
             f"{self.stem_chs} channels, BN and ReLU {order} convolutions"
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
+
+    def _last_column(self) -> tuple[str, list[str]]:
+        """Title and cells of what a notebook shows last of each stage: height and width of its maps."""
+        _, height, width = self.input_size
+        first = 1 if self.preact else 4
+        reductions = [first << stage for stage in range(len(self.depths))]
+        return "size", [f"{-(-height // each)}x{-(-width // each)}" for each in reductions]
 
     @classmethod
     def custom(
@@ -329,7 +336,7 @@ class Layout:
         return genome
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NetworkLayout(Layout):
     """The layout of a given network: the places of its blocks as they were found. `block_network` makes one.
 
@@ -373,6 +380,13 @@ class NetworkLayout(Layout):
     def reduction(self) -> int:
         """How many times smaller the last feature map is than the first block's input."""
         return math.prod(place.stride for place in self.places)
+
+    def _last_column(self) -> tuple[str, list[str]]:
+        # How much smaller the stem makes the images is not known.
+        strides = dict.fromkeys((place.stage for place in self.places), 1)
+        for place in self.places:
+            strides[place.stage] *= place.stride
+        return "stride", [str(stride) for stride in strides.values()]
 
     @property
     def is_known(self) -> bool:

@@ -25,7 +25,7 @@ from .data.folders import DataError, find_dataset, plain_name, require_outside
 from .data.holdout import HoldOut
 from .errors import BlockSwapError
 from .export import export_model, require_onnx
-from .files import make_folder, write_atomic
+from .files import write_atomic
 from .layout import Layout
 from .machine import computes_bfloat16, default_workers, find_device, keep_memory
 from .messages import counted, quote
@@ -186,7 +186,7 @@ def make(
     if folder.exists() and not folder.is_dir():
         raise MakeError(f"{quote(str(folder))} is a file; use a new folder (out=)")
     with _one_line_for_a_full_disk(folder):
-        plan, facts, holdout = _plan(
+        plan, budget, facts, holdout = _plan(
             data, folder, budget, network, teacher, image_size, in_chans, samples, epochs, batch_size, val_share, seed
         )
         plan["dtype"] = _dtype_of(folder, target) if dtype == "auto" else dtype
@@ -253,8 +253,11 @@ def _plan(
     batch_size: int | None,
     val_share: float | None,
     seed: int,
-) -> tuple[dict[str, Any], ImageFacts, HoldOut | None]:
-    """Reads the images, and decides what is to be made: all that the result depends on, as JSON."""
+) -> tuple[dict[str, Any], Budget, ImageFacts, HoldOut | None]:
+    """Reads the images, and decides what is to be made: all that the result depends on, as JSON.
+
+    A budget in percent is returned in numbers.
+    """
     if not Path(data).is_dir():
         raise DataError(f"no folder {quote(data)}; use a folder of one folder a class (data=)")
     name, place = find_dataset(data, None)
@@ -279,6 +282,10 @@ def _plan(
         # That there are images on either side is seen here.
         holdout_text(data, None, holdout)
     recipe = small_data_recipe(facts.images, epochs, batch_size)
+    in_chans = facts.channels if in_chans is None else in_chans
+    if budget.is_share:
+        sizes = {"num_classes": len(facts.classes), "in_chans": in_chans, "image_size": image_size}
+        budget = SearchSpace(layout, **sizes).resolve(budget)[1]  # type: ignore[arg-type]  # each by its name
     plan = {
         "data": data,
         "images": facts.images,
@@ -287,7 +294,7 @@ def _plan(
         "budget": budget_windows(budget),
         "teacher": teacher,
         "image_size": image_size,
-        "in_chans": facts.channels if in_chans is None else in_chans,
+        "in_chans": in_chans,
         "samples": samples,
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
@@ -295,7 +302,7 @@ def _plan(
         "seed": seed,
     }
     # As a file has it.
-    return json.loads(json.dumps(plan)), facts, holdout
+    return json.loads(json.dumps(plan)), budget, facts, holdout
 
 
 def _dtype_of(folder: Path, device: torch.device) -> str:
@@ -327,7 +334,7 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
     if begun is None:
         if folder.exists() and any(folder.iterdir()):
             raise MakeError(f"{quote(str(folder))} has other files in it; use a new folder (out=)")
-        make_folder(folder, MakeError)
+        folder.mkdir(parents=True, exist_ok=True)
         _write_plan(folder, plan)
         return
     found = {"dtype": _OLD_DTYPE, **begun["plan"]}

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import blockswap_models.making as making
-from blockswap_models import BudgetError, DataError, ExportError, MakeError, WeightsError, make
+from blockswap_models import BudgetError, DataError, ExportError, MakeError, SearchSpace, WeightsError, make
 from blockswap_models.searching.record import Record
 from blockswap_models.training.evaluate import evaluate, evaluation_loader
 from blockswap_models.training.run_folder import TrainingError, read_summary
@@ -230,7 +230,7 @@ def test_a_folder_is_the_same_with_a_slash(photos, tmp_path, no_training):
 def test_a_search_goes_on_in_its_precision(photos, tmp_path, monkeypatch):
     asked = []
     budget = making.Budget.of("60k")
-    plan, _, holdout = making._plan(str(photos), tmp_path, budget, "wrn16_1", "train", None, None, 2, 1, 4, None, 0)
+    plan, _, _, holdout = making._plan(str(photos), tmp_path, budget, "wrn16_1", "train", None, None, 2, 1, 4, None, 0)
     plan["dtype"] = "float32"
     here = making._Place(tmp_path, torch.device("cpu"), 1, [], lambda _: None, False)
 
@@ -437,3 +437,18 @@ def test_a_budget_of_latency_is_measured_once(tmp_path, monkeypatch):
     assert 0 < low < high
     again = making._space({"network": "blockswap_wrn16_1"}, settings, True, here)
     assert (len(said), again.range("latency")) == (1, (low, high))
+
+
+def test_a_budget_in_percent_is_of_the_original_network(photos, tmp_path, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    def stop(*_):
+        raise Enough
+
+    monkeypatch.setattr(making, "_teacher", stop)
+    with pytest.raises(Enough):
+        make_least(photos, tmp_path / "net", "40%")
+    plan = json.loads((tmp_path / "net" / making.PLAN).read_text())["plan"]
+    original = SearchSpace("wrn16_1", num_classes=3, image_size=plan["image_size"]).original_cost
+    assert plan["budget"]["params"] == pytest.approx([0.39 * original.params, 0.41 * original.params], rel=1e-4)

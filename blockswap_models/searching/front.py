@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
 from .rankings import score_named
 from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
-from .search import SearchError, SearchResult, num_classes_of
+from .search import SearchResult, num_classes_of, require_scores
 from .space import SearchSpace
 from .strategies import strategy_named
 
@@ -94,7 +94,7 @@ def search_front(
     Raises:
         BudgetError: No genome fits one of the budgets, or they are not of one cost.
         RecordError: The record is of another search, or cannot be written.
-        SearchError: No score is finite.
+        SearchError: No score is finite, or all are 0.
         WorkerError: Workers died.
 
     Example:
@@ -107,10 +107,11 @@ def search_front(
     if isinstance(space, str):
         space = SearchSpace(space, num_classes=num_classes_of(data))
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
+    seed = operator.index(seed)
     propose = strategy_named(strategy)
     score = score_named(score)
     wanted: list[Budget] = []
-    for each in budgets:
+    for each in [budgets] if isinstance(budgets, str) else budgets:
         # The space of the first budget of a size is that of all.
         space, budget = space.resolve(each)
         wanted.append(budget)
@@ -145,8 +146,7 @@ def search_front(
     found = candidates_of(scoring.draws)
     rankings = rank_within(wanted, found)
     for budget, ranked in zip(wanted, rankings, strict=True):
-        if not math.isfinite(ranked[0].score):
-            raise SearchError(f"none of {len(ranked)} scores within {budget} is finite; look at the data")
+        require_scores(ranked, score, f" within {budget}")
     results = []
     for budget, own in zip(wanted, rankings, strict=True):
         genomes = {each.genome for each in own}

@@ -39,6 +39,11 @@ def cast_like_images(
                 undo.callback(module._parameters.__setitem__, name, value)
                 weight = value.detach().to(images.device, dtype)
                 module._parameters[name] = nn.Parameter(weight, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            # Such as the filter of a pooling that blurs. BN has its statistics from the images.
+            if buffer is not None and not isinstance(module, _BatchNorm):
+                undo.callback(module._buffers.__setitem__, name, buffer)
+                module._buffers[name] = buffer.to(images.device, dtype if buffer.is_floating_point() else None)
         # A convolution of another class may do something else with its weights; those of a pruned one, or one that is
         # normalised by its weights, are computed before each pass.
         if fast and type(module) is nn.Conv2d and "weight" in module._parameters and "forward" not in vars(module):

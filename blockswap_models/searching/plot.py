@@ -84,6 +84,8 @@ def plot_record(path: str | Path, out: str | Path) -> Figure:
 
 def plot_ranking(header: Mapping[str, Any], ranking: Sequence[Candidate], out: str | Path | None = None) -> Figure:
     """Draws the ranking of a search, to a PNG or SVG file where one is named; raises as `plot_record` does."""
+    if not ranking:
+        raise ValueError("there is no genome to draw; plot a result that has some")
     return _drawn(lambda: _figure(header, ranking), out)
 
 

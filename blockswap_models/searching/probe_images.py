@@ -25,6 +25,7 @@ from ..messages import counted
 from .plain_defaults import plain_defaults
 
 __all__ = [
+    "CHANNELS_FIRST",
     "ImageSpec",
     "Minibatch",
     "affordable_batches",
@@ -73,6 +74,7 @@ class Minibatch:
 
 # A search takes so many minibatches in turn, or as many as have so many numbers in all.
 _MOST_BATCHES, _MOST_NUMBERS = 16, 20_000_000
+CHANNELS_FIRST = "put the channels first, as images.transpose(0, 3, 1, 2) of numpy does"
 # How whoever has images in memory makes a network of more classes.
 _MORE_CLASSES = "SearchSpace(…, num_classes={}) or more"
 
@@ -139,6 +141,7 @@ def dataset_minibatch(
     Raises:
         DataError: There is no such dataset or split, or it does not fit the network.
     """
+    name = str(name)
     about: dict[str, Any] = {"data": name, "data_dir": None if root is None else str(root)}
     name, root = find_dataset(name, root)
     dataset = open_dataset(name, root, split, input_img_mode=image_mode(space.input_size[0]), holdout=holdout)
@@ -170,6 +173,11 @@ def tensor_minibatch(space: ImageSpec, images: Any, labels: Any) -> Minibatch:
         DataError: Images or labels do not fit the network, or the images are in another range.
     """
     images, labels = _sized(space, images, labels)
+    if images.numel() > _MOST_NUMBERS and len(images) > 1:
+        raise DataError(
+            f"{len(images):,} images are one minibatch here, which takes too much memory; use some of them, or a "
+            "torch.utils.data.TensorDataset of them, from which minibatches are drawn"
+        )
     images = _normalised(space, images)
     return _checked(space, images, labels, f"tensors, {len(images)} images", advice=_MORE_CLASSES)
 
@@ -196,13 +204,15 @@ def user_minibatch(space: ImageSpec, data: Any, batch_size: int = 32, seed: int 
     if isinstance(data, Minibatch):
         if data.images.shape[1:] != space.input_size:
             raise DataError(_size_message(space, data.images))
+        _check_labels(space, data.labels, _MORE_CLASSES)
         return data
     if isinstance(data, (str, Path)):
         number = affordable_batches(space, batch_size)
         # As training does, which measures on what is held out.
         holdout = holdout_of(str(data))
         return dataset_minibatch(space, str(data), None, batch_size, seed, num_batches=number, holdout=holdout)
-    if isinstance(data, (tuple, list)) and len(data) == 2:
+    # A list of two minibatches is no pair of images and labels.
+    if isinstance(data, (tuple, list)) and len(data) == 2 and not _is_minibatch(data[0]):
         return tensor_minibatch(space, *data)
     kind = type(data).__name__
     number = affordable_batches(space, batch_size) * batch_size
@@ -235,6 +245,10 @@ def user_minibatch(space: ImageSpec, data: Any, batch_size: int = 32, seed: int 
     # Looked at together: one image alone may be brighter than the mean throughout.
     images = images if as_pictures else _normalised(space, images)
     return _checked(space, images, labels, f"{kind}, {_sizes(batch_size, num_batches)}", num_batches, _MORE_CLASSES)
+
+
+def _is_minibatch(item: Any) -> bool:
+    return isinstance(item, (tuple, list)) and len(item) == 2 and all(hasattr(each, "shape") for each in item)
 
 
 def _pair(item: Any, kind: str) -> tuple[Any, Any]:
@@ -315,9 +329,7 @@ def _size_message(space: ImageSpec, images: torch.Tensor) -> str:
     if images.ndim != 4:
         return f"images are {wanted}, not {given}" + ("; use images[:, None] for grey ones" if images.ndim == 3 else "")
     if given[3] == channels != given[1]:
-        return (
-            f"images are {wanted}, not {given}; put the channels first, as images.transpose(0, 3, 1, 2) of numpy does"
-        )
+        return f"images are {wanted}, not {given}; {CHANNELS_FIRST}"
     own = {
         "in_chans": (channels, given[1]),
         "image_size": ((height, width), given[2] if given[2] == given[3] else given[2:]),
@@ -371,14 +383,18 @@ def _checked(
     advice: str = "num_classes={} or more",
 ) -> Minibatch:
     """Makes a minibatch; raises DataError for labels beyond the network's classes, with advice on their number."""
+    _check_labels(space, labels, advice)
+    digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes() + labels.cpu().contiguous().numpy().tobytes())
+    return Minibatch(images, labels, f"{source}, sha256 {digest.hexdigest()[:16]}", num_batches)
+
+
+def _check_labels(space: ImageSpec, labels: torch.Tensor, advice: str) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= space.num_classes:
         raise DataError(
             f"labels run from {low} to {high}, but the network has {space.num_classes} classes; use "
             + (advice.format(high + 1) if low >= 0 else "labels from 0 on")
         )
-    digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes() + labels.cpu().contiguous().numpy().tobytes())
-    return Minibatch(images, labels, f"{source}, sha256 {digest.hexdigest()[:16]}", num_batches)
 
 
 def _data_seed(seed: int) -> int:

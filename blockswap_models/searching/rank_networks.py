@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from ..budget import Cost
-from ..data.folders import classes_of
+from ..data.folders import DataError, classes_of
 from ..data.statistics import model_data_config
 from ..genome import BlockType, Genome, GenomeError
 from ..layout import Layout
@@ -29,13 +30,13 @@ from ..zoo.find import find_model
 from .candidates import Scored, rank
 from .fisher import Score, fisher_potential
 from .plain_defaults import plain_defaults
-from .probe_images import ImageSpec, Minibatch, affordable_batches, noise_minibatch, user_minibatch
+from .probe_images import CHANNELS_FIRST, ImageSpec, Minibatch, affordable_batches, noise_minibatch, user_minibatch
 from .probes import find_probes
 from .rankings import RankSum, score_named
 from .score_bar import ScoreBar
 from .scorer import own_random_numbers, seeded, weights_seed
 from .scoring import check_numbers
-from .search import SearchError, search
+from .search import require_scores, search
 from .space import SearchSpace
 from .workers import Shared, local_workers, map_in_order
 
@@ -118,7 +119,7 @@ def rank_networks(
         GenomeError: Genomes are given without their network, or one does not fit it.
         ValueError: There is no such network, or one of them cannot be scored, or takes no images of this size.
         DataError: The data do not fit the networks.
-        SearchError: No score is finite.
+        SearchError: No score is finite, or all are 0.
 
     Example:
         ```python
@@ -126,6 +127,7 @@ def rank_networks(
         rank_networks(["6xS/6xG4/6xB2", "6xG4/6xS/6xB2"], "wrn40_2", draws=4)
         ```
     """
+    seed = operator.index(seed)
     given = [networks] if isinstance(networks, (str, nn.Module)) else list(dict.fromkeys(networks))
     if not given:
         raise ValueError("no networks to rank; give at least one")
@@ -187,8 +189,7 @@ def rank_networks(
         parts = tuple(draw.parts for draw in own if draw.parts is not None) or None
         ranking.append(RankedNetwork(name, cost, tuple(draw.score for draw in own), parts))
     ranking = rank(ranking)
-    if not math.isfinite(ranking[0].score):
-        raise SearchError(f"none of {len(ranking)} scores is finite; look at the data, or choose another score")
+    require_scores(ranking, score)
     return tuple(ranking)
 
 
@@ -196,6 +197,8 @@ def _sizes_of(data: object) -> tuple[int | None, tuple[int, int] | None]:
     """The channels, and height and width, of images that are there already; None for other data."""
     images = data.images if isinstance(data, Minibatch) else data[0] if isinstance(data, (tuple, list)) else None
     shape = tuple(getattr(images, "shape", ()))
+    if len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4):
+        raise DataError(f"images are (N, C, H, W), not {shape}; {CHANNELS_FIRST}")
     return (shape[1], (shape[2], shape[3])) if len(shape) == 4 else (None, None)
 
 

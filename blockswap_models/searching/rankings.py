@@ -7,6 +7,7 @@ training mode unless stated otherwise.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,7 @@ __all__ = [
     "gradient_norm",
     "l2_norm",
     "macs",
+    "name_of",
     "naswot",
     "needs_float32",
     "params",
@@ -192,6 +194,14 @@ SCORES: dict[str, Score] = {
 }
 
 
+def name_of(score: Score) -> str:
+    """Names a score; a part of a function with its arguments, which make it another score."""
+    if isinstance(score, functools.partial):
+        arguments = [*map(repr, score.args), *(f"{key}={value!r}" for key, value in sorted(score.keywords.items()))]
+        return f"{name_of(score.func)}({', '.join(arguments)})"
+    return str(getattr(score, "__name__", type(score).__name__))
+
+
 def score_named(score: Score | str) -> Score:
     """Finds a score by its name.
 
@@ -261,9 +271,9 @@ def after(score: Score, minibatches: int, lr: float = 0.1, momentum: float = 0.9
     if minibatches == 1:
         return score
     if isinstance(score, RankSum):
-        trained = [(name, after(part, minibatches, lr, momentum, weight_decay)) for name, part in score.parts]
+        trained = [(name, AfterTraining(part, minibatches, lr, momentum, weight_decay)) for name, part in score.parts]
         # The name says what the record of a search depends on.
-        return RankSum(tuple((f"{name}_after_{minibatches}", part) for name, part in trained))
+        return RankSum(tuple((f"{name}{part.settings}", part) for name, part in trained))
     return AfterTraining(score, minibatches, lr, momentum, weight_decay)
 
 
@@ -283,10 +293,13 @@ class AfterTraining:
     @property
     def __name__(self) -> str:
         """Names the score and all settings that are not the default, for the record of a search."""
-        score = getattr(self.score, "__name__", type(self.score).__name__)
+        return f"{name_of(self.score)}{self.settings}"
+
+    @property
+    def settings(self) -> str:
+        """The end of the name: the number of minibatches, and what else is not the default."""
         changed = {each.name: value for each in fields(self)[2:] if (value := getattr(self, each.name)) != each.default}
-        settings = "".join(f"_{key}_{value}" for key, value in changed.items())
-        return f"{score}_after_{self.minibatches}{settings}"
+        return f"_after_{self.minibatches}" + "".join(f"_{key}_{value}" for key, value in changed.items())
 
     def __call__(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
         """Trains a copy of the model, all of it in training mode, and scores it; the model is not changed."""

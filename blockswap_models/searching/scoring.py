@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -22,7 +21,7 @@ from ..progress import is_watched
 from .candidates import ETA, Candidate, ScoredDraw, rank
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch, affordable_batches, noise_minibatch, user_minibatch
-from .rankings import needs_float32
+from .rankings import name_of, needs_float32
 from .record import Record
 from .score_bar import ScoreBar
 from .scorer import Scorer, fast_dtype
@@ -72,7 +71,7 @@ def make_scorer(
     if dtype is None:
         dtype = fast_dtype(device) if score is fisher_potential else torch.float32
     elif dtype != torch.float32 and needs_float32(score):
-        raise ValueError(f"the score {_name_of(score)} is computed in float32; use dtype=float32")
+        raise ValueError(f"the score {name_of(score)} is computed in float32; use dtype=float32")
     return Scorer(space, data, score, seed, device, dtype)
 
 
@@ -187,7 +186,7 @@ def describe(scorer: Scorer, strategy: str, within: dict[str, Any]) -> dict[str,
         **within,
         "seed": scorer.seed,
         "data": scorer.data.source,
-        "score": _name_of(scorer.score),
+        "score": name_of(scorer.score),
         "dtype": str(scorer.dtype).removeprefix("torch."),
         "strategy": strategy,
         **({} if space.latency is None else {"latency_table": space.latency.digest}),
@@ -195,14 +194,6 @@ def describe(scorer: Scorer, strategy: str, within: dict[str, Any]) -> dict[str,
         # What a run that trains on the same data must know; scores do not depend on it.
         **({"about": dict(scorer.data.about)} if scorer.data.about else {}),
     }
-
-
-def _name_of(score: Score) -> str:
-    """Names a score; a part of a function with its arguments, which make it another score."""
-    if isinstance(score, functools.partial):
-        arguments = [*map(repr, score.args), *(f"{key}={value!r}" for key, value in sorted(score.keywords.items()))]
-        return f"{_name_of(score.func)}({', '.join(arguments)})"
-    return str(getattr(score, "__name__", type(score).__name__))
 
 
 def describe_space(space: SearchSpace) -> dict[str, Any]:

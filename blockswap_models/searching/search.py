@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -24,7 +25,10 @@ from .scoring import Progress, Scoring, budget_windows, check_numbers, describe,
 from .space import SearchSpace
 from .strategies import strategy_named
 
-__all__ = ["Candidate", "SearchError", "SearchResult", "search"]
+if TYPE_CHECKING:
+    from .rank_networks import RankedNetwork
+
+__all__ = ["Candidate", "SearchError", "SearchResult", "num_classes_of", "require_scores", "search"]
 
 
 class SearchError(BlockSwapError, RuntimeError):
@@ -94,7 +98,7 @@ def search(
         BudgetError: No genome fits, or a given one does not.
         GenomeError: A given genome is not of this space.
         RecordError: The record is of another search, or cannot be written.
-        SearchError: No score is finite.
+        SearchError: No score is finite, or all are 0.
         WorkerError: Workers died.
 
     Example:
@@ -108,6 +112,7 @@ def search(
     if on_interrupt not in ("return", "raise"):
         raise ValueError(f"on_interrupt is 'return' or 'raise', not {on_interrupt!r}")
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
+    seed = operator.index(seed)
     propose = strategy_named(strategy)
     space, budget = space.resolve(budget)
     score = score_named(score)
@@ -143,9 +148,19 @@ def search(
     if interrupted or genomes is None:
         # A record may hold more than was asked for this time: it and the result name the same winner.
         ranked = rank(candidates_of(scoring.draws))
-    if not math.isfinite(ranked[0].score):
-        raise SearchError(f"none of {len(ranked)} scores is finite; look at the data, or choose another score")
+    require_scores(ranked, score)
     return SearchResult(space, budget, tuple(ranked), interrupted, scoring.draws, described)
+
+
+def require_scores(ranking: Sequence[Candidate | RankedNetwork], score: Score, where: str = "") -> None:
+    """Raises SearchError for a ranking, best first, without a finite score, or whose Fisher potentials are all 0."""
+    if not math.isfinite(ranking[0].score):
+        raise SearchError(f"none of {len(ranking)} scores{where} is finite; look at the data, or choose another score")
+    if score is fisher_potential and len(ranking) > 1 and not any(each.score for each in ranking):
+        raise SearchError(
+            f"each of {len(ranking)} scores{where} is 0, since the loss depends on no block; use images that differ, "
+            "of two classes or more"
+        )
 
 
 def num_classes_of(data: object) -> int | None:
@@ -157,7 +172,7 @@ def num_classes_of(data: object) -> int | None:
 def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) -> list[Genome]:
     """Reads genomes that are to be scored; raises GenomeError or BudgetError for one that does not fit."""
     found: dict[Genome, None] = {}
-    for number, text in enumerate(genomes, start=1):
+    for number, text in enumerate([genomes] if isinstance(genomes, str) else genomes, start=1):
         try:
             genome = Genome(text)
             cost = space.cost(genome)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
@@ -91,6 +92,14 @@ class SearchSpace:
         image_size: int | tuple[int, int] | None = None,
         latency: LatencyTable | None = None,
     ) -> None:
+        # Such as numbers of numpy, which a record could not have.
+        num_classes, in_chans = (None if each is None else operator.index(each) for each in (num_classes, in_chans))
+        if image_size is not None:
+            if isinstance(image_size, Sequence):
+                height, width = map(operator.index, image_size)
+                image_size = height, width
+            else:
+                image_size = operator.index(image_size)
         self.network = _network(layout, num_classes, in_chans, image_size)
         self.layout = Layout.named(layout) if self.network is None else self.network.layout  # type: ignore[arg-type]
         if types is None:

@@ -3,6 +3,7 @@
 import functools
 import warnings
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -10,13 +11,25 @@ from PIL import Image
 from torch import nn
 from torch.nn.utils import prune
 
-from blockswap_models import Budget, Genome, LatencyTable, SearchSpace, fisher_potential, search, search_front, swap
+from blockswap_models import (
+    Budget,
+    DataError,
+    Genome,
+    LatencyTable,
+    SearchError,
+    SearchSpace,
+    fisher_potential,
+    search,
+    search_front,
+    swap,
+)
 from blockswap_models.nets.networks import branch_ends, residual_blocks
 from blockswap_models.searching.front import budgets_along
 from blockswap_models.searching.plot import plot_genome
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.searching.profile import profile
 from blockswap_models.searching.rank_networks import rank_networks
+from blockswap_models.searching.rankings import after, score_named
 from blockswap_models.searching.record import RecordError, read_front
 from blockswap_models.searching.result import SearchResult
 from blockswap_models.strips import FAMILIES, family_of
@@ -208,3 +221,69 @@ def test_noise_is_the_same_in_any_surroundings(restored):
     wanted = noise_minibatch(space, 2).images
     torch.set_default_dtype(torch.float64)
     assert torch.equal(noise_minibatch(space, 2).images, wanted)
+
+
+# -- what is searched, and on what -----------------------------------------------------------------------------------
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    space = SearchSpace("wrn16_1", num_classes=np.int64(5), image_size=np.int64(16))
+    result = search(space, BUDGET, seed=np.int64(1), record=tmp_path / "record.jsonl", **SMALL)
+    plain = SearchSpace("wrn16_1", num_classes=5, image_size=16)
+    assert (
+        search(plain, BUDGET, seed=1, record=tmp_path / "record.jsonl", resume=True, **SMALL).candidates
+        == result.candidates
+    )
+
+
+def test_scores_that_are_all_0_are_told():
+    # The loss of one class is 0.
+    with pytest.raises(SearchError, match=r"^each of 2 scores is 0, since the loss depends on no block; use images"):
+        search(SearchSpace("wrn16_1", num_classes=1), BUDGET, **SMALL)
+
+
+def test_labels_and_shapes_are_looked_at_in_every_form():
+    pixels, labels = images()
+    many = noise_minibatch(SearchSpace("wrn16_1", num_classes=1000), 8)
+    with pytest.raises(DataError, match=r"^labels run from \d+ to \d{2,3}, but the network has 10 classes"):
+        search("wrn16_1", BUDGET, data=many, **SMALL)
+    last = pixels.numpy().transpose(0, 2, 3, 1)
+    with pytest.raises(DataError, match=r"^images are \(N, C, H, W\), not \(4, 32, 32, 3\); put the channels first"):
+        rank_networks(["wrn16_1"], data=(last, labels), score="naswot")
+    # A list of two minibatches is no pair of images and labels.
+    halves = [(pixels[:2], labels[:2]), (pixels[2:], labels[2:])]
+    few = {**SMALL, "batch_size": 2, "draws": 2}
+    with_loader = search("wrn16_1", BUDGET, data=iter(halves), **few)
+    assert search("wrn16_1", BUDGET, data=halves, **few).candidates == with_loader.candidates
+    with pytest.raises(DataError, match=r"^7,000 images are one minibatch here, which takes too much memory; use some"):
+        search("wrn16_1", BUDGET, data=(pixels[:1].expand(7000, -1, -1, -1), labels[:1].expand(7000)), **SMALL)
+
+
+def test_a_text_stands_for_itself():
+    one = search("wrn16_1", None, genomes=GENOME, **SMALL)
+    assert [each.genome for each in one.candidates] == [GENOME]
+    assert len(search_front("wrn16_1", "60k", **SMALL).results) == 1
+    with pytest.raises(ValueError, match=r"^there is no genome to draw; plot a result that has some$"):
+        one[:0].plot()
+
+
+def test_buffers_are_computed_with_as_images_are():
+    # Its pooling blurs by a filter that is no parameter.
+    blurred = timm.create_model("resnetblur18", num_classes=10, zero_init_last=False)
+    pixels, labels = images(channels_last=True)
+    exact = fisher_potential(blurred, pixels, labels)
+    assert fisher_potential(blurred, pixels.bfloat16(), labels) == pytest.approx(exact, rel=0.1)
+    assert blurred.layer2[0].aa.filt.dtype == torch.float32
+
+
+def test_what_was_trained_how_is_in_the_name_of_a_sum():
+    names = {after(score_named("gradient-norm+naswot"), 2, lr=lr).__name__ for lr in (0.1, 0.01)}
+    assert names == {"gradient-norm_after_2+naswot_after_2", "gradient-norm_after_2_lr_0.01+naswot_after_2_lr_0.01"}
+    part = functools.partial(fisher_potential, blocks="x")
+    assert after(part, 3).__name__ == "fisher_potential(blocks='x')_after_3"
+
+
+def test_a_notebook_shows_the_strides_of_any_network():
+    layout = SearchSpace("mobilenetv2_100").layout
+    assert "<td>2</td><td>2</td><td>24</td><td>2</td>" in layout._repr_html_()
+    assert repr(layout).startswith("Layout(mobilenetv2_100: ")
