@@ -444,7 +444,7 @@ def _restore(
 
 def set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
     """Seeds what a loader draws in an epoch: its order, and augmentation in its processes."""
-    _seed(seed, epoch, rank, 0)
+    number = _seed(seed, epoch, rank, 0)
     if hasattr(loader, "set_epoch"):
         # First, since it may switch to another loader.
         loader.set_epoch(epoch)
@@ -455,14 +455,22 @@ def set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
             each.seed = seed
         if hasattr(each, "set_epoch"):
             each.set_epoch(epoch)
+    # Generators of the user's own, of a DataLoader and of its samplers.
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    for each in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
+        generator = getattr(each, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(number)
 
 
-def _seed(*moment: int) -> None:
-    """Seeds everything that draws random numbers in this process, by seed, epoch, rank and step."""
+def _seed(*moment: int) -> int:
+    """Seeds all that draws random numbers in this process, by seed, epoch, rank and step; returns torch's seed."""
     digest = hashlib.sha256(f"train/{'/'.join(map(str, moment))}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:6], "big"))
+    number = int.from_bytes(digest[:6], "big")
+    torch.manual_seed(number)
     random.seed(digest)
     np.random.seed(int.from_bytes(digest[6:10], "big"))
+    return number
 
 
 def _finish(network: nn.Module, test_loader: Minibatches, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

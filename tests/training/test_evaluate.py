@@ -92,6 +92,13 @@ def test_labels_must_fit_the_model(label):
         evaluate(Rigged(torch.arange(10), RANKS), numbered(labels, 5))
 
 
+@pytest.mark.parametrize("labels", [torch.arange(10)[:, None], torch.eye(10), torch.arange(9)])
+def test_labels_are_one_number_an_image(labels):
+    minibatch = torch.arange(10.0).view(-1, 1, 1, 1), labels
+    with pytest.raises(DataError, match=rf"^labels of the shape \({len(labels)},.*\) do not fit 10 images; use one number"):
+        evaluate(Rigged(torch.arange(10), RANKS), [minibatch])
+
+
 def test_outputs_must_be_numbers():
     labels = torch.arange(10)
     model = Rigged(labels, RANKS)

@@ -19,6 +19,7 @@ import torch
 import torchvision
 from PIL import Image
 from timm.task import ClassificationTask
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import blockswap_models.training.run_folder
 from blockswap_models import AttentionTransferTask, SearchSpace
@@ -385,6 +386,23 @@ def test_whatever_draws_by_the_epoch_is_told_it(part, growing):
     setattr(loader, part, drawing)
     set_epoch(GrowingLoader(SimpleNamespace(), loader, 1) if growing else loader, 0, 3, 0)
     assert drawing.epochs == [3]
+
+
+@pytest.mark.parametrize("of", ["loader", "sampler"])
+def test_generators_of_a_loader_draw_by_the_epoch(of):
+    images, generator = list(range(9)), torch.Generator()
+    sampler = RandomSampler(images, generator=generator)
+    loader = DataLoader(images, 3, shuffle=True, generator=generator)
+    if of == "sampler":
+        loader = DataLoader(images, batch_sampler=BatchSampler(sampler, 3, drop_last=False))
+
+    def order(*moment):
+        set_epoch(loader, *moment)
+        return torch.cat(list(loader)).tolist()
+
+    # Whatever was drawn before, as in a resumed run.
+    first, second = order(0, 0, 0), order(0, 1, 0)
+    assert order(0, 1, 0) == second != first == order(0, 0, 0) != order(1, 0, 0)
 
 
 def test_a_growing_loader_tells_any_loader_the_epoch():
