@@ -91,3 +91,8 @@ def test_folders_that_no_network_learns_from_are_refused(tmp_path):
         (tmp_path / "bad" / name / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"no image of '.*bad' can be read, such as '.*0.png'"):
         image_facts(str(tmp_path / "bad"))
+    root = write(tmp_path / "cut", ["cat", "dog"], 2)
+    for path in (root / "cat").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"^no image of the class 'cat' of '.*cut' can be read, such as '.*cat/"):
+        image_facts(str(root))
