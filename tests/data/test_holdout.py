@@ -1,5 +1,6 @@
 """Folders of classes without splits: what is held out, and what a folder says of its images."""
 
+import os
 import shutil
 
 import numpy as np
@@ -48,6 +49,13 @@ def test_small_classes_have_an_image_on_either_side(tmp_path):
     assert len(files_of(root, "train", HoldOut())) == 2
     with pytest.raises(DataError, match="has one image only, so that none is left to validate on"):
         files_of(root, "val", HoldOut())
+
+
+def test_names_of_files_need_not_be_utf8():
+    paths = [f"photos/cat/{name}" for name in ("été.png", os.fsdecode(b"\xe9t\xe9.png"), "0.png", "1.png")]
+    assert HoldOut(0.5).held_out(paths, "photos") == {paths[1], paths[3]}
+    # The draw of other names has not changed.
+    assert HoldOut(0.5).held_out([paths[0], *paths[2:]], "photos") == {paths[0], paths[3]}
 
 
 def test_only_folders_without_splits_are_divided(tmp_path):
