@@ -298,6 +298,9 @@ def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImag
     _require_own_names(folder, {os.path.dirname(path) for path in paths})
     if class_map is not None:
         numbers, numbering = load_class_map(class_map, str(folder)), class_map
+        if numbers.get("") == max(numbers.values(), default=None):
+            # Empty lines at the end of the file.
+            numbers.pop("", None)
     labels = [os.path.basename(os.path.dirname(path)) for path in paths]
     strange = _in_order(set(labels) - set(numbers))
     if strange:
