@@ -114,8 +114,8 @@ def evaluate(
                 logits = model(inputs.to(device, non_blocking=True))
                 if labels.shape != logits.shape[:1]:
                     raise DataError(
-                        f"labels of the shape {tuple(labels.shape)} do not fit {len(logits):,} images; use one number of "
-                        "a class for each image, of the shape (images,)"
+                        f"labels of the shape {tuple(labels.shape)} do not fit {len(logits):,} images; use one number "
+                        "of a class for each image, of the shape (images,)"
                     )
                 images, classes = images + len(labels), logits.shape[1]
                 hits = logits.topk(min(5, classes)).indices == labels[:, None]
