@@ -51,7 +51,7 @@ def find_device(name: torch.device | str | None = None) -> torch.device:
         The device.
 
     Raises:
-        ValueError: The name is unknown, or the machine has no such GPU.
+        ValueError: The name is unknown, or the machine has no such device.
     """
     import torch
 
@@ -65,6 +65,14 @@ def find_device(name: torch.device | str | None = None) -> torch.device:
             raise ValueError("there is no CUDA device here; use the device cpu")
         if device.index is not None and device.index >= there:
             raise ValueError(f"there is no device {device} here; use one of cuda:0 to cuda:{there - 1}")
+    elif device.type == "meta":
+        raise ValueError("the device meta computes nothing; use cpu or cuda")
+    else:
+        try:
+            torch.empty(0, device=device)
+        # Each kind of device has errors of its own.
+        except Exception:
+            raise ValueError(f"there is no device {device} here; use cpu or cuda") from None
     return device
 
 

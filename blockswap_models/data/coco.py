@@ -47,7 +47,13 @@ def open_coco(root: str | Path, split: str) -> CocoDetection:
         if not path.exists():
             raise ValueError(f"no {path.relative_to(root)} there; fetch it, or use the split that is (split=)")
     with redirect_stdout(io.StringIO()):
-        return _CocoImages(str(images), str(annotations))
+        opened = _CocoImages(str(images), str(annotations))
+    for each in opened.coco.dataset["annotations"]:
+        # Annotations that are not COCO's own often lack them.
+        each.setdefault("iscrowd", 0)
+        if "area" not in each:
+            each["area"] = each["bbox"][2] * each["bbox"][3]
+    return opened
 
 
 class _CocoImages(CocoDetection):

@@ -13,6 +13,7 @@ from ..messages import quote
 from .errors import DataError
 from .folders import classes_of, find_dataset, open_dataset
 from .holdout import HoldOut
+from .images import ImageError, read_image
 from .splits import splits_in
 
 __all__ = ["ImageFacts", "holdout_of", "holdout_text", "image_facts"]
@@ -55,7 +56,7 @@ class ImageFacts:
 def image_facts(
     name: str, root: str | Path | None = None, split: str = "train", holdout: HoldOut | None = None
 ) -> ImageFacts | None:
-    """Reads what a folder of images says of itself; of the images themselves some headers are read.
+    """Reads what a folder of images says of itself; of the images some headers are read, and one of each class.
 
     Args:
         name: As for `find_dataset`.
@@ -87,7 +88,7 @@ def image_facts(
     if not good:
         raise DataError(f"no image of {quote(folder)} can be read, such as {quote(samples[0][0])}; use other files")
     for label, paths in of_classes.items():
-        if all(_look(path) is None for path in paths):
+        if not any(map(_can_be_read, paths)):
             raise DataError(
                 f"no image of the class {quote(classes[label])} of {quote(folder)} can be read, such as "
                 f"{quote(paths[0])}; use other files"
@@ -105,6 +106,15 @@ def _look(path: str) -> tuple[bool, int, int] | None:
     # Pillow has no error of its own for damaged files.
     except Exception:
         return None
+
+
+def _can_be_read(path: str) -> bool:
+    """Whether all of an image can be read: that of a truncated file has its header."""
+    try:
+        read_image(path, "RGB")
+    except ImageError:
+        return False
+    return True
 
 
 def holdout_of(

@@ -114,7 +114,7 @@ def dataset_text(name: str, root: str | Path) -> str:
 def classes_of(name: str, root: str | Path | None = None, split: str | None = "train") -> tuple[str, ...] | None:
     """Lists the classes of a folder of images, as their labels count them.
 
-    Those of the training images number the classes of every split, and a folder without images is a class too.
+    Those of the training images number the classes of every split, and an empty folder is a class too.
 
     Args:
         name: As for `find_dataset`.
@@ -125,13 +125,13 @@ def classes_of(name: str, root: str | Path | None = None, split: str | None = "t
         The names of the classes in order, or None where the dataset is not a folder of images.
 
     Raises:
-        DataError: There is no such folder or split, or it has no classes.
+        DataError: There is no such folder or split, it has no classes, or it is not clear what these are.
     """
     name, root = find_dataset(name, root)
     if name != "folder":
         return None
     folder = find_split(root, split)
-    classes = tuple(_classes(root, folder)[0])
+    classes = tuple(_classes(root, folder, flat=True)[0])
     if not classes:
         raise DataError(f"no folders of classes in {quote(str(folder))}; use a folder of one folder a class (data=)")
     return classes
@@ -295,8 +295,12 @@ def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImag
             f"{len(outside):,} of {len(paths):,} images lie outside of the folders of classes, such as "
             f"{quote(outside[0])}; use a folder of one folder a class (data=)"
         )
+    _require_own_names(folder, {os.path.dirname(path) for path in paths})
     if class_map is not None:
         numbers, numbering = load_class_map(class_map, str(folder)), class_map
+        if numbers.get("") == max(numbers.values(), default=None):
+            # Empty lines at the end of the file.
+            numbers.pop("", None)
     labels = [os.path.basename(os.path.dirname(path)) for path in paths]
     strange = _in_order(set(labels) - set(numbers))
     if strange:
@@ -314,8 +318,11 @@ def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImag
     return reader
 
 
-def _classes(root: str | Path, folder: Path) -> tuple[list[str], Path]:
-    """Lists the classes, in the order of their labels, and the folder that defines them."""
+def _classes(root: str | Path, folder: Path, flat: bool = False) -> tuple[list[str], Path]:
+    """Lists the classes, in the order of their labels, and the folder that defines them.
+
+    `flat` refuses classes in classes, which timm reads as classes of their own.
+    """
     places = [Path(root)]
     # A folder of test images that is given without the dataset that it belongs to.
     if folder == Path(root) and known_split(folder.absolute().name) in ("val", "test"):
@@ -327,16 +334,44 @@ def _classes(root: str | Path, folder: Path) -> tuple[list[str], Path]:
             continue
         if len(training) == 1:
             folder = training[0]
-    return _class_names(folder), folder
+    return _class_names(folder, flat), folder
 
 
-def _class_names(folder: Path) -> list[str]:
+def _class_names(folder: Path, flat: bool) -> list[str]:
     """Lists the names of the folders with images in a folder, and of those with nothing, in timm's order."""
-    names = set()
+    classes, with_images = [], set()
     for path, folders, images in walk_images(folder):
-        if Path(path) != folder and (not folders or images):
-            names.add(os.path.basename(path))
-    return _in_order(names)
+        if Path(path) == folder or (folders and not images):
+            continue
+        if not images and any(not each.startswith(".") for each in os.listdir(path)):
+            raise DataError(
+                f"the folder {quote(path)} has files, but no images, and would be a class; use another place for it, "
+                "or empty it where it is a class without images"
+            )
+        outer = next((str(each) for each in Path(path).parents if str(each) in with_images), None)
+        if flat and outer is not None:
+            raise DataError(
+                f"the folder {quote(path)} lies in {quote(outer)}, which has images too, and would be another class; "
+                "use a folder of one folder a class (data=)"
+            )
+        classes.append(path)
+        if images:
+            with_images.add(str(Path(path)))
+    _require_own_names(folder, classes)
+    return _in_order(map(os.path.basename, classes))
+
+
+def _require_own_names(folder: Path, classes: Iterable[str]) -> None:
+    """Sees that no two folders of classes have one name: they would be one class."""
+    places: dict[str, str] = {}
+    for path in sorted(classes):
+        name = os.path.basename(path)
+        if name in places:
+            raise DataError(
+                f"the folders {quote(places[name])} and {quote(path)} would be one class {quote(name)} of "
+                f"{quote(str(folder))}; use a folder of one folder a class, each with a name of its own (data=)"
+            )
+        places[name] = path
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

@@ -62,4 +62,5 @@ class HoldOut:
     def _draw(self, path: str, root: str | Path) -> bytes:
         """A number that is random by the seed and the path within the folder, wherever that lies."""
         place = Path(path).relative_to(root).as_posix()
-        return hashlib.sha256(f"held out/{self.seed}/{place}".encode()).digest()
+        # Names of files need not be UTF-8.
+        return hashlib.sha256(f"held out/{self.seed}/{place}".encode(errors="surrogateescape")).digest()

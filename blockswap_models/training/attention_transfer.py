@@ -187,7 +187,8 @@ class AttentionTransferTask(TrainingTask):
         if not isinstance(teacher, DistillationTeacher):
             teacher = DistillationTeacher(
                 teacher,
-                num_classes=getattr(inner, "num_classes", None),
+                # A head of other classes would be a new one, whose soft labels are noise: it keeps its own.
+                num_classes=None if soft_labels else getattr(inner, "num_classes", None),
                 in_chans=getattr(inner, "in_chans", 3),
                 device=self.device,
                 dtype=self.dtype,

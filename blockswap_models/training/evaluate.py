@@ -90,7 +90,7 @@ def evaluate(
         The errors; the top-5 error of five classes or fewer is 0.
 
     Raises:
-        DataError: There are no images, or labels that the model has no classes for.
+        DataError: There are no images, or labels that the model has no classes for or that are not one an image.
         ValueError: Outputs are NaN.
 
     Example:
@@ -112,6 +112,11 @@ def evaluate(
                 begin_step()
                 labels = labels.to(device, non_blocking=True)
                 logits = model(inputs.to(device, non_blocking=True))
+                if labels.shape != logits.shape[:1]:
+                    raise DataError(
+                        f"labels of the shape {tuple(labels.shape)} do not fit {len(logits):,} images; use one number "
+                        "of a class for each image, of the shape (images,)"
+                    )
                 images, classes = images + len(labels), logits.shape[1]
                 hits = logits.topk(min(5, classes)).indices == labels[:, None]
                 counts += torch.stack(

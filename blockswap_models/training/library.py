@@ -91,7 +91,8 @@ def train_library(
 
     Raises:
         DataError: The folder lies among the images.
-        LibraryError: There is a library in the folder already, or one of another network, data, types or settings.
+        LibraryError: There is a library in the folder already, or one of another network, data, types or settings; or
+            the loader gives no minibatch.
         SplitError: The network does not split into blocks.
 
     Warns:
@@ -120,6 +121,9 @@ def train_library(
             UserWarning,
             stacklevel=2,
         )
+    length = _length(loader)
+    if length == 0 or (length is None and next(iter(loader), None) is None):
+        raise LibraryError("the loader gives no minibatch; use more images, or a smaller batch_size=")
     network = BlockNetwork(model)
     chosen = [each if isinstance(each, BlockType) else BlockType.parse(each) for each in types]
     own = getattr(model, "genome", None)
@@ -132,7 +136,7 @@ def train_library(
         "types": [str(each) for each in chosen],
         "data": plain_name(data),
         "batch_size": getattr(loader, "batch_size", None),
-        "minibatches": _length(loader),
+        "minibatches": length,
         "steps": steps,
         "lr": lr,
         "measure": measure,

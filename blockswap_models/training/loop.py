@@ -9,7 +9,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from itertools import count, islice
@@ -32,6 +32,7 @@ from ..files import make_folder, write_atomic
 from ..nets.native import use_native_convs
 from ..nets.native_norm import use_native_norms
 from ..progress import new_bar
+from .attention_transfer import AttentionTransferTask
 from .distributed import barrier, rank_and_size
 from .evaluate import Minibatches, SizedMinibatches, evaluate, is_compiled, step_marker
 from .freezing import freeze, keep_frozen_norms
@@ -166,7 +167,8 @@ def train(
     if together:
         common["students"] = list(students)
     common |= arguments or {}
-    run = RunFolder(folder, {**asdict(recipe), **common})
+    hyperparameters = _hyperparameters(recipe, students.values())
+    run = RunFolder(folder, {**hyperparameters, **common})
     if rank == 0:
         # Refuses what does not fit before anything is written.
         run.load(resume)
@@ -185,14 +187,17 @@ def train(
             if state.get("step"):
                 progressed = Progress(state["step"], state["sums"] if rank == 0 else None, state["names"])
         barrier()
-        header = {"recipe": asdict(recipe), **common, **(facts or {})}
+        header = {"recipe": hyperparameters, **common, **(facts or {})}
         if rank == 0:
             run.begin(header, done)
 
-        size = recipe.batch_size * len(loader)
+        # What the loader gives need not be what the recipe says; the recipe's is that of all processes.
+        own_size = getattr(loader, "batch_size", None)
+        batch_size = own_size * world_size if isinstance(own_size, int) else recipe.batch_size
+        size = batch_size * len(loader)
         with new_bar(
             recipe.epochs * size,
-            done * size + progressed.step * recipe.batch_size,
+            done * size + progressed.step * batch_size,
             unit="image",
             disable=rank != 0 or not progress,
         ) as bar:
@@ -209,7 +214,7 @@ def train(
                     run.save_state(_state(task, optimizer, averages, epoch, seconds) | progressed._asdict())
 
                 bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}", refresh=False)
-                losses = train_epoch(
+                losses, images = train_epoch(
                     task,
                     loader,
                     optimizer,
@@ -224,6 +229,8 @@ def train(
                 )
                 progressed = Progress()
                 seconds = time.perf_counter() - start
+                # The last minibatch may be smaller.
+                bar.total += first * batch_size + images - size
                 if rank == 0:
                     _check_weights(students, f"after epoch {epoch + 1}")
                     if epoch >= recipe.epochs - recipe.average_epochs:
@@ -242,7 +249,7 @@ def train(
                         told += f", error {', '.join(f'{result.top1_error:.2f}' for result in results.values())} %"
                     spent += time.perf_counter() - start
                     row |= {
-                        "images_per_second": (size - first * recipe.batch_size) / seconds,
+                        "images_per_second": images / seconds,
                         "seconds": time.perf_counter() - start,
                     }
                     run.save(row, _state(task, optimizer, averages, epoch + 1, spent))
@@ -252,7 +259,8 @@ def train(
                 barrier()
         summaries = {}
         for name, each in students.items() if rank == 0 else ():
-            own = {**header, **(of_students or {}).get(name, {}), "seconds": spent}
+            own = {**header, "recipe": _hyperparameters(recipe, [each])}
+            own |= {**(of_students or {}).get(name, {}), "seconds": spent}
             model = _network(each)
             if averages:
                 model = averages[name].module
@@ -262,6 +270,16 @@ def train(
             summaries[name] = _finish(model, test_loader, run.path / name, own)
         barrier()
         return summaries if together else summaries.get("", {})
+
+
+def _hyperparameters(recipe: Recipe, tasks: Collection[TrainingTask]) -> dict[str, Any]:
+    """Lists a recipe's hyperparameters, of attention transfer those of the tasks; a list where they differ."""
+    result = asdict(recipe)
+    if all(isinstance(task, AttentionTransferTask) for task in tasks):
+        for name in ("beta", "mode", "soft_labels", "temperature"):
+            values = [getattr(task, name) for task in tasks]
+            result[name] = values[0] if values.count(values[0]) == len(values) else values
+    return result
 
 
 # Minibatches that measure the BN statistics of averaged weights: more change nothing.
@@ -302,18 +320,19 @@ def train_epoch(
     log_every: int = 50,
     progressed: Progress | None = None,
     checkpoint: Callable[[Progress], None] | None = None,
-) -> dict[str, float]:
-    """Takes the steps of one epoch; returns the mean of the loss and of each of its parts.
+) -> tuple[dict[str, float], int]:
+    """Takes the steps of one epoch; returns the mean of the loss and of each of its parts, and the number of images.
 
     `progressed` says which steps were taken before; `checkpoint` is called after each but the last. On one thread of a
     CPU, images in channels_last use layers in C (`nets/native.py`, `nets/native_norm.py`).
     """
-    progressed, (rank, _) = progressed or Progress(), rank_and_size()
+    progressed, (rank, world_size) = progressed or Progress(), rank_and_size()
     task.train()
     keep_frozen_norms(task)
     # Added up on the device, and read only now and then: reading waits for the device.
     sums = torch.zeros((), device=task.device) if progressed.sums is None else progressed.sums.to(task.device)
     names, counted = list(progressed.names), progressed.step if progressed.sums is not None else 0
+    seen = 0
     begin_step = step_marker(task)
     set_epoch(loader, seed, epoch, rank)
     minibatches, steps = iter(loader), len(loader)
@@ -351,14 +370,17 @@ def train_epoch(
             sums = sums + torch.stack([result[name].detach().float() for name in names])
             counted += 1
             del result
-            bar.update(recipe.batch_size)
+            # Those of the other processes too.
+            number = len(images) * world_size
+            seen += number
+            bar.update(number)
             if step % log_every == 0:
                 bar.set_postfix_str(f"loss {_means(sums, names, counted)['loss']:.3f}", refresh=False)
             if checkpoint is not None and step < steps:
                 checkpoint(Progress(step, sums, names))
     if not counted:
         raise TrainingError("the loader gives no minibatch")
-    return _means(sums, names, counted)
+    return _means(sums, names, counted), seen
 
 
 def _means(sums: torch.Tensor, names: list[str], steps: int) -> dict[str, float]:
@@ -444,7 +466,7 @@ def _restore(
 
 def set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
     """Seeds what a loader draws in an epoch: its order, and augmentation in its processes."""
-    _seed(seed, epoch, rank, 0)
+    number = _seed(seed, epoch, rank, 0)
     if hasattr(loader, "set_epoch"):
         # First, since it may switch to another loader.
         loader.set_epoch(epoch)
@@ -455,14 +477,22 @@ def set_epoch(loader: Minibatches, seed: int, epoch: int, rank: int) -> None:
             each.seed = seed
         if hasattr(each, "set_epoch"):
             each.set_epoch(epoch)
+    # Generators of the user's own, of a DataLoader and of its samplers.
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    for each in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
+        generator = getattr(each, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(number)
 
 
-def _seed(*moment: int) -> None:
-    """Seeds everything that draws random numbers in this process, by seed, epoch, rank and step."""
+def _seed(*moment: int) -> int:
+    """Seeds all that draws random numbers in this process, by seed, epoch, rank and step; returns torch's seed."""
     digest = hashlib.sha256(f"train/{'/'.join(map(str, moment))}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:6], "big"))
+    number = int.from_bytes(digest[:6], "big")
+    torch.manual_seed(number)
     random.seed(digest)
     np.random.seed(int.from_bytes(digest[6:10], "big"))
+    return number
 
 
 def _finish(network: nn.Module, test_loader: Minibatches, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

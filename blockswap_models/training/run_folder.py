@@ -52,8 +52,11 @@ class RunFolder:
 
     def load(self, resume: bool) -> dict[str, Any] | None:
         """Reads the checkpoint; None for a new run. Raises TrainingError for a folder that does not fit."""
-        header, started = self._rows()[0], self.log.exists() or self.checkpoint.exists()
+        (header, rows), started = self._rows(), self.log.exists() or self.checkpoint.exists()
         if started and not resume:
+            if header is not None and not rows and not self.checkpoint.exists():
+                # It ended before there was anything to keep, as a run does whose first step fails.
+                return None
             raise TrainingError(f"there is a run in {quote(str(self.path))}; use resume=True, or another folder=")
         if resume and not started:
             raise TrainingError(f"there is no run to resume in {quote(str(self.path))}; leave out resume=True")
@@ -93,6 +96,8 @@ class RunFolder:
         """
         make_folder(self.path, TrainingError)
         earlier, rows = self._rows()
+        if not rows and not self.checkpoint.exists():
+            earlier = None
         kept = [earlier or header, *(row for row in rows if row["epoch"] <= epochs)]
         write_atomic(self.log, b"".join(map(json_line, kept)), TrainingError)
 

@@ -31,6 +31,9 @@ def test_a_device_that_is_not_there_is_an_error(monkeypatch):
     assert find_device("cpu") == find_device(torch.device("cpu")) == torch.device("cpu")
     with pytest.raises(ValueError, match="unknown device 'tpu9'; use cpu, cuda or cuda:1"):
         find_device("tpu9")
+    for name, message in {"xpu:7": "^there is no device xpu:7 here; use", "meta": "^the device meta computes"}.items():
+        with pytest.raises(ValueError, match=message):
+            find_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert find_device() == torch.device("cpu")
     with pytest.raises(ValueError, match="there is no CUDA device here; use the device cpu"):

@@ -46,6 +46,19 @@ def test_the_label_is_the_category_of_the_largest_object(folder):
         assert list(CATEGORIES)[label] == max(objects, key=lambda each: each["area"])["category_id"]
 
 
+def test_annotations_may_lack_crowds_and_areas(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    for each in content["annotations"]:
+        del each["area"], each["iscrowd"]
+    path.write_text(json.dumps(content))
+    objects = CocoObjects(tmp_path, "val", training=True)
+    for image, (_, label) in zip(objects.ids, CocoLabels(tmp_path, "val"), strict=True):
+        largest = max(objects.coco.imgToAnns[image], key=lambda each: each["bbox"][2] * each["bbox"][3])
+        assert list(CATEGORIES)[label] == largest["category_id"]
+
+
 def test_a_minibatch_for_the_search(folder):
     minibatch = dataset_minibatch(SMALL, "coco", folder, batch_size=3, split="val")
     assert minibatch.images.shape == (3, 3, 32, 32)

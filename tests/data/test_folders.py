@@ -198,6 +198,32 @@ def test_an_empty_folder_is_a_class(tmp_path):
     assert [dataset[place][1] for place in range(2)] == [0, 2]
 
 
+def test_a_folder_of_other_files_is_no_class(tmp_path):
+    write(tmp_path, "train/cat/0.png train/dog/0.png")
+    (tmp_path / "train" / "annotations").mkdir()
+    (tmp_path / "train" / "annotations" / "a.xml").write_text("<a/>")
+    with pytest.raises(DataError, match=r"^the folder '.*annotations' has files, but no images, and would be a class;"):
+        classes_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("files", ["cat/raw/0.png dog/raw/0.png bird/0.png", "set/train/raw/0.png set/val/raw/1.png"])
+def test_folders_of_one_name_are_not_one_class(tmp_path, files):
+    write(tmp_path, files)
+    (tmp_path / "names.txt").write_text("raw\nbird\n")
+    message = r"^the folders '.*raw' and '.*raw' would be one class 'raw' of '.*'; use a folder of one folder a class,"
+    with pytest.raises(DataError, match=message):
+        classes_of(str(tmp_path))
+    with pytest.raises(DataError, match=message):
+        open_dataset("folder", str(tmp_path), "val", class_map=str(tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize("files", ["cat/0.png cat/extra/1.png dog/0.png", "cat/a/b/0.png cat/1.png dog/0.png"])
+def test_a_class_has_no_classes(tmp_path, files):
+    message = r"^the folder '.*cat/.*' lies in '.*cat', which has images too, and would be another class; use a folder"
+    with pytest.raises(DataError, match=message):
+        classes_of(str(write(tmp_path, files)))
+
+
 def test_a_network_that_names_its_classes_numbers_those_of_a_folder(tmp_path):
     model = network(3, favourite=2)
     model.pretrained_cfg["label_names"] = ["cat", "dog", "fox"]

@@ -1,5 +1,6 @@
 """Folders of classes without splits: what is held out, and what a folder says of its images."""
 
+import os
 import shutil
 
 import numpy as np
@@ -50,6 +51,13 @@ def test_small_classes_have_an_image_on_either_side(tmp_path):
         files_of(root, "val", HoldOut())
 
 
+def test_names_of_files_need_not_be_utf8():
+    paths = [f"photos/cat/{name}" for name in ("été.png", os.fsdecode(b"\xe9t\xe9.png"), "0.png", "1.png")]
+    assert HoldOut(0.5).held_out(paths, "photos") == {paths[1], paths[3]}
+    # The draw of other names has not changed.
+    assert HoldOut(0.5).held_out([paths[0], *paths[2:]], "photos") == {paths[0], paths[3]}
+
+
 def test_only_folders_without_splits_are_divided(tmp_path):
     write(tmp_path / "set" / "train", "ab", 2)
     write(tmp_path / "set" / "val", "ab", 1)
@@ -91,3 +99,8 @@ def test_folders_that_no_network_learns_from_are_refused(tmp_path):
         (tmp_path / "bad" / name / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"no image of '.*bad' can be read, such as '.*0.png'"):
         image_facts(str(tmp_path / "bad"))
+    root = write(tmp_path / "cut", ["cat", "dog"], 2)
+    for path in (root / "cat").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"^no image of the class 'cat' of '.*cut' can be read, such as '.*cat/"):
+        image_facts(str(root))

@@ -339,6 +339,12 @@ def test_equal_normalisations_are_not_compared_at_each_minibatch(monkeypatch):
     task.teacher_outputs(batch()[0])
 
 
+def test_a_teacher_by_name_keeps_its_classes_for_soft_labels():
+    student = timm.create_model("blockswap_wrn16_1", num_classes=7)
+    with pytest.raises(ValueError, match=r"^soft labels are for a teacher of the student's 7 classes, this one has 10"):
+        AttentionTransferTask(student, "blockswap_wrn40_2_404k", soft_labels=0.5)
+
+
 def test_a_teacher_of_timms_is_taken_as_it_is():
     teacher = DistillationTeacher(wrn(2)).train()
     task = AttentionTransferTask(wrn(1), teacher)

@@ -92,6 +92,15 @@ def test_labels_must_fit_the_model(label):
         evaluate(Rigged(torch.arange(10), RANKS), numbered(labels, 5))
 
 
+@pytest.mark.parametrize("labels", [torch.arange(10)[:, None], torch.eye(10), torch.arange(9)])
+def test_labels_are_one_number_an_image(labels):
+    minibatch = torch.arange(10.0).view(-1, 1, 1, 1), labels
+    with pytest.raises(
+        DataError, match=rf"^labels of the shape \({len(labels)},.*\) do not fit 10 images; use one number"
+    ):
+        evaluate(Rigged(torch.arange(10), RANKS), [minibatch])
+
+
 def test_outputs_must_be_numbers():
     labels = torch.arange(10)
     model = Rigged(labels, RANKS)
@@ -229,7 +238,8 @@ def test_images_of_another_size_and_crop(capsys, tmp_path):
 
 def test_a_class_map_for_some_of_the_classes(folder, tmp_path):
     names = tmp_path / "names.txt"
-    names.write_text("ape\neel\ncat\ndog\n")
+    # An empty line at its end is no class.
+    names.write_text("ape\neel\ncat\ndog\n\n\n")
     loader = evaluation_loader(wrn(4), str(folder), class_map=names, workers=0)
     assert torch.bincount(torch.cat([labels for _, labels in loader])).tolist() == [0, 2, 4, 3]
 

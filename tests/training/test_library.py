@@ -71,6 +71,14 @@ def test_blocks_learn_what_the_original_does(model, library, tmp_path):
     assert float(sum(differences) / sum(variances)) == pytest.approx(library.errors[1, "G4"], rel=1e-3)
 
 
+def test_a_loader_without_minibatches_is_refused(model, tmp_path):
+    with pytest.raises(
+        LibraryError, match=r"^the loader gives no minibatch; use more images, or a smaller batch_size="
+    ):
+        train_library(model, [], tmp_path / "lib", **SETTINGS)
+    assert not (tmp_path / "lib").exists()
+
+
 def test_a_student_has_the_blocks_of_the_library(model, library):
     student = swap(model, "G4/K/B2/B2", library=library.folder)
     wanted = library.state(0, BlockType("G", groups=4))

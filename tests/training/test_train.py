@@ -19,6 +19,7 @@ import torch
 import torchvision
 from PIL import Image
 from timm.task import ClassificationTask
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 import blockswap_models.training.run_folder
 from blockswap_models import AttentionTransferTask, SearchSpace
@@ -27,6 +28,7 @@ from blockswap_models.cli.train import train_
 from blockswap_models.data.cifar import CifarLoader, read_cifar
 from blockswap_models.data.folders import DataError
 from blockswap_models.files import write_atomic
+from blockswap_models.progress import LogLines
 from blockswap_models.searching.probe_images import noise_minibatch
 from blockswap_models.training import loaders as loaders_
 from blockswap_models.training import loop, runs
@@ -255,6 +257,40 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, monkeyp
     assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
 
 
+def test_a_run_whose_first_step_failed_is_begun_anew(tmp_path):
+    images, labels = noise()
+    with pytest.raises(TrainingError, match="a label is none of the network's classes"):
+        train(make_task(), *loaders((images, labels + 9)), TINY, tmp_path / "a", progress=False)
+    one = replace(TINY, epochs=1)
+    run_tiny(tmp_path / "a", recipe=one, seed=3)
+    run_tiny(tmp_path / "b", recipe=one, seed=3)
+    assert log_of(tmp_path / "a") == log_of(tmp_path / "b")
+
+
+class Timed(list):
+    """Minibatches of which each image takes a second."""
+
+    seconds = 0
+
+    def __iter__(self):
+        for images, labels in super().__iter__():
+            self.seconds += len(images)
+            yield images, labels
+
+
+def test_a_log_has_what_was_trained_with(tmp_path, monkeypatch):
+    """The hyperparameters of the task, and the images that the loader gave."""
+    (images, labels), bars = noise(6), []
+    loader = Timed([(images[:4].float(), labels[:4]), (images[4:].float(), labels[4:])])
+    monkeypatch.setattr(loop, "new_bar", lambda *given, **_: bars.append(LogLines(*given)) or bars[-1])
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: loader.seconds))
+    summary = train(make_task(teacher=True), loader, list(loader), replace(TINY, epochs=1, batch_size=32), tmp_path)
+    header, row = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    # The recipe has 1000.
+    assert header["recipe"]["beta"] == summary["recipe"]["beta"] == 10
+    assert (bars[0].n, bars[0].total, row["images_per_second"]) == (6, 6, 1)
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     def hold(there):
         with RunFolder(tmp_path / "run", {}).locked():
@@ -385,6 +421,23 @@ def test_whatever_draws_by_the_epoch_is_told_it(part, growing):
     setattr(loader, part, drawing)
     set_epoch(GrowingLoader(SimpleNamespace(), loader, 1) if growing else loader, 0, 3, 0)
     assert drawing.epochs == [3]
+
+
+@pytest.mark.parametrize("of", ["loader", "sampler"])
+def test_generators_of_a_loader_draw_by_the_epoch(of):
+    images, generator = list(range(9)), torch.Generator()
+    sampler = RandomSampler(images, generator=generator)
+    loader = DataLoader(images, 3, shuffle=True, generator=generator)
+    if of == "sampler":
+        loader = DataLoader(images, batch_sampler=BatchSampler(sampler, 3, drop_last=False))
+
+    def order(*moment):
+        set_epoch(loader, *moment)
+        return torch.cat(list(loader)).tolist()
+
+    # Whatever was drawn before, as in a resumed run.
+    first, second = order(0, 0, 0), order(0, 1, 0)
+    assert order(0, 1, 0) == second != first == order(0, 0, 0) != order(1, 0, 0)
 
 
 def test_a_growing_loader_tells_any_loader_the_epoch():
