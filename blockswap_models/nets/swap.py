@@ -206,7 +206,17 @@ def _stages(model: nn.Module) -> list[list[str]]:
             "spatial convolution; use a CNN of timm whose stages are sequences of blocks"
         )
     # A module by itself beside stages is a stem; where there is nothing else, each is a block of one sequence.
-    return held or [[part for parts in alone for part in parts]]
+    found = held or [[part for parts in alone for part in parts]]
+    every = {part for parts in found for part in parts}
+    # What lies in another block goes with that one.
+    outer = [[part for part in parts if not every.intersection(_above(part))] for parts in found]
+    return [parts for parts in outer if parts]
+
+
+def _above(name: str) -> list[str]:
+    """The names of the modules that a module lies in."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _has_spatial_conv(module: nn.Module) -> bool:
@@ -317,7 +327,9 @@ class _Run:
         self.made = tuple(output.shape)
         named = {name for name, _, _ in self._children if name in _SHORTCUTS}
         modules = dict(block.named_children())
-        used = [name for name in named if not isinstance(modules[name], nn.Identity)]
+        # Some pool alone, and what they make has other channels than the block's output.
+        fitting = {name for name, _, shape in self._children if name in named and shape == self.made}
+        used = [name for name in fitting if not isinstance(modules[name], nn.Identity)]
         self.shortcut = used[0] if used else None
         branch = [each for each in self._children if each[0] not in named]
         if isinstance(block, ResidualBlock):
@@ -333,6 +345,16 @@ class _Run:
     def stride(self) -> int:
         return max(1, round(self.given[2] / self.made[2]))
 
+    def _channels_last(self, block: nn.Module) -> bool:
+        """Whether a block runs with twice as many of what would be its channels, which then are the height of a map."""
+        batch, second, *rest = self.given
+        try:
+            # Not by its own hooks, which have seen what they were to see.
+            block.forward(torch.empty(batch, 2 * second, *rest, device="meta"))
+        except (RuntimeError, ValueError, TypeError, AssertionError):
+            return False
+        return True
+
     def check(self, network: str, name: str, block: nn.Module) -> None:
         """Raises SplitError for a block that does not map one feature map to another."""
         problem = self._problem
@@ -344,6 +366,8 @@ class _Run:
             problem = f"maps images of {self.given[2]}x{self.given[3]} to {self.made[2]}x{self.made[3]}"
         elif problem is None and max(self.given[2:]) == 1 and self._halves:
             problem = "is given images of 1x1, which do not show its stride; use larger images"
+        elif problem is None and self._channels_last(block):
+            problem = f"takes maps whose channels come last, {'x'.join(map(str, self.given[1:]))}"
         if problem is not None:
             raise SplitError(
                 f"{network} does not split into blocks: its module {quote(name)} ({type(block).__name__}) {problem}"
@@ -403,7 +427,6 @@ def new_block(block: BlockType, old: nn.Module, found: FoundBlock) -> ResidualBl
     if changes and made is None and (found.order == "post" or (found.order == "linear" and block.family == "D")):
         projection = nn.Conv2d(place.in_chs, place.out_chs, 1, place.stride, bias=False, **dd)
         made = nn.Sequential(projection, norm_layer(place.out_chs, **dd))
-    dilation = max((max(c.dilation) for c in old.modules() if isinstance(c, nn.Conv2d)), default=1)
     drop_path = getattr(old, "drop_path", None)
     new = build_block(
         block,
@@ -412,7 +435,7 @@ def new_block(block: BlockType, old: nn.Module, found: FoundBlock) -> ResidualBl
         place.stride,
         preact=found.order == "pre",
         downsample=made,
-        dilations=(dilation, dilation),
+        dilations=_dilations(old, found),
         drop_path=None if drop_path is None else plain_copy(drop_path),
         act_layer=lambda inplace=True: _like(act, inplace),
         norm_layer=norm_layer,
@@ -425,6 +448,16 @@ def new_block(block: BlockType, old: nn.Module, found: FoundBlock) -> ResidualBl
         if isinstance(module, nn.Conv2d) and module not in kept:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return new.train(old.training)
+
+
+def _dilations(old: nn.Module, found: FoundBlock) -> tuple[int, int]:
+    """The dilations of the first and the second 3x3 in the place of a block."""
+    if isinstance(old, ResidualBlock):
+        return old.dilations
+    beside = set() if found.shortcut is None else {*getattr(old, found.shortcut).modules()}
+    convs = [each for each in old.modules() if isinstance(each, nn.Conv2d) and each not in beside]
+    rates = [max(each.dilation) for each in convs if max(each.kernel_size) > 1]
+    return (rates[0], rates[-1]) if rates else (1, 1)
 
 
 def _like(act: nn.Module, inplace: bool) -> nn.Module:

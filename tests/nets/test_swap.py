@@ -150,6 +150,23 @@ def test_a_network_of_the_zoo_has_the_types_that_it_kept():
     assert {n: v.shape for n, v in same.state_dict().items()} == {n: v.shape for n, v in swapped.state_dict().items()}
 
 
+@pytest.mark.parametrize("genomes", [["2xK/2xK/B2,K/B2,S"], ["2xK/2xK/B2,K/2xK", "2xK/2xK/S,K/2xB2"]])
+def test_dilations_are_those_of_the_same_genome_made_anew(genomes):
+    with torch.device("meta"):
+        swapped = timm.create_model("blockswap_resnet18", output_stride=8)
+        for genome in genomes:
+            swapped = swap(swapped, genome)
+        same = timm.create_model("blockswap_resnet18", output_stride=8, genome=swapped.genome)
+    convs = [[str(each) for each in net.modules() if isinstance(each, nn.Conv2d)] for net in (swapped, same)]
+    assert convs[0] == convs[1]
+
+
+def test_a_shortcut_that_pools_alone_is_no_projection():
+    with torch.device("meta"):
+        swapped = swap(timm.create_model("dla34"), "K/W1/K/K", input_size=(3, 64, 64))
+        assert swapped.level3(torch.empty(1, 64, 16, 16)).shape == (1, 128, 8, 8)
+
+
 def test_the_fisher_potential_of_kept_blocks_is_that_of_the_same_blocks_of_ours():
     ours = timm.create_model("blockswap_resnet18", num_classes=4, zero_init_last=False)
     theirs = timm.create_model("resnet18", num_classes=4)
