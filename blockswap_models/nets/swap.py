@@ -27,7 +27,7 @@ from ..genome import BlockType, Genome
 from ..layout import RANDOM_WEIGHTS, NetworkLayout, Position
 from ..messages import quote
 from .blocks import IdentityBlock, ResidualBlock, build_block
-from .copies import plain_copy
+from .copies import meta_copy, plain_copy
 from .cost import count_parts
 from .library import BlockLibrary, weights_digest
 
@@ -228,7 +228,7 @@ def _has_spatial_conv(module: nn.Module) -> bool:
 def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[tuple[FoundBlock, ...], Cost, list[Cost]]:
     """Runs a network once on the meta device: its blocks, its cost, and the cost of each block."""
     stages = _stages(model)
-    shadow = _shadow(model)
+    shadow = meta_copy(model)
     runs = {name: _Run() for stage in stages for name in stage}
     x = torch.empty(1, *input_size, device="meta")
 
@@ -260,15 +260,6 @@ def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[tuple[Fo
         size = (run.given[2], run.given[3])
         found.append(FoundBlock(name, place, size, run.order, run.end, run.shortcut))
     return tuple(found), total, parts
-
-
-def _shadow(model: nn.Module) -> nn.Module:
-    """A copy of a network on the meta device, in evaluation mode, which takes no memory."""
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        meta = torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
-        memo[id(tensor)] = nn.Parameter(meta) if isinstance(tensor, nn.Parameter) else meta
-    return plain_copy(model, memo).eval()
 
 
 class _Run:
@@ -641,5 +632,5 @@ class BlockNetwork:
 
     @cached_property
     def _shadows(self) -> dict[str, nn.Module]:
-        shadow = _shadow(self.model)
+        shadow = meta_copy(self.model)
         return {each.name: shadow.get_submodule(each.name) for each in self.blocks}
