@@ -76,7 +76,9 @@ def test_networks_in_another_precision_see_the_same(photos, dtype):
     assert found.probabilities == pytest.approx(torch.tensor([2.0, 1.0, 0.0]).softmax(0).tolist(), abs=1e-3)
 
 
-@pytest.mark.parametrize("arguments", [{"num_classes": 0}, {"global_pool": "", "num_classes": 0}, {"features_only": True}])
+@pytest.mark.parametrize(
+    "arguments", [{"num_classes": 0}, {"num_classes": 0, "global_pool": ""}, {"features_only": True}]
+)
 def test_a_network_without_classes_is_refused(photos, arguments):
     with pytest.raises(ValueError, match="gives features, not a number for each class; use a network with classes, s"):
         predict(timm.create_model("blockswap_wrn16_1", **arguments), photos)

@@ -37,7 +37,8 @@ class ResidualBlock(nn.Module):
 
     branch_end: str | None
     norm_acts: tuple[tuple[str, str], ...] = ()
-    dilations: tuple[int, int] = (1, 1)
+    # Without a type, which TorchScript could not read.
+    dilations = (1, 1)
 
     def zero_init_last(self) -> None:
         """Starts the branch at zero, where its last layer is a norm."""

@@ -80,9 +80,7 @@ def count_parts(
     """
     macs: dict[nn.Module, int] = {}
 
-    def hook(
-        module: _ConvNd | nn.Linear | CondConv2d, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> None:
+    def hook(module: _ConvNd | nn.Linear | CondConv2d, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         # Each output element of a convolution or linear layer takes one product per weight of its channel; in a
         # transposed one each input element does. A CondConv2d has the weights of each of its experts in one row.
         weights = module.weight[0].numel() // (module.out_channels if isinstance(module, CondConv2d) else 1)

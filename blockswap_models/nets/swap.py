@@ -18,6 +18,7 @@ from typing import Any, Literal
 import timm
 import torch
 from timm.layers import LayerNorm2d
+from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -82,7 +83,8 @@ def swap(
     its weights.
 
     Args:
-        model: The network, which stays as it is: any of timm whose stages are sequences of blocks, or one of the zoo.
+        model: The network, which stays as it is: any of timm whose stages are sequences of blocks, or one of the zoo;
+            also within what `torch.compile` or distributed training wraps around it, of which the new one has nothing.
         genome: One block type for each block.
         library: Trained blocks, or their folder.
         input_size: Channels, height and width of the images; the network's own by default.
@@ -100,6 +102,7 @@ def swap(
         student = swap(timm.create_model("resnet50", pretrained=True), "3xK/4xB4W8/6xG8/3xK")
         ```
     """
+    model = unwrap_model(model)
     found = find_blocks(model, input_size)
     genome = layout_of(model, found, input_size).fit(genome)
     if isinstance(library, (str, Path)):
@@ -524,6 +527,7 @@ class BlockNetwork:
         image_size: tuple[int, int] | None = None,
     ) -> None:
         self.name = network if isinstance(network, str) else None
+        network = network if isinstance(network, str) else unwrap_model(network)
         given = {"num_classes": num_classes, "in_chans": in_chans}
         self._arguments: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         if self.name is None:

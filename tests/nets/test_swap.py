@@ -132,6 +132,14 @@ def test_what_timm_does_with_a_network_it_does_with_a_swapped_one(resnet):
     assert swapped(x).shape == (2, 3)
 
 
+def test_what_is_wrapped_is_swapped_without_the_wrapper(resnet):
+    # As torch.compile does.
+    wrapped = nn.DataParallel(resnet)
+    swapped = swap(wrapped, "K/G8/K/K")
+    assert (type(swapped), swapped.genome) == (type(resnet), "K/G8/K/K")
+    assert BlockNetwork(wrapped).layout == swapped.layout
+
+
 def test_a_wrapper_of_features_can_be_swapped():
     features = timm.create_model("test_resnet", features_only=True).eval()
     x = torch.randn(1, 3, 64, 64)
