@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, Format, freeze_batch_norm_2d
-from timm.models._features import FeatureGetterNet, FeatureInfo, FeatureListNet
+from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureInfo, FeatureListNet
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import FasterRCNN, MaskRCNN
@@ -47,13 +47,21 @@ class FPNBackbone(nn.Module):
         strides: The strides of all maps.
     """
 
+    # For TorchScript, which then reads what is for the answer of this body alone.
+    __constants__ = ["by_name"]  # noqa: RUF012  # TorchScript wants a list
+
     def __init__(self, body: nn.Module, out_channels: int = 256, extra_blocks: ExtraFPNBlock | None = None) -> None:
         super().__init__()
         info: Any = body.feature_info
         channels, strides = info.channels(), info.reduction()
         self.body = body
         self.channels_last = Format(getattr(body, "output_fmt", None) or "NCHW") == Format.NHWC
+        # Some give them by name.
+        self.by_name = getattr(body, "return_dict", type(body) is FeatureDictNet)
         self.fpn = FeaturePyramidNetwork(channels, out_channels, extra_blocks or LastLevelMaxPool())
+        like = next((each for each in body.parameters() if each.is_floating_point()), None)
+        if like is not None:
+            self.fpn.to(like.device, like.dtype)
         self.out_channels = out_channels
         more = len(_names(self.fpn, channels)) - len(strides)
         self.strides = [*strides, *(strides[-1] * 2**power for power in range(1, more + 1))]
@@ -62,7 +70,8 @@ class FPNBackbone(nn.Module):
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Maps images (N, C, H, W) to maps by name, each (N, out_channels, H / stride, W / stride)."""
         maps: dict[str, torch.Tensor] = {}
-        for level, each in enumerate(self.body(x)):
+        made = list(self.body(x).values()) if self.by_name else self.body(x)
+        for level, each in enumerate(made):
             maps[str(level)] = each.permute(0, 3, 1, 2) if self.channels_last else each
         return self.fpn(maps)
 
@@ -70,11 +79,8 @@ class FPNBackbone(nn.Module):
 def _names(fpn: FeaturePyramidNetwork, channels: Sequence[int]) -> list[str]:
     """Names the maps that a pyramid makes; how many its extra block adds, only the block knows."""
     number = len(channels)
-    device = next(fpn.parameters()).device
-    maps = {
-        str(level): torch.zeros(1, each, *[2 ** (number - level)] * 2, device=device)
-        for level, each in enumerate(channels)
-    }
+    like = next(fpn.parameters())
+    maps = {str(level): like.new_zeros(1, each, *[2 ** (number - level)] * 2) for level, each in enumerate(channels)}
     with torch.no_grad():
         return list(fpn(maps))
 
@@ -124,6 +130,8 @@ def fpn_backbone(
         FasterRCNN(backbone, num_classes=91)
         ```
     """
+    if "out_indices" in kwargs:
+        raise ValueError(f"levels are returned_layers here; use returned_layers={kwargs['out_indices']}")
     if isinstance(name_or_model, str):
         body, info = _of_name(name_or_model, genome, pretrained, returned_layers, kwargs)
     else:
@@ -192,6 +200,11 @@ def mask_rcnn(
     }
     if unknown := kwargs.keys() - known:
         raise TypeError(f"mask_rcnn has no argument {', '.join(sorted(unknown))}; see torchvision's MaskRCNN")
+    predictors = [f"{head}_predictor" for head in ("box", "mask")]
+    given = [name for name in predictors if kwargs.get(name) is not None]
+    if len(given) == 1:
+        (missing,) = set(predictors) - set(given)
+        raise ValueError(f"{given[0]} has classes of its own; use {missing} too, for the same classes, or neither")
     backbone = fpn_backbone(
         name_or_model,
         genome,
@@ -211,7 +224,7 @@ def mask_rcnn(
         if f"{head}_roi_pool" not in kwargs:
             kwargs[f"{head}_roi_pool"] = MultiScaleRoIAlign(backbone.levels, output_size=size, sampling_ratio=2)
     # With its own predictor a head says itself how many classes there are.
-    return MaskRCNN(backbone, None if "box_predictor" in kwargs else num_classes, **kwargs)
+    return MaskRCNN(backbone, None if given else num_classes, **kwargs)
 
 
 def _of_name(
@@ -261,6 +274,10 @@ def _levels(info: Sequence[dict[str, Any]], wanted: Sequence[int] | None) -> tup
         return tuple(sorted(wanted))
     by_stride = {each["reduction"]: level for level, each in enumerate(info)}
     least = _LEAST_STRIDE if max(by_stride) > _LEAST_STRIDE else _LEAST_STRIDE // 2
+    if max(by_stride) < least:
+        raise ValueError(
+            f"this network has no level of stride {least} or more; use one of more stages, or returned_layers=[{last}]"
+        )
     return tuple(level for stride, level in by_stride.items() if stride >= least)
 
 

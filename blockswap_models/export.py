@@ -10,8 +10,9 @@ import io
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -141,14 +142,19 @@ def export_model(
     format = format_of(path, format)
     if format == "onnx":
         require_onnx()
+    if any(each.is_meta for each in chain(model.parameters(), model.buffers())):
+        raise ExportError("a network on the meta device has no weights; make it without device='meta'")
     original = _plain_copy(model).to("cpu", torch.float32)
     cfg = getattr(original, "pretrained_cfg", None) or {}
     config = model_data_config(original)
-    size = tuple(config["input_size"] if input_size is None else input_size)
-    if size[0] != config["input_size"][0]:
+    own = tuple(config["input_size"])
+    if input_size is not None and not (isinstance(input_size, Sequence) and len(input_size) == 3):
+        raise ExportError(f"input_size is channels, height and width, not {input_size}; use such as input_size={own}")
+    size = own if input_size is None else tuple(input_size)
+    if size[0] != own[0]:
         raise ExportError(
-            f"the network takes images of {config['input_size'][0]} channels, not of {size[0]}; use "
-            f"input_size={(config['input_size'][0], *size[1:])}, or make it with in_chans={size[0]}"
+            f"the network takes images of {own[0]} channels, not of {size[0]}; use "
+            f"input_size={(own[0], *size[1:])}, or make it with in_chans={size[0]}"
         )
     if isinstance(original, FeatureHookNet):
         # Neither torch.fx nor a compiler sees what hooks take.

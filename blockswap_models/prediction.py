@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,9 @@ def iter_predictions(
     files = images_in(images)
     network = make_model(model) if isinstance(model, str) else model
     names = class_names(network)
-    device = next((each.device for each in chain(network.parameters(), network.buffers())), torch.device("cpu"))
+    tensors = [*network.parameters(), *network.buffers()]
+    device = next((each.device for each in tensors), torch.device("cpu"))
+    dtype = next((each.dtype for each in tensors if each.is_floating_point()), torch.float32)
     config = model_data_config(network)
     transform = create_transform(**config, is_training=False)
     dataset = _Files(files, image_mode(config["input_size"][0]), transform)
@@ -133,7 +134,8 @@ def iter_predictions(
             if not places:
                 continue
             with torch.inference_mode():
-                logits = network(pixels.to(device))
+                logits = network(pixels.to(device, dtype))
+                _check_classes(network, logits)
                 if logits.isnan().any():
                     raise ValueError("the outputs of the network are not numbers; use weights that are")
                 probabilities, labels = logits.float().softmax(dim=1).topk(min(top, logits.shape[1]))
@@ -146,6 +148,18 @@ def iter_predictions(
             module.training = mode
     if not seen:
         raise DataError(f"none of {damaged:,} images can be read, such as {quote(files[0])}; use other files")
+
+
+def _check_classes(network: nn.Module, answer: Any) -> None:
+    """Raises ValueError where a network does not answer with one number for each class of each image."""
+    number = getattr(unwrap_model(network), "num_classes", None)
+    if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or answer.shape[1] != (number or answer.shape[1]):
+        number = 0
+    if number == 0:
+        raise ValueError(
+            f"{type(network).__name__} gives features, not a number for each class; use a network with classes, such "
+            "as num_classes=10"
+        )
 
 
 def class_names(model: nn.Module) -> tuple[str, ...]:

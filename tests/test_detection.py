@@ -8,12 +8,14 @@ from small_detectors import small_heads
 from timm.layers import FrozenBatchNormAct2d
 from torch import nn
 from torchvision.models.detection import backbone_utils
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from blockswap_models import GenomeError, swap
+from blockswap_models import GenomeError, Layout, swap
 from blockswap_models.detection import fpn_backbone, mask_rcnn
 from blockswap_models.nets.blocks import ResidualBlock
+from blockswap_models.nets.networks import build
 
 GENOME = "B2,W1/G4,B2G4/S,W2/B4,S"
 DRAWS = torch.Generator().manual_seed(0)
@@ -227,6 +229,21 @@ def test_torchscript_finds_the_same():
             "a network has been made already; leave out genome, in_chans, or use a name in its place",
         ),
         (
+            lambda: fpn_backbone("resnet18", out_indices=(1, 2)),
+            ValueError,
+            r"levels are returned_layers here; use returned_layers=\(1, 2\)",
+        ),
+        (
+            lambda: mask_rcnn(build(Layout.custom("one", depths=(1,), channels=(16,))), 3),
+            ValueError,
+            r"this network has no level of stride 2 or more; use one of more stages, or returned_layers=\[1\]",
+        ),
+        (
+            lambda: mask_rcnn("test_resnet", box_predictor=FastRCNNPredictor(1024, 3)),
+            ValueError,
+            "box_predictor has classes of its own; use mask_predictor too, for the same classes, or neither",
+        ),
+        (
             lambda: fpn_backbone(nn.Linear(2, 2)),
             TypeError,
             "a backbone is a network of timm .*; Linear has no features",
@@ -258,6 +275,23 @@ def test_new_norms_are_where_and_of_the_type_of_the_network():
     model = timm.create_model("blockswap_wrn16_1").double()
     backbone = fpn_backbone(model, norm_layer=lambda channels: nn.GroupNorm(2, channels))
     assert {each.dtype for each in backbone.body.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_pyramid_is_of_the_type_of_the_network(dtype):
+    maps = fpn_backbone(timm.create_model("test_resnet").to(dtype))(torch.rand(1, 3, 64, 64, dtype=dtype))
+    assert {each.dtype for each in maps.values()} == {dtype}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@pytest.mark.parametrize("feature_cls", ["dict", "list", "hook"])
+def test_features_by_name_are_a_body(feature_cls):
+    body = timm.create_model("test_resnet", features_only=True, feature_cls=feature_cls).eval()
+    backbone, x = fpn_backbone(body).eval(), torch.rand(1, 3, 64, 64)
+    found = backbone(x)
+    assert list(found) == ["0", "1", "2", "3", "4", "pool"]
+    if feature_cls != "hook":
+        torch.testing.assert_close(torch.jit.script(backbone)(x), found)
 
 
 def test_models_need_no_pycocotools(monkeypatch):

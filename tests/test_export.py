@@ -258,6 +258,14 @@ def test_images_of_one_channel_have_one_mean(name, tmp_path):
         assert (result.input_size, result.mean, result.std) == (size or own, *numbers)
 
 
+def test_networks_without_weights_and_sizes_of_one_number_are_refused(tmp_path):
+    with pytest.raises(ExportError, match="a network on the meta device has no weights; make it without device='meta'"):
+        export_model(timm.create_model("blockswap_wrn16_1", device="meta"), tmp_path / "net.ts")
+    for size in (32, (32, 32)):
+        with pytest.raises(ExportError, match=r"^input_size is channels, height and width, not .*32.*size=\(3, 32,"):
+            export_model(timm.create_model("blockswap_wrn16_1"), tmp_path / "net.ts", input_size=size)
+
+
 def test_another_number_of_channels_is_refused(tmp_path):
     with pytest.raises(
         ExportError, match=r"^the network takes images of 1 channels, not of 3; use input_size=\(1, 28, "

@@ -70,6 +70,20 @@ def test_what_is_not_a_number_is_no_class(photos):
         predict(model, photos)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_in_another_precision_see_the_same(photos, dtype):
+    (found,) = predict(network().to(dtype), photos / "some" / "1.png")
+    assert found.probabilities == pytest.approx(torch.tensor([2.0, 1.0, 0.0]).softmax(0).tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"num_classes": 0}, {"num_classes": 0, "global_pool": ""}, {"features_only": True}]
+)
+def test_a_network_without_classes_is_refused(photos, arguments):
+    with pytest.raises(ValueError, match="gives features, not a number for each class; use a network with classes, s"):
+        predict(timm.create_model("blockswap_wrn16_1", **arguments), photos)
+
+
 def test_imagenets_classes_have_words():
     assert class_names(network(1000))[0] == "tench, Tinca tinca"
     # A folder of some of ImageNet's classes has their numbers for names.

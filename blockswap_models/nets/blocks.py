@@ -32,10 +32,13 @@ class ResidualBlock(nn.Module):
     `branch_end` names the module whose output is added to the shortcut, where the Fisher potential is measured; None
     where there is no branch.
     `norm_acts` names each norm of which an activation is the one user, with that activation.
+    `dilations` are those of the first and the second 3x3 in its place, also where the block has one 3x3 only.
     """
 
     branch_end: str | None
     norm_acts: tuple[tuple[str, str], ...] = ()
+    # Without a type, which TorchScript could not read.
+    dilations = (1, 1)
 
     def zero_init_last(self) -> None:
         """Starts the branch at zero, where its last layer is a norm."""
@@ -268,6 +271,7 @@ def build_block(
     parts = _Parts(
         block, in_chs, convs, preact, downsample, dilations, drop_path, act_layer, norm_layer, dd, act_last, skip
     )
-    if len(parts.convs) == 2:
-        return PreActBasic(parts) if preact else PostActBasic(parts)
-    return PreActBottleneck(parts) if preact else PostActBottleneck(parts)
+    kinds = (PreActBasic, PostActBasic) if len(parts.convs) == 2 else (PreActBottleneck, PostActBottleneck)
+    made: ResidualBlock = kinds[not preact](parts)
+    made.dilations = dilations
+    return made

@@ -1,7 +1,8 @@
 """What a network costs, counted on the network that is built, on the meta device.
 
-Parameters are weights and biases of convolutions, BN and linear layers; MACs are multiply-accumulates of convolutions
-and linear layers for one image, nothing else (BN, ReLU, additions and pooling count as none).
+Parameters are weights and biases of convolutions, BN and linear layers, each once also where layers share it; MACs are
+multiply-accumulates of convolutions and linear layers for one image, nothing else (BN, ReLU, additions and pooling
+count as none).
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from timm.layers import CondConv2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from ..budget import Cost
-from .copies import plain_copy
+from .copies import meta_copy
 from .networks import residual_blocks
 
 __all__ = ["count", "count_blocks", "count_parts"]
@@ -63,7 +66,7 @@ def _count(model: nn.Module, parts: Sequence[nn.Module], input_size: tuple[int, 
         input_size = (getattr(model, "in_chans", channels), height, width)
     # A copy keeps the hooks, modes and tensors of the user's network untouched.
     memo: dict[int, object] = {}
-    shadow = plain_copy(model, memo).to(device="meta", dtype=torch.float32).eval()
+    shadow = meta_copy(model, memo)
     shadows = [memo[id(part)] for part in parts]
     return count_parts(shadow, shadows, torch.empty(1, *input_size, device="meta"))  # type: ignore[arg-type]
 
@@ -77,15 +80,18 @@ def count_parts(
     """
     macs: dict[nn.Module, int] = {}
 
-    def hook(module: nn.Conv2d | nn.Linear, _: object, output: torch.Tensor) -> None:
-        # Each output element of a convolution or linear layer takes one product per weight of its channel.
-        macs[module] = macs.get(module, 0) + output.numel() * module.weight[0].numel()
+    def hook(module: _ConvNd | nn.Linear | CondConv2d, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        # Each output element of a convolution or linear layer takes one product per weight of its channel; in a
+        # transposed one each input element does. A CondConv2d has the weights of each of its experts in one row.
+        weights = module.weight[0].numel() // (module.out_channels if isinstance(module, CondConv2d) else 1)
+        elements = inputs[0] if isinstance(module, _ConvNd) and module.transposed else output
+        macs[module] = macs.get(module, 0) + elements.numel() * weights
 
     for module in model.modules():
         # The user's own hooks are not called for a count.
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, (_ConvNd, nn.Linear, CondConv2d)):
             module.register_forward_hook(hook)
         elif isinstance(module, _BatchNorm):
             # BN costs no MACs and keeps the shape, but takes most of the time on the meta device.

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import timm
 import torch
 from timm.layers import LayerNorm2d
+from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -27,7 +28,7 @@ from ..genome import BlockType, Genome
 from ..layout import RANDOM_WEIGHTS, NetworkLayout, Position
 from ..messages import quote
 from .blocks import IdentityBlock, ResidualBlock, build_block
-from .copies import plain_copy
+from .copies import meta_copy, plain_copy
 from .cost import count_parts
 from .library import BlockLibrary, weights_digest
 
@@ -82,7 +83,8 @@ def swap(
     its weights.
 
     Args:
-        model: The network, which stays as it is: any of timm whose stages are sequences of blocks, or one of the zoo.
+        model: The network, which stays as it is: any of timm whose stages are sequences of blocks, or one of the zoo;
+            also within what `torch.compile` or distributed training wraps around it, of which the new one has nothing.
         genome: One block type for each block.
         library: Trained blocks, or their folder.
         input_size: Channels, height and width of the images; the network's own by default.
@@ -100,6 +102,7 @@ def swap(
         student = swap(timm.create_model("resnet50", pretrained=True), "3xK/4xB4W8/6xG8/3xK")
         ```
     """
+    model = unwrap_model(model)
     found = find_blocks(model, input_size)
     genome = layout_of(model, found, input_size).fit(genome)
     if isinstance(library, (str, Path)):
@@ -206,7 +209,17 @@ def _stages(model: nn.Module) -> list[list[str]]:
             "spatial convolution; use a CNN of timm whose stages are sequences of blocks"
         )
     # A module by itself beside stages is a stem; where there is nothing else, each is a block of one sequence.
-    return held or [[part for parts in alone for part in parts]]
+    found = held or [[part for parts in alone for part in parts]]
+    every = {part for parts in found for part in parts}
+    # What lies in another block goes with that one.
+    outer = [[part for part in parts if not every.intersection(_above(part))] for parts in found]
+    return [parts for parts in outer if parts]
+
+
+def _above(name: str) -> list[str]:
+    """The names of the modules that a module lies in."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _has_spatial_conv(module: nn.Module) -> bool:
@@ -218,7 +231,7 @@ def _has_spatial_conv(module: nn.Module) -> bool:
 def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[tuple[FoundBlock, ...], Cost, list[Cost]]:
     """Runs a network once on the meta device: its blocks, its cost, and the cost of each block."""
     stages = _stages(model)
-    shadow = _shadow(model)
+    shadow = meta_copy(model)
     runs = {name: _Run() for stage in stages for name in stage}
     x = torch.empty(1, *input_size, device="meta")
 
@@ -250,15 +263,6 @@ def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[tuple[Fo
         size = (run.given[2], run.given[3])
         found.append(FoundBlock(name, place, size, run.order, run.end, run.shortcut))
     return tuple(found), total, parts
-
-
-def _shadow(model: nn.Module) -> nn.Module:
-    """A copy of a network on the meta device, in evaluation mode, which takes no memory."""
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        meta = torch.empty_like(tensor, device="meta", dtype=torch.float32 if tensor.is_floating_point() else None)
-        memo[id(tensor)] = nn.Parameter(meta) if isinstance(tensor, nn.Parameter) else meta
-    return plain_copy(model, memo).eval()
 
 
 class _Run:
@@ -317,7 +321,9 @@ class _Run:
         self.made = tuple(output.shape)
         named = {name for name, _, _ in self._children if name in _SHORTCUTS}
         modules = dict(block.named_children())
-        used = [name for name in named if not isinstance(modules[name], nn.Identity)]
+        # Some pool alone, and what they make has other channels than the block's output.
+        fitting = {name for name, _, shape in self._children if name in named and shape == self.made}
+        used = [name for name in fitting if not isinstance(modules[name], nn.Identity)]
         self.shortcut = used[0] if used else None
         branch = [each for each in self._children if each[0] not in named]
         if isinstance(block, ResidualBlock):
@@ -333,6 +339,16 @@ class _Run:
     def stride(self) -> int:
         return max(1, round(self.given[2] / self.made[2]))
 
+    def _channels_last(self, block: nn.Module) -> bool:
+        """Whether a block runs with twice as many of what would be its channels, which then are the height of a map."""
+        batch, second, *rest = self.given
+        try:
+            # Not by its own hooks, which have seen what they were to see.
+            block.forward(torch.empty(batch, 2 * second, *rest, device="meta"))
+        except (RuntimeError, ValueError, TypeError, AssertionError):
+            return False
+        return True
+
     def check(self, network: str, name: str, block: nn.Module) -> None:
         """Raises SplitError for a block that does not map one feature map to another."""
         problem = self._problem
@@ -344,6 +360,8 @@ class _Run:
             problem = f"maps images of {self.given[2]}x{self.given[3]} to {self.made[2]}x{self.made[3]}"
         elif problem is None and max(self.given[2:]) == 1 and self._halves:
             problem = "is given images of 1x1, which do not show its stride; use larger images"
+        elif problem is None and self._channels_last(block):
+            problem = f"takes maps whose channels come last, {'x'.join(map(str, self.given[1:]))}"
         if problem is not None:
             raise SplitError(
                 f"{network} does not split into blocks: its module {quote(name)} ({type(block).__name__}) {problem}"
@@ -403,7 +421,6 @@ def new_block(block: BlockType, old: nn.Module, found: FoundBlock) -> ResidualBl
     if changes and made is None and (found.order == "post" or (found.order == "linear" and block.family == "D")):
         projection = nn.Conv2d(place.in_chs, place.out_chs, 1, place.stride, bias=False, **dd)
         made = nn.Sequential(projection, norm_layer(place.out_chs, **dd))
-    dilation = max((max(c.dilation) for c in old.modules() if isinstance(c, nn.Conv2d)), default=1)
     drop_path = getattr(old, "drop_path", None)
     new = build_block(
         block,
@@ -412,7 +429,7 @@ def new_block(block: BlockType, old: nn.Module, found: FoundBlock) -> ResidualBl
         place.stride,
         preact=found.order == "pre",
         downsample=made,
-        dilations=(dilation, dilation),
+        dilations=_dilations(old, found),
         drop_path=None if drop_path is None else plain_copy(drop_path),
         act_layer=lambda inplace=True: _like(act, inplace),
         norm_layer=norm_layer,
@@ -425,6 +442,16 @@ def new_block(block: BlockType, old: nn.Module, found: FoundBlock) -> ResidualBl
         if isinstance(module, nn.Conv2d) and module not in kept:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return new.train(old.training)
+
+
+def _dilations(old: nn.Module, found: FoundBlock) -> tuple[int, int]:
+    """The dilations of the first and the second 3x3 in the place of a block."""
+    if isinstance(old, ResidualBlock):
+        return old.dilations
+    beside = set() if found.shortcut is None else {*getattr(old, found.shortcut).modules()}
+    convs = [each for each in old.modules() if isinstance(each, nn.Conv2d) and each not in beside]
+    rates = [max(each.dilation) for each in convs if max(each.kernel_size) > 1]
+    return (rates[0], rates[-1]) if rates else (1, 1)
 
 
 def _like(act: nn.Module, inplace: bool) -> nn.Module:
@@ -500,6 +527,7 @@ class BlockNetwork:
         image_size: tuple[int, int] | None = None,
     ) -> None:
         self.name = network if isinstance(network, str) else None
+        network = network if isinstance(network, str) else unwrap_model(network)
         given = {"num_classes": num_classes, "in_chans": in_chans}
         self._arguments: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         if self.name is None:
@@ -608,5 +636,5 @@ class BlockNetwork:
 
     @cached_property
     def _shadows(self) -> dict[str, nn.Module]:
-        shadow = _shadow(self.model)
+        shadow = meta_copy(self.model)
         return {each.name: shadow.get_submodule(each.name) for each in self.blocks}

@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from timm.models import (
+    FeatureInfo,
     PretrainedCfg,
     build_model_with_cfg,
     create_model,
@@ -25,6 +26,7 @@ from timm.models import (
     resolve_pretrained_cfg,
     save_for_hf,
 )
+from timm.models._hub import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from timm.utils import unwrap_model
 from torch import nn
 
@@ -132,9 +134,11 @@ def create(
     # timm's cfg is that of the weights, which it has adapted to the channels asked for.
     cfg = for_channels(model.pretrained_cfg, model.in_chans)
     if not pretrained:
+        overlay = kwargs.get("pretrained_cfg_overlay") or {}
         # The classes and the size of the weights are not those of a network that is yet to learn.
-        cfg.pop("label_names", None)
-        if kwargs.get("pretrained_cfg") is None and "input_size" not in (kwargs.get("pretrained_cfg_overlay") or {}):
+        if "label_names" not in overlay:
+            cfg.pop("label_names", None)
+        if kwargs.get("pretrained_cfg") is None and "input_size" not in overlay:
             cfg |= {
                 "input_size": (model.in_chans, *layout.input_size[1:]),
                 "pool_size": layout.pool_size(*layout.input_size[1:]),
@@ -217,7 +221,8 @@ def save_pretrained(
 
     Raises:
         TypeError: The network is not of the zoo, and has no other blocks.
-        ValueError: The network was changed since it was made, as `fold_batchnorm` does.
+        ValueError: The network was changed since it was made, as `fold_batchnorm` does; or there is a card, but no
+            safetensors.
         WeightsError: The card is of weights in another precision.
         OSError: The disk is full, or the folder cannot be written in.
 
@@ -229,10 +234,14 @@ def save_pretrained(
     """
     model = unwrap_model(model)
     genome = getattr(model, "genome", None)
-    if genome is None or not hasattr(model, "pretrained_cfg"):
+    features_only = isinstance(getattr(model, "feature_info", None), FeatureInfo)
+    if genome is None or features_only or not hasattr(model, "pretrained_cfg"):
         raise TypeError(
             f"save_pretrained takes a network of the zoo, or one of timm that swap made, not {type(model).__name__}"
         )
+    safe = kwargs.pop("safe_serialization", True)
+    if card is not None and not safe:
+        raise ValueError("a card is of a model.safetensors; leave out safe_serialization=False, or the card")
     model = plain_copy(model)
     for tensor in (*model.parameters(), *model.buffers()):
         # What safetensors wants, also of a network in channels_last.
@@ -244,6 +253,9 @@ def save_pretrained(
     if not isinstance(model, (WideResNet, ResNet)):
         # timm makes it anew by the entry that swaps.
         model_args["network"], own_cfg["architecture"] = own_cfg["architecture"], SWAPPED
+    else:
+        # An argument of that entry alone, by which this network may have been made.
+        getattr(model, "_model_args", {}).pop("network", None)
     names = own_cfg.pop("label_names", None)
     if names is not None and len(names) == model.num_classes:
         # Where timm and the Hugging Face Hub look for them.
@@ -251,7 +263,7 @@ def save_pretrained(
     with TemporaryDirectory(prefix=".tmp", dir=directory) as place:
         folder = Path(place)
         try:
-            save_for_hf(model, place, model_args=model_args, **{"safe_serialization": True, **kwargs})
+            save_for_hf(model, place, model_args=model_args, safe_serialization=safe, **kwargs)
         except SafetensorError as error:
             # Of a full disk it says so in its text alone.
             number = re.search(r"os error (\d+)", str(error))
@@ -268,15 +280,21 @@ def save_pretrained(
             text = model_card(card, f"local-dir:{directory}" if source is None else source)
             (folder / "README.md").write_text(text, encoding="utf-8")
             (folder / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        else:
-            # That of other weights, which would refuse these.
-            (directory / CARD).unlink(missing_ok=True)
+        elif (directory / CARD).exists():
+            # That of other weights, which would refuse these, and what it says in words.
+            (directory / CARD).unlink()
+            (directory / "README.md").unlink(missing_ok=True)
+        written = set()
         mode = (folder / "config.json").stat().st_mode
         # The config last: with it the folder is one of a network.
         for each in sorted(folder.iterdir(), key=lambda each: each.name == "config.json"):
             # safetensors lets its owner alone read a file, whatever the umask says.
             each.chmod(mode)
             os.replace(each, directory / each.name)
+            written.add(each.name)
+    # Those of a network that was here before, which timm may prefer.
+    for name in {HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME} - written:
+        (directory / name).unlink(missing_ok=True)
 
 
 def _check_loads(model: nn.Module, folder: str) -> None:

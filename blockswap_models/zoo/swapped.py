@@ -30,6 +30,8 @@ def swapped(
     name, _, tag = network.partition(".")
     cache_dir, overlay = kwargs.pop("cache_dir", None), kwargs.pop("pretrained_cfg_overlay", None)
     cfg: Any = kwargs.pop("pretrained_cfg", None) or tag or None
+    # A tag of this entry is one of the network's.
+    network = f"{name}.{cfg}" if isinstance(cfg, str) else network
     size = {"input_size": resolve_pretrained_cfg(name, cfg, overlay).input_size}
 
     def make(**arguments: Any) -> nn.Module:

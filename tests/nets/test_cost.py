@@ -8,6 +8,7 @@ import numpy
 import pytest
 import timm
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import blockswap_models  # noqa: F401  # registers the zoo
@@ -89,6 +90,40 @@ def test_blocks_stem_and_head_sum_to_the_network(name: str, genome: str, channel
     normed = head if "wrn" in name else stem
     rest = Cost(stem * 3 * area + 2 * normed + (head + 1) * classes, stem * 3 * area * size**2 + head * classes)
     assert sum(blocks, rest) == count(model)
+
+
+def test_all_convolutions_are_counted() -> None:
+    layers = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ConvTranspose2d(8, 6, 3, 2, groups=2),
+        nn.Flatten(2),
+        nn.Conv1d(6, 4, 5),
+        nn.Unflatten(1, (1, 4, 1)),
+        nn.Conv3d(1, 2, 1),
+    )
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        layers(torch.zeros(1, 3, 10, 10))
+    assert 2 * count(layers, (3, 10, 10)).macs == counter.get_total_flops()
+
+
+def test_convolutions_of_several_experts_count_as_one() -> None:
+    plain, experts = (create(f"tf_efficientnet_{name}", device="meta") for name in ("b0", "cc_b0_4e"))
+    routing = sum(each.weight.numel() for name, each in experts.named_modules() if name.endswith("routing_fn"))
+    assert count(experts, (3, 64, 64)).macs == count(plain, (3, 64, 64)).macs + routing
+
+
+def test_shared_parameters_count_once() -> None:
+    model = create("blockswap_wrn16_1")
+    own, conv = count(model), model.stages[0][1].conv1
+    conv.weight = model.stages[0][1].conv2.weight
+    assert count(model) == Cost(own.params - conv.weight.numel(), own.macs)
+
+
+def test_a_network_that_keeps_tensors_of_a_forward_pass_is_counted() -> None:
+    model = create("blockswap_wrn16_1").eval()
+    cost = count(model)
+    model.kept = {"maps": [(model(torch.zeros(1, 3, 32, 32)),)]}
+    assert count(model) == cost
 
 
 @pytest.mark.parametrize("name", ["blockswap_wrn16_1", "blockswap_resnet18"])

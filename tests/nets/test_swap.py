@@ -132,6 +132,14 @@ def test_what_timm_does_with_a_network_it_does_with_a_swapped_one(resnet):
     assert swapped(x).shape == (2, 3)
 
 
+def test_what_is_wrapped_is_swapped_without_the_wrapper(resnet):
+    # As torch.compile does.
+    wrapped = nn.DataParallel(resnet)
+    swapped = swap(wrapped, "K/G8/K/K")
+    assert (type(swapped), swapped.genome) == (type(resnet), "K/G8/K/K")
+    assert BlockNetwork(wrapped).layout == swapped.layout
+
+
 def test_a_wrapper_of_features_can_be_swapped():
     features = timm.create_model("test_resnet", features_only=True).eval()
     x = torch.randn(1, 3, 64, 64)
@@ -148,6 +156,23 @@ def test_a_network_of_the_zoo_has_the_types_that_it_kept():
     assert swapped.genome == "S,G2/S,G4/W4,B2"
     same = timm.create_model("blockswap_wrn16_1", genome=swapped.genome)
     assert {n: v.shape for n, v in same.state_dict().items()} == {n: v.shape for n, v in swapped.state_dict().items()}
+
+
+@pytest.mark.parametrize("genomes", [["2xK/2xK/B2,K/B2,S"], ["2xK/2xK/B2,K/2xK", "2xK/2xK/S,K/2xB2"]])
+def test_dilations_are_those_of_the_same_genome_made_anew(genomes):
+    with torch.device("meta"):
+        swapped = timm.create_model("blockswap_resnet18", output_stride=8)
+        for genome in genomes:
+            swapped = swap(swapped, genome)
+        same = timm.create_model("blockswap_resnet18", output_stride=8, genome=swapped.genome)
+    convs = [[str(each) for each in net.modules() if isinstance(each, nn.Conv2d)] for net in (swapped, same)]
+    assert convs[0] == convs[1]
+
+
+def test_a_shortcut_that_pools_alone_is_no_projection():
+    with torch.device("meta"):
+        swapped = swap(timm.create_model("dla34"), "K/W1/K/K", input_size=(3, 64, 64))
+        assert swapped.level3(torch.empty(1, 64, 16, 16)).shape == (1, 128, 8, 8)
 
 
 def test_the_fisher_potential_of_kept_blocks_is_that_of_the_same_blocks_of_ours():

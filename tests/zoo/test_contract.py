@@ -162,6 +162,12 @@ def test_the_cfg_of_a_model_has_its_channels(entry, features_only):
     assert {key: own.pretrained_cfg[key] for key in overlay} == overlay
 
 
+def test_the_users_names_of_classes_are_kept():
+    overlay = {"label_names": ("a", "b", "c")}
+    model = timm.create_model("blockswap_wrn40_2_404k", num_classes=3, pretrained_cfg_overlay=overlay, device="meta")
+    assert model.pretrained_cfg["label_names"] == overlay["label_names"]
+
+
 @entries
 def test_no_cfg_promises_weights_that_are_not_there(entry):
     for cfg in get_arch_pretrained_cfgs(entry).values():
@@ -742,6 +748,16 @@ def test_save_pretrained_takes_networks_of_the_zoo(model, tmp_path):
     with pytest.raises(TypeError, match="takes a network of the zoo, or one of timm that swap made") as error:
         save_pretrained(model, tmp_path)
     assert type(model).__name__ in str(error.value)
+
+
+def test_no_weights_of_an_earlier_network_stay_in_a_folder(tmp_path):
+    (tmp_path / "README.md").write_text("my own")
+    for safe, file in ((True, "model.safetensors"), (False, "pytorch_model.bin")):
+        model = make(WRN_SMALL)
+        nn.init.normal_(model.fc.bias)
+        save_pretrained(model, tmp_path, safe_serialization=safe)
+        assert {each.name for each in tmp_path.iterdir()} == {"README.md", "config.json", file}
+        assert_same_weights(timm.create_model(f"local-dir:{tmp_path}", pretrained=True), model)
 
 
 def test_save_pretrained_takes_off_wrappers(tmp_path):

@@ -281,8 +281,12 @@ def test_new_weights_in_a_folder_are_not_held_to_an_old_card(packed, tmp_path):
     main(["push", str(packed), "--out", str(tmp_path / "net")])
     model = load(tmp_path / "net")
     torch.nn.init.zeros_(model.fc.bias)
+    with pytest.raises(ValueError, match=r"^a card is of a model.safetensors; leave out safe_serialization=False, or"):
+        save_pretrained(model, tmp_path / "net", card=read_card(packed), safe_serialization=False)
+    assert (tmp_path / "net" / "README.md").exists()
     save_pretrained(model, tmp_path / "net")
-    assert not (tmp_path / "net" / "card.json").exists()
+    # Nor is the text of the old card.
+    assert {each.name for each in (tmp_path / "net").iterdir()} == {"config.json", "model.safetensors"}
     assert torch.equal(load(tmp_path / "net")(images()), model(images()))
     with pytest.raises(WeightsError, match="has no error of float64 weights"):
         save_pretrained(model.double(), tmp_path / "net", card=read_card(packed))

@@ -82,6 +82,31 @@ def test_weights_are_those_of_timm_where_blocks_are_kept(student, tmp_path, monk
     assert torch.equal(loaded(X), student(X))
 
 
+def test_a_tag_of_the_entry_is_the_tag_of_the_network(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        "timm.models._builder.load_pretrained", lambda *_, pretrained_cfg, **__: loaded.append(pretrained_cfg["tag"])
+    )
+    arguments = {"network": "resnet18", "genome": "2xK/2xK/2xK/2xB2", "pretrained": True}
+    model = timm.create_model("swapped.tv_in1k", device="meta", **arguments)
+    assert loaded == [model.pretrained_cfg["tag"]] == ["tv_in1k"]
+
+
+def test_a_network_of_the_zoo_made_by_the_entry_is_saved_as_its_own(tmp_path):
+    model = timm.create_model("swapped", network="blockswap_wrn16_1", genome="K,G2/2xD/M6,B2").eval()
+    save_pretrained(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert again.genome == model.genome == "S,G2/2xD/M6,B2"
+    assert torch.equal(again(X), model(X))
+
+
+def test_features_with_other_blocks_are_not_saved(tmp_path):
+    with torch.device("meta"):
+        features = swap(timm.create_model("test_resnet", features_only=True), "K/S/K/K")
+    with pytest.raises(TypeError, match="one of timm that swap made, not FeatureListNet"):
+        save_pretrained(features, tmp_path)
+
+
 def test_there_are_weights_of_kept_blocks_only(student, tmp_path):
     assert has_weights("test_resnet", "K/K/K/K")
     assert not has_weights("test_resnet", "K/G4/K/K")
