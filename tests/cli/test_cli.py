@@ -341,7 +341,7 @@ def test_latency_budgets(table, tmp_path, monkeypatch):
             "profile wrn10_1 --out nowhere/table.json",
             "no folder 'nowhere'; use a file in a folder that exists (--out)",
         ),
-        ("profile wrn10_1 --device meta --out table.json", "latencies are measured on cpu or cuda, not on 'meta'"),
+        ("profile wrn10_1 --device meta --out table.json", "the device meta computes nothing; use cpu or cuda"),
         ("profile wrn10_1 --batch-size 0 --out table.json", "--batch-size is at least 1, not 0"),
         ("profile wrn10_1 --types Q --out table.json", "unknown block type 'Q'"),
     ],

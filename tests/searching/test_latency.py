@@ -460,7 +460,7 @@ def test_a_profile_adds_up_to_whole_networks(monkeypatch):
         ({"batch_size": 0}, "batch_size is at least 1, not 0"),
         ({"threads": 0}, "threads is at least 1, not 0"),
         ({"rounds": 0}, "rounds is at least 1, not 0"),
-        ({"device": "meta"}, "latencies are measured on cpu or cuda, not on 'meta'"),
+        ({"device": "meta"}, "the device meta computes nothing; use cpu or cuda"),
     ],
 )
 def test_messages_for_profiles(arguments, message):
