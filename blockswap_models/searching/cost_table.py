@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import gcd
+from operator import add, le
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +26,110 @@ _JOINT = 12_000_000
 _CHUNK = 1024
 
 
-class CostTable:
+class _Axis(NamedTuple):
+    """One cost, counted in steps above the smallest total.
+
+    `steps` are those of each option at each position; totals from `first` to `last` steps are within the window.
+    """
+
+    steps: list[list[int]]
+    first: int
+    last: int
+
+    @classmethod
+    def of(
+        cls, fixed: int, totals: Sequence[Sequence[int]], window: tuple[float, float], most: int | None = None
+    ) -> _Axis:
+        """Counts in steps of the common divisor of all totals; or in at most so many, each option rounded down."""
+        least = fixed + sum(map(min, totals))
+        low, high = max(window[0], least), min(window[1], fixed + sum(map(max, totals)))
+        excess = [[value - min(values) for value in values] for values in totals]
+        if most is None:
+            step = gcd(*(value for values in excess for value in values)) or 1
+        else:
+            step = int((high - least) // most) + 1 if high >= least else 1
+        first = int(-((least - low) // step)) if low > least else 0
+        return cls(
+            [[value // step for value in values] for values in excess],
+            # Each block may have lost almost a step by rounding.
+            first if most is None else max(0, first - len(totals)),
+            int((high - least) // step) if high >= least else -1,
+        )
+
+
+class _Table:
+    """Draws and lists the choices that are within the windows of one or more costs, by the numbers of ways to do so."""
+
+    # Tables of several kinds draw other numbers from one seed.
+    _stream: int
+
+    def __init__(self, *axes: _Axis) -> None:
+        self._first, self._last = [axis.first for axis in axes], [axis.last for axis in axes]
+        # (options, costs) at each position.
+        self._steps = [np.array(each).T for each in zip(*(axis.steps for axis in axes), strict=True)]
+
+    @cached_property
+    def _ways(self) -> list[np.ndarray]:
+        """The numbers of choices for the blocks from i on, `_ways[i]`, by the steps of each cost that they spend."""
+        # Double precision: sums of positive numbers, so that each probability is right to about 1e-15.
+        shape = tuple(last + 1 for last in self._last)
+        ways = [np.zeros(shape)]
+        ways[0].flat[0] = 1
+        for steps in reversed(self._steps):
+            grown = np.zeros(shape)
+            for spend in steps.tolist():
+                if all(each < size for each, size in zip(spend, shape, strict=True)):
+                    before = tuple(slice(size - each) for each, size in zip(spend, shape, strict=True))
+                    grown[tuple(slice(each, None) for each in spend)] += ways[0][before]
+            ways.insert(0, grown)
+        return ways
+
+    def _within(self, position: int, spent: Sequence[int]) -> np.ndarray:
+        """The ways of the blocks from a position on that end within all windows, where so many steps are spent."""
+        windows = zip(self._first, self._last, spent, strict=True)
+        return self._ways[position][tuple(slice(max(first - s, 0), last + 1 - s) for first, last, s in windows)]
+
+    def _all_within(self) -> np.ndarray:
+        return self._within(0, [0] * len(self._last))
+
+    def draw(self, seed: int) -> Iterator[np.ndarray]:
+        """Draws chunks of choices (number, blocks), uniformly among the genomes within the windows."""
+        within = self._all_within()
+        cumulated = np.cumsum(within.ravel())
+        chunk = 0
+        while True:
+            random = np.random.default_rng([seed, self._stream, chunk])
+            points = random.random(_CHUNK) * cumulated[-1]
+            place = np.searchsorted(cumulated, points, side="right").clip(max=_last_positive(cumulated))
+            left = np.stack(np.unravel_index(place, within.shape), axis=1) + np.array(self._first)
+            picks = np.empty((_CHUNK, len(self._steps)), dtype=np.int64)
+            for position, steps in enumerate(self._steps):
+                # (chunk, options, costs)
+                after = left[:, None] - steps[None]
+                ways = self._ways[position + 1][tuple(np.moveaxis(np.maximum(after, 0), -1, 0))]
+                weights = np.where((after >= 0).all(axis=-1), ways, 0.0)
+                picks[:, position] = _pick(np.cumsum(weights, axis=1), random)
+                left = after[np.arange(_CHUNK), picks[:, position]]
+            yield picks
+            chunk += 1
+
+    def every(self) -> Iterator[tuple[int, ...]]:
+        """Lists the choices of every genome within the windows."""
+
+        def extend(position: int, spent: list[int]) -> Iterator[tuple[int, ...]]:
+            if position == len(self._steps):
+                yield ()
+                return
+            for pick, spend in enumerate(self._steps[position].tolist()):
+                total = [*map(add, spent, spend)]
+                if all(map(le, total, self._last)) and self._within(position + 1, total).any():
+                    for rest in extend(position + 1, total):
+                        yield (pick, *rest)
+
+        return extend(0, [0] * len(self._last))
+
+
+class CostTable(_Table):
     """Counts of the genomes by their total of one cost, from which they are drawn uniformly.
 
     `fixed` is the cost of stem and head, `totals` are those of each option at each position, `spellings` the numbers of
@@ -35,6 +140,8 @@ class CostTable:
     rounded down, and the table is not `exact`: it counts and draws all genomes within the window and some just outside.
     """
 
+    _stream = 0
+
     def __init__(
         self,
         fixed: int,
@@ -44,18 +151,12 @@ class CostTable:
         longest: int | None = None,
     ) -> None:
         self._spellings = spellings
-        least = fixed + sum(map(min, totals))
-        most = fixed + sum(map(max, totals))
-        excess = [[value - min(values) for value in values] for values in totals]
-        step = gcd(*(value for values in excess for value in values)) or 1
-        low, high = max(window[0], least), min(window[1], most)
-        self.last = int((high - least) // step) if high >= least else -1
-        self.exact = self.last <= (longest or _LONGEST)
-        self.steps = [[value // step for value in values] for values in excess]
-        self.first = int(-((least - low) // step)) if low > least else 0
+        axis = _Axis.of(fixed, totals, window)
+        self.exact = axis.last <= (longest or _LONGEST)
         if not self.exact:
-            rounded = _Rounded(fixed, totals, window, _ROUNDED)
-            self.steps, self.first, self.last = rounded.steps, rounded.first, rounded.last
+            axis = _Axis.of(fixed, totals, window, _ROUNDED)
+        super().__init__(axis)
+        self.steps, self.first, self.last = axis
 
     def count(self, distinct: bool = True) -> int:
         """Counts the genomes within the window, in exact integers."""
@@ -77,64 +178,16 @@ class CostTable:
         within = limbs[:, self.first :].astype(object)
         return sum(int(total) << (_LIMB * limb) for limb, total in enumerate(within.sum(axis=1)))
 
-    @cached_property
-    def _ways(self) -> list[np.ndarray]:
-        """The number of choices for the blocks from i on that spend exactly t steps, as `_ways[i][t]`."""
-        # Double precision: sums of positive numbers, so that each probability is right to about 1e-15.
-        ways = [np.zeros(self.last + 1)]
-        ways[0][0] = 1
-        for steps in reversed(self.steps):
-            grown = np.zeros(self.last + 1)
-            for spend in steps:
-                if spend <= self.last:
-                    grown[spend:] += ways[0][: self.last + 1 - spend]
-            ways.insert(0, grown)
-        return ways
 
-    def draw(self, seed: int) -> Iterator[np.ndarray]:
-        """Draws chunks of choices (number, blocks), uniformly among the genomes within the window."""
-        cumulated = np.cumsum(self._ways[0][self.first :])
-        chunk = 0
-        while True:
-            random = np.random.default_rng([seed, 0, chunk])
-            points = random.random(_CHUNK) * cumulated[-1]
-            left = self.first + np.searchsorted(cumulated, points, side="right").clip(max=_last_positive(cumulated))
-            picks = np.empty((_CHUNK, len(self.steps)), dtype=np.int64)
-            for position, steps in enumerate(self.steps):
-                after = left[:, None] - np.array(steps)[None, :]
-                weights = np.where(after >= 0, self._ways[position + 1][np.maximum(after, 0)], 0.0)
-                picks[:, position] = _pick(np.cumsum(weights, axis=1), random)
-                left = np.take_along_axis(after, picks[:, position, None], axis=1)[:, 0]
-            yield picks
-            chunk += 1
-
-    def every(self) -> Iterator[tuple[int, ...]]:
-        """Lists the choices of every genome within the window."""
-
-        def extend(position: int, spent: int) -> Iterator[tuple[int, ...]]:
-            if position == len(self.steps):
-                yield ()
-                return
-            for pick, spend in enumerate(self.steps[position]):
-                total = spent + spend
-                if total <= self.last and self._reachable(position + 1, total):
-                    for rest in extend(position + 1, total):
-                        yield (pick, *rest)
-
-        return extend(0, 0)
-
-    def _reachable(self, position: int, spent: int) -> bool:
-        start = max(self.first - spent, 0)
-        return bool(self._ways[position][start : self.last + 1 - spent].any())
-
-
-class JointTable:
+class JointTable(_Table):
     """Draws genomes by two costs at once, for windows that few genomes meet both of.
 
     Both costs are counted in steps so long that a grid of all pairs of totals stays small, and each option is rounded
     down: the table holds all genomes within both windows, and some just outside. Arguments are those of `CostTable`,
-    for each of the two costs.
+    for each of the two costs; `total` is the number of genomes.
     """
+
+    _stream = 2
 
     def __init__(
         self,
@@ -142,84 +195,10 @@ class JointTable:
         totals: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
         windows: tuple[tuple[float, float], tuple[float, float]],
     ) -> None:
-        number = len(totals[0])
         # More steps for the first cost, which usually has the narrower window.
-        seconds = int((_JOINT / (number + 1) / 2) ** 0.5)
-        first, second = (_Rounded(*axis) for axis in zip(fixed, totals, windows, (2 * seconds, seconds), strict=True))
-        self.steps = [np.array(pair).T for pair in zip(first.steps, second.steps, strict=True)]
-        self._first, self._last = (first.first, second.first), (first.last, second.last)
-        self._met = min(self._last) >= 0
-        self.total = float(self._within(0).sum()) if self._met else 0.0
-
-    @cached_property
-    def _ways(self) -> list[np.ndarray]:
-        """The number of choices for the blocks from i on that spend exactly (s, t) steps, as `_ways[i][s, t]`."""
-        shape = self._last[0] + 1, self._last[1] + 1
-        ways = [np.zeros(shape)]
-        ways[0][0, 0] = 1
-        for steps in reversed(self.steps):
-            grown = np.zeros(shape)
-            for one, other in steps:
-                if one < shape[0] and other < shape[1]:
-                    grown[one:, other:] += ways[0][: shape[0] - one, : shape[1] - other]
-            ways.insert(0, grown)
-        return ways
-
-    def _within(self, position: int, spent: tuple[int, int] = (0, 0)) -> np.ndarray:
-        """The ways of the blocks from a position on that end within both windows, where so many steps are spent."""
-        starts = [max(first - each, 0) for first, each in zip(self._first, spent, strict=True)]
-        ends = [last + 1 - each for last, each in zip(self._last, spent, strict=True)]
-        return self._ways[position][starts[0] : ends[0], starts[1] : ends[1]]
-
-    def draw(self, seed: int) -> Iterator[np.ndarray]:
-        """Draws chunks of choices (number, blocks), uniformly among the genomes of the table."""
-        within = self._within(0)
-        cumulated = np.cumsum(within.ravel())
-        chunk = 0
-        while True:
-            random = np.random.default_rng([seed, 2, chunk])
-            points = random.random(_CHUNK) * cumulated[-1]
-            place = np.searchsorted(cumulated, points, side="right").clip(max=_last_positive(cumulated))
-            left = np.stack(np.unravel_index(place, within.shape), axis=1) + np.array(self._first)
-            picks = np.empty((_CHUNK, len(self.steps)), dtype=np.int64)
-            for position, steps in enumerate(self.steps):
-                # (chunk, options, 2)
-                after = left[:, None] - steps[None]
-                there = np.maximum(after, 0)
-                ways = self._ways[position + 1][there[..., 0], there[..., 1]]
-                weights = np.where((after >= 0).all(axis=-1), ways, 0.0)
-                picks[:, position] = _pick(np.cumsum(weights, axis=1), random)
-                left = after[np.arange(_CHUNK), picks[:, position]]
-            yield picks
-            chunk += 1
-
-    def every(self) -> Iterator[tuple[int, ...]]:
-        """Lists the choices of every genome of the table."""
-
-        def extend(position: int, spent: tuple[int, int]) -> Iterator[tuple[int, ...]]:
-            if position == len(self.steps):
-                yield ()
-                return
-            for pick, (one, other) in enumerate(self.steps[position].tolist()):
-                total = spent[0] + one, spent[1] + other
-                if all(map(int.__le__, total, self._last)) and self._within(position + 1, total).any():
-                    for rest in extend(position + 1, total):
-                        yield (pick, *rest)
-
-        return extend(0, (0, 0)) if self._met else iter(())
-
-
-class _Rounded:
-    """One cost in at most so many steps, each option rounded down: `steps`, and the `first` and `last` of a window."""
-
-    def __init__(self, fixed: int, totals: Sequence[Sequence[int]], window: tuple[float, float], number: int) -> None:
-        least = fixed + sum(map(min, totals))
-        low, high = max(window[0], least), min(window[1], fixed + sum(map(max, totals)))
-        step = int((high - least) // number) + 1 if high >= least else 1
-        self.steps = [[(value - min(values)) // step for value in values] for values in totals]
-        self.last = int((high - least) // step) if high >= least else -1
-        # Each block may have lost almost a step by rounding.
-        self.first = max(0, int(-((least - low) // step)) - len(totals)) if low > least else 0
+        seconds = int((_JOINT / (len(totals[0]) + 1) / 2) ** 0.5)
+        super().__init__(*map(_Axis.of, fixed, totals, windows, (2 * seconds, seconds)))
+        self.total = float(self._all_within().sum()) if min(self._last) >= 0 else 0.0
 
 
 def _pick(cumulated: np.ndarray, random: np.random.Generator) -> np.ndarray:

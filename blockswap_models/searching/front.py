@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -107,7 +106,6 @@ def search_front(
     if isinstance(space, str):
         space = SearchSpace(space, num_classes=num_classes_of(data))
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
-    seed = operator.index(seed)
     propose = strategy_named(strategy)
     score = score_named(score)
     wanted: list[Budget] = []

@@ -39,9 +39,9 @@ def cast_like_images(
                 undo.callback(module._parameters.__setitem__, name, value)
                 weight = value.detach().to(images.device, dtype)
                 module._parameters[name] = nn.Parameter(weight, requires_grad=False)
-        for name, buffer in module._buffers.items():
-            # Such as the filter of a pooling that blurs. BN has its statistics from the images.
-            if buffer is not None and not isinstance(module, _BatchNorm):
+        # Such as the filter of a pooling that blurs. BN has its statistics from the images.
+        for name, buffer in () if isinstance(module, _BatchNorm) else module._buffers.items():
+            if buffer is not None:
                 undo.callback(module._buffers.__setitem__, name, buffer)
                 module._buffers[name] = buffer.to(images.device, dtype if buffer.is_floating_point() else None)
         # A convolution of another class may do something else with its weights; those of a pruned one, or one that is

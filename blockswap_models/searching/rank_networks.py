@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -127,7 +126,6 @@ def rank_networks(
         rank_networks(["6xS/6xG4/6xB2", "6xG4/6xS/6xB2"], "wrn40_2", draws=4)
         ```
     """
-    seed = operator.index(seed)
     given = [networks] if isinstance(networks, (str, nn.Module)) else list(dict.fromkeys(networks))
     if not given:
         raise ValueError("no networks to rank; give at least one")

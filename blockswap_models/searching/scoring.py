@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
@@ -72,7 +73,8 @@ def make_scorer(
         dtype = fast_dtype(device) if score is fisher_potential else torch.float32
     elif dtype != torch.float32 and needs_float32(score):
         raise ValueError(f"the score {name_of(score)} is computed in float32; use dtype=float32")
-    return Scorer(space, data, score, seed, device, dtype)
+    # A record cannot have numbers of numpy.
+    return Scorer(space, data, score, operator.index(seed), device, dtype)
 
 
 class Scoring:

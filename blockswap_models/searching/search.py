@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -16,7 +15,7 @@ from ..budget import Budget, BudgetError, BudgetLike
 from ..data.folders import classes_of
 from ..errors import BlockSwapError
 from ..genome import Genome, GenomeError
-from .candidates import Candidate, candidates_of, comparable, rank
+from .candidates import Candidate, Scored, candidates_of, comparable, rank
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
 from .rankings import score_named
@@ -24,9 +23,6 @@ from .result import SearchResult
 from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
 from .space import SearchSpace
 from .strategies import strategy_named
-
-if TYPE_CHECKING:
-    from .rank_networks import RankedNetwork
 
 __all__ = ["Candidate", "SearchError", "SearchResult", "num_classes_of", "require_scores", "search"]
 
@@ -112,7 +108,6 @@ def search(
     if on_interrupt not in ("return", "raise"):
         raise ValueError(f"on_interrupt is 'return' or 'raise', not {on_interrupt!r}")
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
-    seed = operator.index(seed)
     propose = strategy_named(strategy)
     space, budget = space.resolve(budget)
     score = score_named(score)
@@ -152,7 +147,7 @@ def search(
     return SearchResult(space, budget, tuple(ranked), interrupted, scoring.draws, described)
 
 
-def require_scores(ranking: Sequence[Candidate | RankedNetwork], score: Score, where: str = "") -> None:
+def require_scores(ranking: Sequence[Scored], score: Score, where: str = "") -> None:
     """Raises SearchError for a ranking, best first, without a finite score, or whose Fisher potentials are all 0."""
     if not math.isfinite(ranking[0].score):
         raise SearchError(f"none of {len(ranking)} scores{where} is finite; look at the data, or choose another score")

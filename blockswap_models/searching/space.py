@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -95,11 +95,8 @@ class SearchSpace:
         # Such as numbers of numpy, which a record could not have.
         num_classes, in_chans = (None if each is None else operator.index(each) for each in (num_classes, in_chans))
         if image_size is not None:
-            if isinstance(image_size, Sequence):
-                height, width = map(operator.index, image_size)
-                image_size = height, width
-            else:
-                image_size = operator.index(image_size)
+            height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+            image_size = operator.index(height), operator.index(width)
         self.network = _network(layout, num_classes, in_chans, image_size)
         self.layout = Layout.named(layout) if self.network is None else self.network.layout  # type: ignore[arg-type]
         if types is None:
@@ -110,8 +107,7 @@ class SearchSpace:
             raise GenomeError("a search space needs block types; use at least one, such as 'S'")
         self.num_classes = self.layout.num_classes if num_classes is None else num_classes
         channels, *size = self.layout.input_size
-        if image_size is not None:
-            size = [image_size, image_size] if isinstance(image_size, int) else [*image_size]
+        size = size if image_size is None else [*image_size]
         channels = channels if in_chans is None else in_chans
         for name, least in {"num_classes": self.num_classes, "in_chans": channels, "image_size": min(size)}.items():
             if least < 1:
@@ -483,29 +479,21 @@ class SearchSpace:
         if not total:
             raise BudgetError(self._unmet(budget, name))
         listable = total <= _LISTED
+        wanted, most = min(number, total), total if listable else 200 * max(number, 500)
+
+        def is_rare(tried: int, met: int) -> bool:
+            return not listable and len(budget.windows) > 1 and tried >= _TRIED and met < _RARE * tried
+
         found: dict[Genome, None] = {}
-        tried = met = 0
-        for draws in table.draw(seed):
-            for picks in draws:
-                tried += 1
-                genome, cost = self.decode(picks)
-                if budget.fits(cost):
-                    met += 1
-                    found[genome] = None
-                    if len(found) == min(number, total):
-                        return list(found), met / tried
-            # Where all can be listed, the number does not say when, so that longer samples start as shorter ones.
-            if tried > (total if listable else 200 * max(number, 500)):
-                break
-            if not listable and len(budget.windows) > 1 and tried >= _TRIED and met < _RARE * tried:
-                return self._sampled_jointly(number, budget, seed, found, total)
-        if listable:
+        # Where all can be listed, the number does not say when, so that longer samples start as shorter ones.
+        tried, met = self._draw_fitting(
+            table, wanted, budget, seed, found, lambda tried, met: tried > most or is_rare(tried, met)
+        )
+        if len(found) < wanted and is_rare(tried, met):
+            return self._sampled_jointly(number, budget, seed, found, total)
+        if len(found) < wanted and listable:
             # Few fit, and most are found: list them all, in an order drawn from the seed.
-            rest = [self.decode(picks) for picks in table.every()]
-            np.random.default_rng([seed, 1]).shuffle(rest)
-            fitting = [genome for genome, cost in rest if budget.fits(cost)]
-            found.update(dict.fromkeys(fitting))
-            met, tried = len(fitting), total
+            tried, met = self._list_fitting(table, budget, [seed, 1], found)
         if not found:
             met_first = "meet" if table.exact else "come near"
             raise BudgetError(f"{self._unmet(budget, name)}: none of {tried:,} genomes that {met_first} its {name} do")
@@ -518,29 +506,51 @@ class SearchSpace:
 
         `found` are those that were drawn already.
         """
-        table = self.joint_table(budget)
-        tried = met = 0
+        table, most = self.joint_table(budget), 200 * max(number, 500)
         if table.total <= _LISTED:
-            near = [self.decode(picks) for picks in table.every()]
-            np.random.default_rng([seed, 3]).shuffle(near)
-            tried, fitting = len(near), [genome for genome, cost in near if budget.fits(cost)]
-            met = len(fitting)
-            found.update(dict.fromkeys(fitting))
+            tried, met = self._list_fitting(table, budget, [seed, 3], found)
         else:
-            for draws in table.draw(seed):
-                for genome, cost in map(self.decode, draws):
-                    tried += 1
-                    if budget.fits(cost):
-                        met += 1
-                        found[genome] = None
-                        if len(found) == number:
-                            break
-                if len(found) == number or tried > 200 * max(number, 500):
-                    break
+            tried, met = self._draw_fitting(table, number, budget, seed, found, lambda tried, _: tried > most)
         if not found:
             near_by = f": none of {tried:,} genomes that come near do" if tried else ""
             raise BudgetError(f"{self._unmet(budget, self.exact_cost(budget)[0])}{near_by}")
         return list(found)[:number], met / max(tried, 1) * table.total / total
+
+    def _draw_fitting(
+        self,
+        table: CostTable | JointTable,
+        number: int,
+        budget: Budget,
+        seed: int,
+        found: dict[Genome, None],
+        is_enough: Callable[[int, int], bool],
+    ) -> tuple[int, int]:
+        """Draws until `found` has so many genomes that fit, or enough were drawn; returns how many, and how many fit.
+
+        What is enough is asked after each chunk, by these numbers.
+        """
+        tried = met = 0
+        for draws in table.draw(seed):
+            for genome, cost in map(self.decode, draws):
+                tried += 1
+                if budget.fits(cost):
+                    met += 1
+                    found[genome] = None
+                    if len(found) == number:
+                        return tried, met
+            if is_enough(tried, met):
+                break
+        return tried, met
+
+    def _list_fitting(
+        self, table: CostTable | JointTable, budget: Budget, seed: list[int], found: dict[Genome, None]
+    ) -> tuple[int, int]:
+        """Adds all genomes of a table that fit, in an order by a seed; returns how many it has, and how many fit."""
+        listed = [self.decode(picks) for picks in table.every()]
+        np.random.default_rng(seed).shuffle(listed)
+        fitting = [genome for genome, cost in listed if budget.fits(cost)]
+        found.update(dict.fromkeys(fitting))
+        return len(listed), len(fitting)
 
     def decode(self, picks: Sequence[int]) -> tuple[Genome, Cost]:
         """Makes the genome, with its cost, of the number of an option at each position."""
@@ -572,7 +582,7 @@ def _network(
     network: Layout | str | nn.Module,
     num_classes: int | None,
     in_chans: int | None,
-    image_size: int | tuple[int, int] | None,
+    size: tuple[int, int] | None,
 ) -> BlockNetwork | None:
     """Makes the network whose blocks are swapped, of what is no layout and no name of one."""
     if isinstance(network, NetworkLayout):
@@ -586,7 +596,6 @@ def _network(
         except ValueError:
             if not timm.is_model(network.partition(".")[0]):
                 raise
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     given = {"num_classes": num_classes, "in_chans": in_chans, "image_size": None if size is None else min(size)}
     for name, value in given.items():
         if value is not None and value < 1:
