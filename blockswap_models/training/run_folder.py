@@ -50,12 +50,15 @@ class RunFolder:
         with locked(self.path / ".lock", TrainingError(taken)):
             yield
 
+    def _kept_nothing(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether a run ended before there was anything to keep, as one does whose first step fails."""
+        return not rows and not self.checkpoint.exists()
+
     def load(self, resume: bool) -> dict[str, Any] | None:
         """Reads the checkpoint; None for a new run. Raises TrainingError for a folder that does not fit."""
         (header, rows), started = self._rows(), self.log.exists() or self.checkpoint.exists()
         if started and not resume:
-            if header is not None and not rows and not self.checkpoint.exists():
-                # It ended before there was anything to keep, as a run does whose first step fails.
+            if header is not None and self._kept_nothing(rows):
                 return None
             raise TrainingError(f"there is a run in {quote(str(self.path))}; use resume=True, or another folder=")
         if resume and not started:
@@ -96,7 +99,7 @@ class RunFolder:
         """
         make_folder(self.path, TrainingError)
         earlier, rows = self._rows()
-        if not rows and not self.checkpoint.exists():
+        if self._kept_nothing(rows):
             earlier = None
         kept = [earlier or header, *(row for row in rows if row["epoch"] <= epochs)]
         write_atomic(self.log, b"".join(map(json_line, kept)), TrainingError)
