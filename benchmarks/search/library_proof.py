@@ -10,9 +10,10 @@ At each budget (`--params`) three students of one teacher are trained on CIFAR-1
     library      the genome whose trained blocks are best when joined, which starts from them
 
 Compute is counted in multiply-accumulates, a backward pass as two forward ones: the search, what trains and measures
-the library, and each training step with the teacher's pass. The budget of compute is what `fisher` takes for its search
-and `--epochs` epochs. The others train twice: for as many epochs ("apart": the library is there already), and for as
-many whole epochs as are left when the whole library has been paid for ("paid"), though one library serves all budgets.
+the library, and each training step with the teacher's pass; on smaller images (`--image-size`, `--small-size`) by their
+area. The budget of compute is what `fisher` takes for its search and `--epochs` epochs. The others train twice: for as
+many epochs ("apart": the library is there already), and for as many whole epochs as are left when the whole library has
+been paid for ("paid"), though one library serves all budgets.
 
 The library is kept in `--out`, so are the records of the searches and the folder of each run; each finished run has a
 line in `records.jsonl`. The same command goes on where it was stopped. Errors are those of the end of each schedule.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,12 +57,14 @@ from blockswap_models.searching.block_choice import search_library, space_of_lib
 from blockswap_models.searching.probe_images import Minibatch, affordable_batches, dataset_minibatch, noise_minibatch
 from blockswap_models.training.evaluate import load_weights
 from blockswap_models.training.loaders import cifar_training_loader
-from blockswap_models.training.recipes import RECIPES
+from blockswap_models.training.recipes import RECIPES, Recipe
 from blockswap_models.zoo.cards import file_digest
 
 RECIPE = "cifar10-30"
 # Images in a minibatch of the search.
 SCORED = 32
+# Side of the images whose MACs are counted.
+SIDE = 32
 # Forward passes in a training step, its backward pass included.
 STEP = 3
 # What --smoke has in the place of the options.
@@ -123,6 +127,10 @@ def make_parser() -> argparse.ArgumentParser:
     training, short = parser.add_argument_group("training, equal for all"), RECIPES[RECIPE]
     training.add_argument("--epochs", type=int, default=short.epochs, help="(%(default)s)")
     training.add_argument("--batch-size", type=int, default=short.batch_size, help="(%(default)s)")
+    training.add_argument("--lr", type=float, default=short.lr, help="(%(default)s)")
+    training.add_argument("--image-size", type=int, help="side of all images but those of searches (32)")
+    training.add_argument("--small-size", type=int, default=0, help="side of the first epochs' images (as all)")
+    training.add_argument("--small-share", type=float, default=short.small_share, help="of the epochs (%(default)s)")
     training.add_argument("--soft-labels", type=float, default=0.0, help="weight of the teacher's (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="a tiny form on noise, of WRN-16-1")
     return parser
@@ -150,27 +158,37 @@ def run(options: argparse.Namespace) -> None:
     print(f"teacher: {of_teacher}; {trainer_of(options, images, device, options.epochs)}", flush=True)
     library = library_of(options, images, teacher, device)
     network = BlockNetwork(teacher)
-    paid = library_macs(library, network, options.library_batch_size)
+    side = options.image_size or SIDE
+    paid = round(library_macs(library, network, options.library_batch_size) * (side / SIDE) ** 2)
     print(f"library: {len(library.errors)} blocks, {paid / 1e12:,.2f} T MACs", flush=True)
     for params in options.params:
         starts = starts_of(options, params, teacher, library)
         rows = []
-        limit = next(each.spent for each in starts if not each.trained)
-        limit += options.epochs * epoch_macs(starts[0].cost, network.cost, images, options)
+
+        def training_macs(start: Start, epochs: int) -> int:
+            per_epoch = epoch_macs(start.cost, network.cost, images, options)
+            return round(sum(per_epoch * area for area in areas(options, epochs)))
+
+        untrained = next(each for each in starts if not each.trained)
+        limit = untrained.spent + training_macs(untrained, options.epochs)
         print(f"\n{params}: {limit / 1e12:,.2f} T MACs each\n")
         for start in starts:
-            per_epoch = epoch_macs(start.cost, network.cost, images, options)
             wanted = {"": options.epochs}
             if start.trained:
-                wanted = {"apart": options.epochs, "paid": int((limit - start.spent - paid) // per_epoch)}
+                left = limit - start.spent - paid
+                wanted = {
+                    "apart": options.epochs,
+                    # A student that costs less may train longer than the others.
+                    "paid": next(n for n in itertools.count(0) if training_macs(start, n + 1) > left),
+                }
             for how, epochs in wanted.items():
                 spent = start.spent + (paid if how == "paid" else 0)
                 summary = None
                 if epochs > 0 and not options.list:
                     trainer = trainer_of(options, images, device, epochs)
                     summary = fit(start, trainer, teacher, of_teacher, library, options)
-                rows.append((start, how, epochs, spent, spent + epochs * per_epoch, summary))
-        print_rows(rows)
+                rows.append((start, how, epochs, spent, spent + training_macs(start, epochs), summary))
+        print_rows(rows, options)
 
 
 def teacher_of(options: argparse.Namespace, images: Images, device: torch.device) -> tuple[nn.Module, str]:
@@ -195,20 +213,23 @@ def teacher_of(options: argparse.Namespace, images: Images, device: torch.device
 
 def trainer_of(options: argparse.Namespace, images: Images, device: torch.device, epochs: int) -> Trainer:
     """Makes what trains for so many epochs."""
-    recipe = replace(
-        RECIPES[RECIPE], epochs=epochs, batch_size=options.batch_size, soft_labels=options.soft_labels, small_size=0
-    )
-    if recipe.average_epochs > epochs:
-        recipe = replace(recipe, average_epochs=epochs)
     return Trainer(
         images,
         options.out,
-        recipe,
+        recipe_of(options, epochs),
         source="white noise" if options.smoke else "torch/cifar10",
         device=device,
         amp=options.amp,
+        image_size=options.image_size,
         channels_last=True,
     )
+
+
+def recipe_of(options: argparse.Namespace, epochs: int) -> Recipe:
+    """Makes the recipe of so many epochs."""
+    names = ("batch_size", "lr", "small_size", "small_share", "soft_labels")
+    recipe = replace(RECIPES[RECIPE], epochs=epochs, **{name: getattr(options, name) for name in names})
+    return replace(recipe, average_epochs=min(recipe.average_epochs, epochs))
 
 
 # -- the library and the genomes -------------------------------------------------------------------------------------
@@ -217,7 +238,7 @@ def trainer_of(options: argparse.Namespace, images: Images, device: torch.device
 def library_of(options: argparse.Namespace, images: Images, teacher: nn.Module, device: torch.device) -> BlockLibrary:
     """Trains the library, or resumes it, unless that is done."""
     recipe = replace(RECIPES[RECIPE], batch_size=options.library_batch_size, cutout=0, small_size=0)
-    loader = cifar_training_loader(*images.train, recipe, seed=options.seed, device=device)
+    loader = cifar_training_loader(*images.train, recipe, options.image_size, seed=options.seed, device=device)
     types = {} if options.types is None else {"types": options.types.split(",")}
     folder = Path(options.out) / "library"
     return train_library(
@@ -299,8 +320,15 @@ def library_macs(library: BlockLibrary, network: BlockNetwork, batch_size: int) 
     return batch_size * (steps + measures)
 
 
+def areas(options: argparse.Namespace, epochs: int) -> list[float]:
+    """Says how large the images of each epoch are beside those that MACs are counted of."""
+    side = options.image_size or SIDE
+    small = recipe_of(options, epochs).small_epochs if epochs else 0
+    return [(options.small_size / SIDE) ** 2] * small + [(side / SIDE) ** 2] * (epochs - small)
+
+
 def epoch_macs(student: Cost, teacher: Cost, images: Images, options: argparse.Namespace) -> int:
-    """Counts an epoch of training a student: its own passes, and the teacher's."""
+    """Counts an epoch of training a student on whole images: its own passes, and the teacher's."""
     steps = len(images.train[1]) // options.batch_size
     return steps * options.batch_size * (STEP * student.macs + teacher.macs)
 
@@ -344,7 +372,7 @@ def fit(
     return {**summary, "curve": errors}
 
 
-def print_rows(rows: list[tuple[Any, ...]]) -> None:
+def print_rows(rows: list[tuple[Any, ...]], options: argparse.Namespace) -> None:
     """Prints the students of a budget with their compute and errors, and the curve of each."""
     print(f"{'student':12s}{'library':>8s}{'parameters':>12s}{'epochs':>8s}{'T MACs':>10s}{'error, %':>10s}  genome")
     for start, how, epochs, _, total, summary in rows:
@@ -355,8 +383,9 @@ def print_rows(rows: list[tuple[Any, ...]]) -> None:
     if curves:
         print("\nerror in percent after a share of all compute\n")
     for start, how, epochs, spent, total, summary in curves:
-        each = (total - spent) / epochs
-        points = [f"{(spent + at * each) / total:.0%} {error:.2f}" for at, error in enumerate(summary["curve"], 1)]
+        done = list(itertools.accumulate(areas(options, epochs)))
+        used = [spent + (total - spent) * part / done[-1] for part in done]
+        points = [f"{at / total:.0%} {error:.2f}" for at, error in zip(used, summary["curve"], strict=True)]
         print(f"{start.name:12s}{how:>8s}  {', '.join(points)}", flush=True)
     if any(epochs < 1 for _, _, epochs, _, _, _ in rows):
         print("\nwhere no epochs are left, the library alone costs more than the paper's method; use more --epochs")
