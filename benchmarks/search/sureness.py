@@ -3,10 +3,11 @@
     python -m benchmarks.search.sureness --data torch/cifar10 --data-dir path/to/cifar10 --out sureness
 
 Searches A and B score the same genomes; the seed of weights and minibatch is all in which they differ. Scores and order
-are those that a search reports at its end: a genome that was refined has the geometric mean of all its draws.
+are those that a search reports at its end.
 "Spearman over A's" is the rank correlation of A's scores with B's over the 100 that A puts first (`--top`), and the
 other way round; the mean of both is the figure. "place of A's best" is its place in B's order, which is to be one of
-the top ten.
+the top ten. "own" is the mean of both where scores are those of a genome's own draws, which the draws of other genomes
+have not made surer.
 
 The ways: one draw at batch 128, one draw at batch 32, what `search()` does by default, and each `--plan
 draws,refine` at the default batch size (`draws,refine,images` at another). Ways of one batch size share a record, so
@@ -35,7 +36,10 @@ from benchmarks.lib.scripts import run_script
 from blockswap_models import Budget, Genome, SearchResult, SearchSpace, search
 from blockswap_models.budget import parse_amount
 from blockswap_models.machine import default_workers
+from blockswap_models.searching.candidates import rank_by_own
+from blockswap_models.searching.fisher import fisher_potential
 from blockswap_models.searching.probe_images import affordable_batches, dataset_minibatch
+from blockswap_models.searching.rankings import images_of
 
 TEN = 10
 
@@ -87,7 +91,7 @@ class Times:
 
 def ways(options: argparse.Namespace) -> list[Way]:
     defaults = {name: each.default for name, each in inspect.signature(search).parameters.items()}
-    by_default = Way("search()'s defaults", defaults["batch_size"], defaults["draws"], defaults["refine"])
+    by_default = Way("search()'s defaults", images_of(fisher_potential), defaults["draws"], defaults["refine"])
     plans = []
     for draws, refine, *images in options.plan:
         name = f"plan {','.join(map(str, (draws, refine, *images)))}"
@@ -139,6 +143,11 @@ def over_top(one: SearchResult, other: SearchResult, top: int) -> float:
     return spearman(*([score if math.isfinite(score) else -math.inf for score in scores] for scores in pairs))
 
 
+def own(result: SearchResult) -> SearchResult:
+    """The same ranking by each genome's own draws."""
+    return replace(result, candidates=tuple(rank_by_own(result.candidates)))
+
+
 def place(genome: Genome, result: SearchResult) -> int:
     return 1 + [each.genome for each in result.candidates].index(genome)
 
@@ -163,11 +172,12 @@ def benchmark(options: argparse.Namespace) -> None:
     )
     width = max(len(way.name) for way in chosen)
     print(
-        f"{'':{width}s}                         worker                Spearman over {top} of  place of best of  both in"
+        f"{'':{width}s}                         worker                Spearman over {top} of          place of best "
+        "of  both in"
     )
     print(
-        f"{'way':{width}s}  images  draws  refine  seconds  cost  scores     A's     B's    mean   A in B   B in A  "
-        f"top {TEN}"
+        f"{'way':{width}s}  images  draws  refine  seconds  cost  scores     A's     B's    mean     own   A in B   "
+        f"B in A  top {TEN}"
     )
     base = math.nan
     for way in chosen:
@@ -175,11 +185,12 @@ def benchmark(options: argparse.Namespace) -> None:
         seconds = (seconds + more) / 2
         base = seconds if way is chosen[0] else base
         agreement = over_top(one, other, top), over_top(other, one, top)
+        alone = over_top(own(one), own(other), top), over_top(own(other), own(one), top)
         places = place(one.best.genome, other), place(other.best.genome, one)
         print(
             f"{way.name:{width}s}  {way.batch_size:6d}  {way.draws:5d}  {way.refine:6d}  {seconds:7.1f}  "
             f"{seconds / base:4.2f}  {sum(len(each.scores) for each in one.candidates):6d}  "
-            f"{agreement[0]:6.3f}  {agreement[1]:6.3f}  {sum(agreement) / 2:6.3f}  "
+            f"{agreement[0]:6.3f}  {agreement[1]:6.3f}  {sum(agreement) / 2:6.3f}  {sum(alone) / 2:6.3f}  "
             f"{places[0]:7d}  {places[1]:7d}  {'yes' if max(places) <= TEN else 'no'}",
             flush=True,
         )

@@ -101,7 +101,9 @@ image_options = together(
     click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset"),
     click.option("--split", default="train", help="the split of the dataset"),
     holdout_options(),
-    click.option("--batch-size", type=int, default=32, help="images in a minibatch"),
+    click.option(
+        "--batch-size", type=int, help="images in a minibatch [default: 8 for fisher and gradient-norm, 32 for others]"
+    ),
 )
 # The keys of `strategies.STRATEGIES`, which needs torch.
 STRATEGY_NAMES = ("random", "surrogate")
@@ -230,6 +232,7 @@ def search_(as_json: bool, **arguments: Any) -> None:
         raise ValueError("a data folder needs the dataset's name; use --data torch/cifar10, or --data folder")
     if options.library is not None:
         refuse_given(_NOT_OF_A_LIBRARY, "is not for --strategy library, which joins its blocks as they are")
+        options.batch_size = 32 if options.batch_size is None else options.batch_size
         require_counts(samples=options.samples, batch_size=options.batch_size)
         _search_library(options, as_json)
         return
@@ -453,10 +456,12 @@ def _budgets(options: SimpleNamespace, space: SearchSpace) -> list[Budget]:
 def minibatch_of(options: SimpleNamespace, space: ImageSpec) -> Minibatch:
     """Makes the images of a command's options, for networks of a space or of any other kind."""
     from ..searching.probe_images import affordable_batches, dataset_minibatch, noise_minibatch
+    from ..searching.rankings import images_of, score_named
 
-    if options.batch_size < 2:
-        raise ValueError(f"a minibatch has at least 2 images, not {options.batch_size}")
-    number = options.batch_size * options.minibatches
+    size = images_of(score_named(options.score)) if options.batch_size is None else options.batch_size
+    if size < 2:
+        raise ValueError(f"a minibatch has at least 2 images, not {size}")
+    number = size * options.minibatches
     num_batches = affordable_batches(space, number)
     if options.data is None:
         return noise_minibatch(space, number, options.seed, num_batches)

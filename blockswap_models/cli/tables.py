@@ -42,7 +42,7 @@ def print_json(value: Any) -> None:
 
 def print_ranking(top: Sequence[Candidate]) -> None:
     """Prints the table of the best genomes of a search."""
-    if len({len(each.scores) for each in top}) > 1:
+    if len({len(each.scores) for each in top}) > 1 and not any(each.estimate for each in top):
         print("genomes with more draws come first: a score of fewer draws can be high by chance\n")
     _print_candidates("rank", list(enumerate(top, start=1)))
 
@@ -57,7 +57,9 @@ def print_front(budgets: Sequence[Budget], rankings: Sequence[Sequence[Candidate
     print("best within each budget:\n")
     best = [(budget, ranking[0]) for budget, ranking in zip(budgets, rankings, strict=True) if ranking]
     _print_candidates("budget", best)
-    print(f"\nPareto front of the genomes with {counted(len(front[0].scores) if front else 0, 'draw')}:\n")
+    means = front and not front[0].estimate
+    of_draws = f" of the genomes with {counted(len(front[0].scores), 'draw')}" if means else ""
+    print(f"\nPareto front{of_draws}:\n")
     _print_candidates("", [("", each) for each in front])
 
 

@@ -1,6 +1,6 @@
 """What a search finds: the score of each draw, the candidates that draws make up, and their ranking.
 
-This module needs the standard library only.
+This module needs the standard library only, and numpy where scores are estimated.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ __all__ = [
     "candidates_of",
     "common_cost",
     "comparable",
+    "estimated",
     "median_shares",
     "pareto",
     "rank",
+    "rank_by_own",
     "rank_within",
     "sum_ranks",
 ]
@@ -149,6 +151,8 @@ class Candidate(Scored):
         shares: The share of each block in the score, where the score has parts.
         parts: For a sum of ranks, the scores that are ranked, by name, for each draw.
         geometric: Whether the score is the geometric mean of the draws (`comparable`).
+        estimate: The score, and its uncertainty as a factor, by the draws of all candidates (`estimated`); None where
+            the score is the mean of its own draws.
     """
 
     genome: Genome
@@ -157,6 +161,17 @@ class Candidate(Scored):
     shares: tuple[float, ...] | None = None
     parts: tuple[Mapping[str, float], ...] | None = None
     geometric: bool = True
+    estimate: tuple[float, float] | None = None
+
+    @property
+    def score(self) -> float:
+        """The estimate where there is one, or else the mean of the draws."""
+        return super().score if self.estimate is None else self.estimate[0]
+
+    @property
+    def standard_error_factor(self) -> float:
+        """The uncertainty of the score as a factor; NaN where it is not known."""
+        return super().standard_error_factor if self.estimate is None else self.estimate[1]
 
     @classmethod
     def of_draws(cls, draws: Sequence[ScoredDraw]) -> Candidate:
@@ -181,11 +196,24 @@ class Candidate(Scored):
 
 
 def rank(candidates: Iterable[AnyScored]) -> list[AnyScored]:
-    """Sorts candidates from best to worst: those with most refinement first, those without a score last.
+    """Sorts candidates from best to worst: by estimates where there are any; those without a score are last.
 
     Ties keep their order. Sums of ranks are those among these candidates.
     """
-    candidates = comparable(candidates)
+    candidates = estimated(candidates)
+    if not any(isinstance(each, Candidate) and each.estimate for each in candidates):
+        return rank_by_own(candidates)
+    return sorted(candidates, key=lambda each: -each.score if math.isfinite(each.score) else math.inf)
+
+
+def rank_by_own(candidates: Iterable[AnyScored]) -> list[AnyScored]:
+    """Sorts candidates by their own draws: those with most refinement first, those without a score last.
+
+    The best of many scores of one draw are too high.
+    """
+    candidates = [
+        replace(each, estimate=None) if isinstance(each, Candidate) else each for each in comparable(candidates)
+    ]
     fewest = min((len(each.scores) for each in candidates), default=1)
 
     def place(each: AnyScored) -> tuple[bool, int, float]:
@@ -212,6 +240,39 @@ def comparable(candidates: Iterable[AnyScored]) -> list[AnyScored]:
     geometric = all(value > 0 for each in candidates for value in each.scores if math.isfinite(value))
     return [
         each if each.geometric == geometric else replace(each, geometric=geometric)  # type: ignore[type-var]
+        for each in candidates
+    ]
+
+
+def estimated(candidates: Iterable[AnyScored]) -> list[AnyScored]:
+    """Makes scores comparable, and estimates those of genomes from the draws of all (`shrinkage`).
+
+    Scores stay the means of their own draws where there are few genomes, or no genome has several draws; and estimates
+    stay as they are.
+    """
+    candidates = list(candidates)
+    if any(isinstance(each, Candidate) and each.estimate for each in candidates):
+        return candidates
+    candidates = comparable(candidates)
+    known = [each for each in candidates if isinstance(each, Candidate) and math.isfinite(each.score)]
+    # Most rankings of one draw need no numpy.
+    if not any(len(each.scores) > 1 for each in known):
+        return candidates
+    from .shrinkage import estimates
+
+    in_logs = known[0].geometric
+    draws = [[math.log(value) for value in each.scores] if in_logs else each.scores for each in known]
+    found = estimates([each.genome for each in known], draws)
+    if found is None:
+        return candidates
+    by_genome = {
+        each.genome: (math.exp(of.mean), math.exp(of.deviation)) if in_logs else (of.mean, math.nan)
+        for each, of in zip(known, found, strict=True)
+    }
+    return [
+        replace(each, estimate=by_genome[each.genome])
+        if isinstance(each, Candidate) and each.genome in by_genome
+        else each
         for each in candidates
     ]
 
@@ -268,20 +329,21 @@ def common_cost(budgets: Sequence[Budget]) -> str:
 
 
 def rank_within(budgets: Sequence[Budget], candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-    """Ranks the candidates that fit each budget."""
-    candidates = list(candidates)
+    """Ranks the candidates that fit each budget, by estimates from those of all budgets."""
+    candidates = estimated(candidates)
     return [rank(each for each in candidates if budget.fits(each.cost)) for budget in budgets]
 
 
 def pareto(candidates: Iterable[Candidate], cost: str) -> tuple[Candidate, ...]:
-    """Finds those of the most draws that have a higher score than all cheaper ones, from the cheapest to the dearest.
+    """Finds those that have a higher score than all cheaper ones, from the cheapest to the dearest.
 
-    A score of fewer draws can be high by chance.
+    Where scores are not estimated, only genomes of the most draws count: one of fewer can be high by chance.
     """
     finite = [each for each in candidates if math.isfinite(each.score)]
-    most = max((len(each.scores) for each in finite), default=0)
+    most = max((len(each.scores) for each in finite if not each.estimate), default=0)
     front: list[Candidate] = []
     for each in sorted(finite, key=lambda one: (getattr(one.cost, cost), -one.score)):
-        if len(each.scores) == most and (not front or each.score > front[-1].score):
+        sure = each.estimate is not None or len(each.scores) == most
+        if sure and (not front or each.score > front[-1].score):
             front.append(each)
     return tuple(front)

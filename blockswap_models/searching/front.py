@@ -13,10 +13,10 @@ import torch
 
 from ..budget import Budget, BudgetLike
 from ..genome import Genome
-from .candidates import Candidate, candidates_of, common_cost, comparable, pareto, rank_within
+from .candidates import Candidate, candidates_of, common_cost, comparable, estimated, pareto, rank_within
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
-from .rankings import score_named
+from .rankings import images_of, score_named
 from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
 from .search import SearchResult, num_classes_of, require_scores
 from .space import SearchSpace
@@ -34,7 +34,7 @@ class Front:
         results: What was found within each budget, in the order of the budgets. A genome that fits two of them is in
             both.
         candidates: The Pareto front, from the cheapest to the dearest: each has a higher score than all cheaper ones.
-            It holds genomes with the most draws only, since a score of fewer draws can be high by chance.
+            Where scores are the means of their own draws, it holds genomes with the most draws only.
     """
 
     cost: str
@@ -49,7 +49,7 @@ def search_front(
     seed: int = 0,
     *,
     data: Minibatch | tuple[Any, Any] | Iterable[Any] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     score: Score | str = fisher_potential,
     strategy: str = "surrogate",
     draws: int = 1,
@@ -74,7 +74,7 @@ def search_front(
         samples: Genomes to score for each budget.
         seed: Seed of genomes, weights and noise.
         data: Images and labels, as for `search`.
-        batch_size: Images in a minibatch.
+        batch_size: Images in a minibatch: by default 8 for Fisher potentials and the gradient norm, and 32 for others.
         score: A name or a function, as for `search`.
         strategy: "surrogate" or "random", as for `search`; only the first learns from one budget for another.
         draws: Draws of the weights for each genome.
@@ -105,9 +105,10 @@ def search_front(
     """
     if isinstance(space, str):
         space = SearchSpace(space, num_classes=num_classes_of(data))
+    score = score_named(score)
+    batch_size = images_of(score) if batch_size is None else batch_size
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
     propose = strategy_named(strategy)
-    score = score_named(score)
     wanted: list[Budget] = []
     for each in [budgets] if isinstance(budgets, str) else budgets:
         # The space of the first budget of a size is that of all.
@@ -141,7 +142,7 @@ def search_front(
             within = [each for each in candidates.values() if budget.fits(each.cost)]
             scoring.refined(within, draws, refine, f"{budget}, ")
     # Of all scores in the record, so that it and the result name the same winners.
-    found = candidates_of(scoring.draws)
+    found = estimated(candidates_of(scoring.draws))
     rankings = rank_within(wanted, found)
     for budget, ranked in zip(wanted, rankings, strict=True):
         require_scores(ranked, score, f" within {budget}")
@@ -151,7 +152,7 @@ def search_front(
         draws_of = tuple(draw for draw in scoring.draws if draw.genome in genomes)
         searched = describe(scorer, strategy, {"budget": budget_windows(budget), "asked": budget.as_json()})
         results.append(SearchResult(space, budget, tuple(own), draws=draws_of, searched=searched))
-    return Front(cost, tuple(results), pareto(comparable(found), cost))
+    return Front(cost, tuple(results), pareto(found, cost))
 
 
 def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: float = 0.025) -> list[Budget]:

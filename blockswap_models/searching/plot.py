@@ -166,8 +166,10 @@ def _front_figure(front: FrontRecord) -> Figure:
     )
     axes.set_xlabel(name)
     axes.set_ylabel(f"score ({header.get('score')})", parse_math=False)
+    means = best and not best[0].estimate
+    of_draws = f" of those with {counted(len(best[0].scores), 'draw')}" if means else ""
     axes.legend(
-        ["genomes", f"front of those with {counted(len(best[0].scores), 'draw')}"] if best else ["genomes"],
+        ["genomes", "front" + of_draws] if best else ["genomes"],
         loc="lower right",
     )
     axes.set_xscale("log")
@@ -296,14 +298,14 @@ def _draw_shares(axes: Axes, best: Candidate, median: Sequence[float] | None) ->
 
 
 def _draw_histogram(axes: Axes, ranking: Sequence[Candidate], left_out: int) -> None:
-    """Draws the scores of all genomes over as many draws as each has, beside the best one's score over all of its own.
+    """Draws the scores of all genomes, and the best one's.
 
-    What is compared in the histogram so has the same number of draws.
+    Where they are not estimated, the genomes' are over as many draws as each has, so that all are alike.
     """
     import numpy
 
     best = ranking[0]
-    draws = min(len(each.scores) for each in ranking)
+    draws = len(best.scores) if best.estimate else min(len(each.scores) for each in ranking)
     scores = [replace(each, scores=each.scores[:draws]).score for each in ranking]
     low, high = min(*scores, best.score), max(*scores, best.score)
     bins = min(max(8, round(2 * math.sqrt(len(scores)))), 60)
@@ -340,7 +342,7 @@ def _draw_histogram(axes: Axes, ranking: Sequence[Candidate], left_out: int) -> 
 def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
     """Draws cost against score; the more draws, the darker, and the best has a ring.
 
-    A score of one draw can be high by chance, so the best is the highest of the darkest points.
+    Where scores are not estimated, the best is the highest of the darkest points: one draw can be high by chance.
     """
     groups: dict[int, list[Candidate]] = {}
     for each in finite:

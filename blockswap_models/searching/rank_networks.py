@@ -31,7 +31,7 @@ from .fisher import Score, fisher_potential
 from .plain_defaults import plain_defaults
 from .probe_images import CHANNELS_FIRST, ImageSpec, Minibatch, affordable_batches, noise_minibatch, user_minibatch
 from .probes import find_probes
-from .rankings import RankSum, score_named
+from .rankings import RankSum, images_of, score_named
 from .score_bar import ScoreBar
 from .scorer import own_random_numbers, seeded, weights_seed
 from .scoring import check_numbers
@@ -78,7 +78,7 @@ def rank_networks(
     *,
     score: Score | str = fisher_potential,
     data: Callable[[ImageSpec], Minibatch] | Minibatch | tuple[Any, Any] | Iterable[Any] | str | Path | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     draws: int = 1,
     seed: int = 0,
     num_classes: int | None = None,
@@ -101,7 +101,7 @@ def rank_networks(
             model, images and labels; higher is better.
         data: Images and labels, as `search` takes them; or a function that makes a `Minibatch` for an `ImageSpec`. By
             default images of 1/f noise with random labels.
-        batch_size: Images in a minibatch.
+        batch_size: Images in a minibatch: by default 8 for Fisher potentials and the gradient norm, and 32 for others.
         draws: Draws of the weights for each network.
         seed: Seed of weights and images.
         num_classes: Classes; by default those of a folder of images, else those of the first network.
@@ -131,8 +131,9 @@ def rank_networks(
         raise ValueError("no networks to rank; give at least one")
     sizes = {"num_classes": num_classes, "in_chans": in_chans, "image_size": image_size}
     counts = {name: value for name, value in sizes.items() if value is not None}
-    check_numbers(seed=seed, refine=0, draws=draws, workers=workers, batch_size=batch_size, **counts)
     score = score_named(score)
+    batch_size = images_of(score) if batch_size is None else batch_size
+    check_numbers(seed=seed, refine=0, draws=draws, workers=workers, batch_size=batch_size, **counts)
     channels, side = _sizes_of(data)
     in_chans = channels if in_chans is None else in_chans
     size = side if image_size is None else image_size
@@ -162,8 +163,12 @@ def rank_networks(
             progress=progress,
             on_interrupt="raise",
         )
+        # By their own draws, as other networks.
         return tuple(
-            RankedNetwork(each.genome, each.cost, each.scores, each.parts, each.geometric) for each in result.candidates
+            rank(
+                RankedNetwork(each.genome, each.cost, each.scores, each.parts, each.geometric)
+                for each in result.candidates
+            )
         )
 
     for each in given:

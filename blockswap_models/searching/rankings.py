@@ -33,6 +33,7 @@ __all__ = [
     "count_agreements",
     "fisher_printed",
     "gradient_norm",
+    "images_of",
     "l2_norm",
     "macs",
     "name_of",
@@ -192,6 +193,14 @@ SCORES: dict[str, Score] = {
     "synflow": synflow,
     "zico": zico,
 }
+
+# With the same weights these rank genomes by 8 images as by 32, in half the time.
+_OF_FEW_IMAGES = (fisher_potential, fisher_balanced, fisher_printed, gradient_norm)
+
+
+def images_of(score: Score) -> int:
+    """How many images a minibatch has by default."""
+    return 8 if score in _OF_FEW_IMAGES else 32
 
 
 def name_of(score: Score) -> str:

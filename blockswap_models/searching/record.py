@@ -20,7 +20,7 @@ from ..genome import Genome
 from ..layout import RANDOM_WEIGHTS, Layout
 from ..messages import quote
 from ..zoo.genomes import GENOMES
-from .candidates import Candidate, ScoredDraw, candidates_of, common_cost, comparable, pareto, rank, rank_within
+from .candidates import Candidate, ScoredDraw, candidates_of, common_cost, estimated, pareto, rank, rank_within
 
 __all__ = [
     "FoundNetwork",
@@ -153,7 +153,7 @@ def read_record(path: str | Path) -> tuple[dict[str, Any], list[ScoredDraw]]:
 def read_ranking(path: str | Path) -> tuple[dict[str, Any], tuple[Candidate, ...]]:
     """Reads a record: what was searched for, and its genomes from best to worst, as the search ranks them.
 
-    Those with most refinement are first, those without a finite score last. The record may still be written to.
+    Those without a finite score are last. The record may still be written to.
 
     Args:
         path: The record.
@@ -225,7 +225,7 @@ def read_front(path: str | Path) -> FrontRecord | None:
         cost = common_cost(budgets)
     except (AttributeError, TypeError, ValueError):
         raise RecordError(f"{path} has unknown budgets: {json.dumps(header['budgets'])}") from None
-    candidates = comparable(candidates)
+    candidates = estimated(candidates)
     if not any(math.isfinite(each.score) for each in candidates):
         raise RecordError(f"none of the scores in {path} is finite")
     return FrontRecord(

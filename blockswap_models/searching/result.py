@@ -41,7 +41,9 @@ class SearchResult:
     Attributes:
         space: The search space.
         budget: The budget.
-        candidates: The scored genomes from best to worst: first those with most draws, last those without a score.
+        candidates: The scored genomes from best to worst, last those without a score. Where genomes have several draws,
+            scores are estimated from the draws of all (`searching.shrinkage`); of few genomes they are not, and those
+            with most draws come first.
         interrupted: Whether Ctrl-C ended the search before all was scored.
         draws: The score of each draw of each genome, as they came.
         searched: What the scores depend on, as the record says it.
@@ -64,7 +66,7 @@ class SearchResult:
 
     @property
     def best(self) -> Candidate:
-        """The candidate with the highest score of those that were refined most."""
+        """The first of the candidates."""
         return self.candidates[0]
 
     @property
@@ -76,7 +78,7 @@ class SearchResult:
         return sum(
             each.score * max(each.standard_error_factor, 1.0) >= best.score / best.standard_error_factor
             for each in self.candidates[1:]
-            if len(each.scores) == len(best.scores)
+            if each.estimate or len(each.scores) == len(best.scores)
         )
 
     def __len__(self) -> int:

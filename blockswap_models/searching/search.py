@@ -18,7 +18,7 @@ from ..genome import Genome, GenomeError
 from .candidates import Candidate, Scored, candidates_of, comparable, rank
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
-from .rankings import score_named
+from .rankings import images_of, score_named
 from .result import SearchResult
 from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
 from .space import SearchSpace
@@ -39,7 +39,7 @@ def search(
     *,
     genomes: Iterable[Genome | str] | None = None,
     data: Minibatch | tuple[Any, Any] | Iterable[Any] | str | Path | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     score: Score | str = fisher_potential,
     strategy: str = "random",
     draws: int = 1,
@@ -68,7 +68,7 @@ def search(
         data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, a folder with one
             folder of images for each class, or what `dataset_minibatch` returns. By default images of 1/f noise
             with random labels. Where the space is a name, its networks have the classes of the folder.
-        batch_size: Images in a minibatch.
+        batch_size: Images in a minibatch: by default 8 for Fisher potentials and the gradient norm, and 32 for others.
         score: A name, such as "fisher" or "naswot" (`score_named`), the sum of several ranks, such as
             "fisher-balanced+naswot", or a function of model, images and labels; higher is better.
         strategy: "random" draws genomes uniformly. "surrogate" does so for the first hundred; then, fifty at a time,
@@ -107,10 +107,11 @@ def search(
         space = SearchSpace(space, num_classes=num_classes_of(data))
     if on_interrupt not in ("return", "raise"):
         raise ValueError(f"on_interrupt is 'return' or 'raise', not {on_interrupt!r}")
+    score = score_named(score)
+    batch_size = images_of(score) if batch_size is None else batch_size
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
     propose = strategy_named(strategy)
     space, budget = space.resolve(budget)
-    score = score_named(score)
     if genomes is None:
         chosen = propose(space, budget, seed, [], samples)
     else:
