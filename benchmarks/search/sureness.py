@@ -37,11 +37,11 @@ from blockswap_models import Budget, Genome, SearchResult, SearchSpace, search
 from blockswap_models.budget import parse_amount
 from blockswap_models.machine import default_workers
 from blockswap_models.searching.candidates import rank_by_own
-from blockswap_models.searching.fisher import fisher_potential
 from blockswap_models.searching.probe_images import affordable_batches, dataset_minibatch
-from blockswap_models.searching.rankings import images_of
+from blockswap_models.searching.rankings import images_of, score_named
 
 TEN = 10
+SCORE = "fisher"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ class Times:
 
 def ways(options: argparse.Namespace) -> list[Way]:
     defaults = {name: each.default for name, each in inspect.signature(search).parameters.items()}
-    by_default = Way("search()'s defaults", images_of(fisher_potential), defaults["draws"], defaults["refine"])
+    by_default = Way(
+        "search()'s defaults", images_of(score_named(options.score)), defaults["draws"], defaults["refine"]
+    )
     plans = []
     for draws, refine, *images in options.plan:
         name = f"plan {','.join(map(str, (draws, refine, *images)))}"
@@ -110,7 +112,8 @@ def run(
     space: SearchSpace, genomes: list[Genome], way: Way, seed: int, folder: Path, options: argparse.Namespace
 ) -> tuple[SearchResult, float]:
     """Searches, or resumes a search; returns the result and the seconds of a worker that all of it took."""
-    record = folder / f"{options.network}-params{options.params}-batch{way.batch_size}-seed{seed}.jsonl"
+    score = "" if options.score == SCORE else f"-{options.score}"
+    record = folder / f"{options.network}-params{options.params}-batch{way.batch_size}{score}-seed{seed}.jsonl"
     times = Times(record, options.workers, f"{way.name}, seed {seed}")
     data = None
     if options.data is not None:
@@ -123,6 +126,7 @@ def run(
         genomes=genomes,
         data=data,
         batch_size=way.batch_size,
+        score=options.score,
         draws=way.draws,
         refine=way.refine,
         workers=options.workers,
@@ -166,7 +170,7 @@ def benchmark(options: argparse.Namespace) -> None:
     top = min(options.top, len(genomes))
     print(
         f"{versions()}, {processor()}, {os.cpu_count()} cores, {options.workers} workers\n"
-        f"{options.network}, params {options.params}, {len(genomes)} genomes of seed {options.seed}, "
+        f"{options.network}, params {options.params}, {options.score}, {len(genomes)} genomes of seed {options.seed}, "
         f"{options.data or '1/f noise'}; searches A and B: seeds {seeds[0]} and {seeds[1]}",
         flush=True,
     )
@@ -203,6 +207,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--network", default="wrn40_2", help="what to search (%(default)s)")
     parser.add_argument("--params", default="400k", metavar="AMOUNT")
+    parser.add_argument("--score", default=SCORE, help="what to rank by, as of blockswap search (%(default)s)")
     parser.add_argument("--samples", type=int, default=1000, help="genomes that both searches score (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the genomes and search A; B has the next (%(default)s)")
     parser.add_argument("--top", type=int, default=100, help="how many to correlate over (%(default)s)")

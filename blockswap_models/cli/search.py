@@ -101,9 +101,7 @@ image_options = together(
     click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset"),
     click.option("--split", default="train", help="the split of the dataset"),
     holdout_options(),
-    click.option(
-        "--batch-size", type=int, help="images in a minibatch [default: 8 for fisher and gradient-norm, 32 for others]"
-    ),
+    click.option("--batch-size", type=int, help="images in a minibatch [default: 8; 32 for scores that need more]"),
 )
 # The keys of `strategies.STRATEGIES`, which needs torch.
 STRATEGY_NAMES = ("random", "surrogate")

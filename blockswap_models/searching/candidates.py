@@ -258,23 +258,72 @@ def estimated(candidates: Iterable[AnyScored]) -> list[AnyScored]:
     # Most rankings of one draw need no numpy.
     if not any(len(each.scores) > 1 for each in known):
         return candidates
-    from .shrinkage import estimates
-
-    in_logs = known[0].geometric
-    draws = [[math.log(value) for value in each.scores] if in_logs else each.scores for each in known]
-    found = estimates([each.genome for each in known], draws)
+    genomes = [each.genome for each in known]
+    found: list[tuple[float, float]] | None = None
+    if any(each.parts for each in known):
+        found = _estimated_sums(genomes, [each.parts or () for each in known])
+    else:
+        in_logs = known[0].geometric
+        if intervals := _intervals(genomes, [each.scores for each in known], in_logs):
+            found = [(score, high / score if in_logs else math.nan) for _, score, high in intervals]
     if found is None:
         return candidates
-    by_genome = {
-        each.genome: (math.exp(of.mean), math.exp(of.deviation)) if in_logs else (of.mean, math.nan)
-        for each, of in zip(known, found, strict=True)
-    }
+    by_genome = dict(zip(genomes, found, strict=True))
     return [
         replace(each, estimate=by_genome[each.genome])
         if isinstance(each, Candidate) and each.genome in by_genome
         else each
         for each in candidates
     ]
+
+
+def _intervals(
+    genomes: Sequence[Genome], draws: Sequence[Sequence[float]], in_logs: bool
+) -> list[tuple[float, float, float]] | None:
+    """Estimates scores: each between the ends of its interval of one standard deviation; None where there is no model.
+
+    In logarithms, scores differ by factors.
+    """
+    from .shrinkage import estimates
+
+    found = estimates(genomes, [list(map(math.log, each)) for each in draws] if in_logs else draws)
+    if found is None:
+        return None
+    ends = [(each.mean - each.deviation, each.mean, each.mean + each.deviation) for each in found]
+    return [(math.exp(low), math.exp(middle), math.exp(high)) for low, middle, high in ends] if in_logs else ends
+
+
+def _estimated_sums(
+    genomes: Sequence[Genome], parts: Sequence[Sequence[Mapping[str, float]]]
+) -> list[tuple[float, float]] | None:
+    """Estimates sums of ranks: each part by its own draws, which may be noisier than those of another.
+
+    Ranks are then those of the estimates. None where no part has a model.
+    """
+    of_parts = []
+    for name in parts[0][0]:
+        draws = [[each[name] for each in of_genome] for of_genome in parts]
+        in_logs = min(map(min, draws)) > 0
+        of_parts.append((draws, _intervals(genomes, draws, in_logs)))
+    if not any(intervals for _, intervals in of_parts):
+        return None
+    ranks = []
+    for draws, intervals in of_parts:
+        # Without noise, the draws are what they are.
+        known = intervals or [(mean, mean, mean) for mean in map(statistics.fmean, draws)]
+        among = sorted(middle for _, middle, _ in known)
+        ranks.append([[_rank_share(among, each) for each in interval] for interval in known])
+    found = []
+    for of_genome in zip(*ranks, strict=True):
+        score = statistics.fmean(middle for _, middle, _ in of_genome)
+        deviation = math.hypot(*((high - low) / 2 for low, _, high in of_genome)) / len(of_genome)
+        found.append((score, 1 + deviation / score))
+    return found
+
+
+def _rank_share(among: Sequence[float], value: float) -> float:
+    """The share of sorted values that a value is not below; ties have the mean."""
+    return (bisect_left(among, value) + bisect_right(among, value) + 1) / (2 * len(among))
 
 
 def sum_ranks(candidates: Iterable[AnyScored]) -> list[AnyScored]:
@@ -296,7 +345,7 @@ def sum_ranks(candidates: Iterable[AnyScored]) -> list[AnyScored]:
         among = firsts[name]
         if not math.isfinite(value) or not among:
             return math.nan
-        return (bisect_left(among, value) + bisect_right(among, value) + 1) / (2 * len(among))
+        return _rank_share(among, value)
 
     return [
         each

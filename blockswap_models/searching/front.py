@@ -74,7 +74,7 @@ def search_front(
         samples: Genomes to score for each budget.
         seed: Seed of genomes, weights and noise.
         data: Images and labels, as for `search`.
-        batch_size: Images in a minibatch: by default 8 for Fisher potentials and the gradient norm, and 32 for others.
+        batch_size: Images in a minibatch: by default 8, and 32 for scores that need more.
         score: A name or a function, as for `search`.
         strategy: "surrogate" or "random", as for `search`; only the first learns from one budget for another.
         draws: Draws of the weights for each genome.

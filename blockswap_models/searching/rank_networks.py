@@ -101,7 +101,7 @@ def rank_networks(
             model, images and labels; higher is better.
         data: Images and labels, as `search` takes them; or a function that makes a `Minibatch` for an `ImageSpec`. By
             default images of 1/f noise with random labels.
-        batch_size: Images in a minibatch: by default 8 for Fisher potentials and the gradient norm, and 32 for others.
+        batch_size: Images in a minibatch: by default 8, and 32 for scores that need more.
         draws: Draws of the weights for each network.
         seed: Seed of weights and images.
         num_classes: Classes; by default those of a folder of images, else those of the first network.

@@ -68,7 +68,7 @@ def search(
         data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, a folder with one
             folder of images for each class, or what `dataset_minibatch` returns. By default images of 1/f noise
             with random labels. Where the space is a name, its networks have the classes of the folder.
-        batch_size: Images in a minibatch: by default 8 for Fisher potentials and the gradient norm, and 32 for others.
+        batch_size: Images in a minibatch: by default 8, and 32 for scores that need more.
         score: A name, such as "fisher" or "naswot" (`score_named`), the sum of several ranks, such as
             "fisher-balanced+naswot", or a function of model, images and labels; higher is better.
         strategy: "random" draws genomes uniformly. "surrogate" does so for the first hundred; then, fifty at a time,

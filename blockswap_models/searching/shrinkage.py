@@ -1,16 +1,16 @@
 """Surer scores: what the scores of all genomes say about each, weighed against its own draws.
 
 The score of one draw of the weights is noise by a third, and the best of many noisy scores is too high. But genomes
-have blocks in common. An additive model of the logarithm of the score predicts it from the types of the blocks, at
-their place and anywhere; each genome also differs from that by a part of its own. The estimate is the posterior mean of
-both (a mixed model, or best linear unbiased prediction, as breeders of animals have it): a genome of one draw is moved
-far to the prediction, one of 64 draws hardly.
+have blocks in common. An additive model of the logarithm of the score predicts it from the type of the block at each
+place, and from how often each type occurs; each genome also differs from that by a part of its own. How much each place
+matters, and how much the part of its own, is found by the greatest likelihood: in a Fisher potential, the first blocks
+of the stages have nearly all. The estimate is the posterior mean (a mixed model; the best linear unbiased prediction of
+those who breed animals; automatic relevance determination of MacKay, 1992).
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,8 +24,9 @@ __all__ = ["FEWEST", "Estimate", "estimates", "features"]
 # Genomes without which there is no model, and repeated draws without which their noise is not known.
 FEWEST = 20
 _REPEATS = 10
-# Shares of the variance between genomes that the model may have; the likeliest is taken.
-_SHARES = np.linspace(0.05, 0.95, 10)
+# Updates of the variances, and the change of estimates, in standard deviations of a draw, that ends them.
+_UPDATES = 20
+_SETTLED = 0.01
 # The least share of the variance of means that is not noise.
 _LEAST = 0.1
 
@@ -64,80 +65,71 @@ def estimates(genomes: Sequence[Genome], draws: Sequence[Sequence[float]]) -> li
     # Rounding is no noise.
     if noise <= 1e-12 * float(np.square(own).mean()):
         return None
-    centre = float(np.average(own, weights=numbers))
+    # All weigh alike: those of many draws were chosen for their scores.
+    centre = float(own.mean())
     centred = own - centre
-    # Those of one draw have not been chosen for their scores, but there may be few of them.
     between = max(float((centred**2 - noise / numbers).mean()), _LEAST * float((centred**2).mean()))
     # Matrices are so small that threads gain nothing, and on a busy machine they wait for each other for a minute.
     with threadpool_limits(1, "blas"):
-        model = _Model(features(genomes), centred, numbers)
-        share = max(_SHARES, key=lambda each: model.likelihood(between * each, between * (1 - each), noise))
-        means, deviations = model.posterior(between * share, between * (1 - share), noise)
+        means, deviations = _posterior(*features(genomes), centred, numbers, between, noise)
     return [Estimate(centre + float(mean), float(each)) for mean, each in zip(means, deviations, strict=True)]
 
 
-def features(genomes: Sequence[Genome]) -> np.ndarray:
-    """Describes genomes by the types of their blocks, at their place and anywhere (genomes, features).
+def features(genomes: Sequence[Genome]) -> tuple[np.ndarray, np.ndarray]:
+    """Describes genomes by the type of the block at each place, and by how often each type occurs.
 
-    Both halves weigh alike. Columns are centred, since what all genomes have in common is no difference between them,
-    and scaled so that the rows have a mean square sum of 1.
+    Columns are centred, since what all genomes have in common is no difference between them.
+
+    Returns:
+        The features (genomes, features), and the group of each (features,): its place, or the last for all types.
     """
     types = {block: number for number, block in enumerate(dict.fromkeys(b for each in genomes for b in each.blocks))}
-    places = len(genomes[0].blocks)
-    at_place = np.zeros((len(genomes), places * len(types)))
-    anywhere = np.zeros((len(genomes), len(types)))
-    for row, genome in enumerate(genomes):
-        at_place[row, [place * len(types) + types[block] for place, block in enumerate(genome.blocks)]] = 1
-        for block, number in Counter(genome.blocks).items():
-            anywhere[row, types[block]] = number
-    found = []
-    for part in (at_place, anywhere):
-        part -= part.mean(0)
-        scale = math.sqrt(float(np.square(part).sum(1).mean()) * 2)
-        # Where all genomes have the same types, there is nothing to tell them apart.
-        found.append(part / scale if scale else part)
-    both = np.concatenate(found, axis=1)
-    return both[:, both.any(0)]
+    numbers = np.array([[types[block] for block in each.blocks] for each in genomes])
+    at_place = numbers[:, :, None] == np.arange(len(types))
+    given = np.concatenate([at_place.reshape(len(genomes), -1), at_place.sum(1)], axis=1).astype(float)
+    given -= given.mean(0)
+    groups = np.repeat(np.arange(numbers.shape[1] + 1), len(types))
+    # Where all genomes have the same types, there is nothing to tell them apart.
+    differ = given.any(0)
+    return given[:, differ], groups[differ]
 
 
-class _Model:
-    """y = features x coefficients + own + noise / number of draws, all of them Gaussian."""
+def _posterior(
+    given: np.ndarray, groups: np.ndarray, y: np.ndarray, numbers: np.ndarray, between: float, noise: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fits y = given x coefficients + own + noise / numbers; returns the mean and deviation of y without its noise.
 
-    def __init__(self, given: np.ndarray, y: np.ndarray, numbers: np.ndarray) -> None:
-        self.given, self.y, self.numbers = given, y, numbers
-        # Genomes of as many draws are as noisy: with these sums no likelihood needs all genomes.
-        self.groups = []
-        for number in np.unique(numbers):
-            rows, values = given[numbers == number], y[numbers == number]
-            self.groups.append((int(number), len(rows), rows.T @ rows, rows.T @ values, float(values @ values)))
-
-    def _solved(self, additive: float, own: float, noise: float) -> tuple[np.ndarray, np.ndarray, float]:
-        """The factor of the coefficients' precision, their mean, and the logarithm of the likelihood."""
-        precision = np.eye(self.given.shape[1]) / additive
-        weighted = np.zeros(self.given.shape[1])
-        log_determinant, squares = 0.0, 0.0
-        for number, count, products, values, square in self.groups:
-            variance = own + noise / number
-            precision += products / variance
-            weighted += values / variance
-            log_determinant += count * math.log(variance)
-            squares += square / variance
-        factor = np.linalg.cholesky(precision)
-        mean = np.linalg.solve(factor.T, np.linalg.solve(factor, weighted))
-        log_determinant += 2 * float(np.log(factor.diagonal()).sum()) + len(weighted) * math.log(additive)
-        return factor, mean, -(log_determinant + squares - float(weighted @ mean)) / 2
-
-    def likelihood(self, additive: float, own: float, noise: float) -> float:
-        """The logarithm of the likelihood of the draws, up to what no variance changes."""
-        return self._solved(additive, own, noise)[2]
-
-    def posterior(self, additive: float, own: float, noise: float) -> tuple[np.ndarray, np.ndarray]:
-        """The mean and the standard deviation of each genome's score, given all draws."""
-        factor, coefficients, _ = self._solved(additive, own, noise)
-        predicted = self.given @ coefficients
-        of_draws = noise / self.numbers
+    The variance of the coefficients of each group, and of what is each genome's own, are those of greatest likelihood,
+    by the fixed point of MacKay: the sum of squares by the number of coefficients that the data determine.
+    """
+    _, groups = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(groups)
+    spreads = np.array([np.square(given[:, groups == group]).sum(1).mean() for group in range(len(sizes))])
+    # At first all groups explain as much, and genomes' own parts a tenth.
+    variances = 0.9 * between / (len(sizes) * spreads) if len(sizes) else spreads
+    least, own = 1e-9 * variances, 0.1 * between
+    of_draws = noise / numbers
+    # Genomes of as many draws are as noisy: their sums need not be made anew.
+    sums = [(each, given[numbers == each].T @ given[numbers == each]) for each in np.unique(numbers)]
+    means = np.zeros(len(y))
+    for _ in range(_UPDATES):
+        before, precision = means, np.diag(1 / variances[groups])
+        for number, products in sums:
+            precision += products / (own + noise / number)
+        covariance = np.linalg.inv(precision)
+        coefficients = covariance @ (given.T @ (y / (own + of_draws)))
+        predicted = given @ coefficients
         weight = own / (own + of_draws)
-        # How uncertain the prediction is: the square of each row through the factor.
-        spread = np.square(np.linalg.solve(factor, self.given.T)).sum(0)
-        variance = (1 - weight) ** 2 * spread + weight * of_draws
-        return predicted + weight * (self.y - predicted), np.sqrt(variance)
+        left = weight * (y - predicted)
+        means = predicted + left
+        # How uncertain the prediction is.
+        spread = np.einsum("ij,ij->i", given @ covariance, given)
+        deviations = np.sqrt((1 - weight) ** 2 * spread + weight * of_draws)
+        if np.abs(means - before).max() < _SETTLED * math.sqrt(noise):
+            break
+        determined = sizes - np.bincount(groups, covariance.diagonal(), len(sizes)) / variances
+        squares = np.bincount(groups, np.square(coefficients), len(sizes))
+        variances = np.maximum(squares / np.maximum(determined, 1e-6), least)
+        of_left = len(y) - float(((1 - weight) + weight**2 * spread / own).sum())
+        own = max(float(np.square(left).sum()) / max(of_left, 1e-6), 1e-6 * between)
+    return means, deviations

@@ -24,7 +24,7 @@ def genomes():
 def truths(genomes, additive=0.4, own=0.2, seed=0):
     """Scores, in logarithms, that blocks add up to but for a part of each genome's own."""
     random = np.random.default_rng(seed)
-    given = features(genomes)
+    given, _ = features(genomes)
     added = given @ random.normal(size=given.shape[1])
     return additive * added / added.std() + own * random.normal(size=len(genomes))
 
@@ -56,30 +56,38 @@ def test_estimates_are_nearer_to_the_truth_and_say_how_near(genomes):
     assert max(deviations[::4]) < min(deviations[1::4])
 
 
-def test_the_posterior_is_that_of_the_whole_covariance(genomes):
-    """Solved by hand, genome by genome, at the variances that were found."""
+def test_the_posterior_is_that_of_the_whole_covariance(genomes, monkeypatch):
+    """Solved by hand, genome by genome, at the variances with which the fit begins."""
     genomes = genomes[:40]
     numbers = np.array([1, 2, 4, 1] * 10)
-    draws = drawn(truths(genomes), numbers)
-    own = np.array([np.mean(each) for each in draws])
-    given, between, noise = features(genomes), 0.2, 0.09
-    centred = own - np.average(own, weights=numbers)
-    model = shrinkage._Model(given, centred, numbers)
-    additive, alone = 0.7 * between, 0.3 * between
-    prior = additive * given @ given.T + alone * np.eye(len(genomes))
+    y = np.array([np.mean(each) for each in drawn(truths(genomes), numbers)])
+    y -= y.mean()
+    (given, groups), between, noise = features(genomes), 0.2, 0.09
+    own = 0.1 * between
+    prior = own * np.eye(len(genomes))
+    for group in range(7):
+        part = given[:, groups == group]
+        prior += 0.9 * between / 7 * part @ part.T / np.square(part).sum(1).mean()
     whole = prior + np.diag(noise / numbers)
-    mean = prior @ np.linalg.solve(whole, centred)
     variance = np.diag(prior - prior @ np.linalg.solve(whole, prior))
-    found, deviations = model.posterior(additive, alone, noise)
-    assert found == pytest.approx(mean, abs=1e-9)
+    monkeypatch.setattr(shrinkage, "_UPDATES", 1)
+    found, deviations = shrinkage._posterior(given, groups, y, numbers, between, noise)
+    assert found == pytest.approx(prior @ np.linalg.solve(whole, y), abs=1e-9)
     assert deviations == pytest.approx(np.sqrt(variance), abs=1e-9)
-    gains = []
-    for other in (0.1, 0.9):
-        cov = between * (other * given @ given.T + (1 - other) * np.eye(len(genomes))) + np.diag(noise / numbers)
-        by_hand = -(np.linalg.slogdet(cov)[1] + centred @ np.linalg.solve(cov, centred)) / 2
-        gains.append((by_hand, model.likelihood(between * other, between * (1 - other), noise)))
-    # A constant apart.
-    assert gains[0][0] - gains[1][0] == pytest.approx(gains[0][1] - gains[1][1], abs=1e-6)
+
+
+def test_updates_make_the_draws_likelier(genomes, monkeypatch):
+    """Where one place alone matters, the fit finds that."""
+    given, groups = features(genomes)
+    random = np.random.default_rng(0)
+    truth = given[:, groups == 2] @ random.normal(size=int((groups == 2).sum())) * 0.5
+    draws = drawn(truth, [2] * len(genomes))
+
+    def off(updates):
+        monkeypatch.setattr(shrinkage, "_UPDATES", updates)
+        return np.std([each.mean - true for each, true in zip(estimates(genomes, draws), truth, strict=True)])
+
+    assert off(20) < 0.75 * off(1)
 
 
 def test_genomes_that_are_additive_learn_from_each_other_and_others_do_not(genomes):
@@ -117,7 +125,7 @@ def test_nothing_is_estimated_where_noise_is_unknown(genomes, number, draws):
 
 def test_the_same_types_everywhere_are_no_features():
     same = [Genome("6xG4/6xG4/6xG4")] * 30
-    assert features(same).shape == (30, 0)
+    assert features(same)[0].shape == (30, 0)
     found = estimates(same, drawn(np.linspace(0, 1, 30), [2] * 30))
     assert np.isfinite([each.mean for each in found]).all()
 
@@ -138,6 +146,30 @@ def test_scores_below_zero_are_estimated_as_they_are(genomes):
     expected = estimates(genomes, draws)
     assert [each.score for each in found] == pytest.approx([each.mean for each in expected])
     assert all(math.isnan(each.standard_error_factor) for each in found)
+
+
+def test_each_part_of_a_sum_of_ranks_is_estimated_by_its_own_draws(genomes):
+    truth, numbers = truths(genomes), [2] * len(genomes)
+    draws, cost = drawn(truth, numbers), np.arange(len(genomes)) + 1.0
+    parts = [
+        tuple({"noisy": math.exp(value), "exact": exact} for value in each)
+        for each, exact in zip(draws, cost, strict=True)
+    ]
+    some = [
+        Candidate(genome, Cost(1, 1), (math.nan, math.nan), None, each)
+        for genome, each in zip(genomes, parts, strict=True)
+    ]
+    found = estimated(some)
+    means = np.array([each.mean for each in estimates(genomes, draws)])
+    shares = ((means[:, None] >= means).mean(1) + (cost / len(cost))) / 2
+    # Both are without ties, so that a rank is the number of those that are not better.
+    assert [each.score for each in found] == pytest.approx(shares.tolist(), abs=1 / len(genomes))
+    assert all(1 < each.standard_error_factor < 3 for each in found)
+    exact = [
+        Candidate(each.genome, each.cost, each.scores, None, tuple({"exact": one["exact"]} for one in each.parts))
+        for each in some
+    ]
+    assert not any(each.estimate for each in estimated(exact))
 
 
 def wobbling(model, images, labels):
