@@ -7,7 +7,8 @@ are those that a search reports at its end.
 "Spearman over A's" is the rank correlation of A's scores with B's over the 100 that A puts first (`--top`), and the
 other way round; the mean of both is the figure. "place of A's best" is its place in B's order, which is to be one of
 the top ten. "own" is the mean of both where scores are those of a genome's own draws, which the draws of other genomes
-have not made surer.
+have not made surer. Two estimates can agree in a common fault, so the last table compares those of one search with the
+means of the other's own draws, over the genomes that have many.
 
 The ways: one draw at batch 128, one draw at batch 32, what `search()` does by default, and each `--plan
 draws,refine` at the default batch size (`draws,refine,images` at another). Ways of one batch size share a record, so
@@ -41,6 +42,8 @@ from blockswap_models.searching.probe_images import affordable_batches, dataset_
 from blockswap_models.searching.rankings import images_of, score_named
 
 TEN = 10
+# Draws whose mean is nearly the truth.
+UNSEEN = 16
 SCORE = "fisher"
 
 
@@ -152,6 +155,18 @@ def own(result: SearchResult) -> SearchResult:
     return replace(result, candidates=tuple(rank_by_own(result.candidates)))
 
 
+def against_means(one: SearchResult, other: SearchResult) -> tuple[float, float]:
+    """Spearman of a search's scores, and of the means of its own draws, with means of draws that it has not seen."""
+    means = {each.genome: each.score for each in own(other).candidates if len(each.scores) >= UNSEEN}
+    if len(means) < 3:
+        return math.nan, math.nan
+    found = []
+    for result in (one, own(one)):
+        scores = {each.genome: each.score for each in result.candidates}
+        found.append(spearman([scores[genome] for genome in means], list(means.values())))
+    return found[0], found[1]
+
+
 def place(genome: Genome, result: SearchResult) -> int:
     return 1 + [each.genome for each in result.candidates].index(genome)
 
@@ -184,6 +199,7 @@ def benchmark(options: argparse.Namespace) -> None:
         f"B in A  top {TEN}"
     )
     base = math.nan
+    compared = []
     for way in chosen:
         (one, seconds), (other, more) = (run(space, genomes, way, seed, folder, options) for seed in seeds)
         seconds = (seconds + more) / 2
@@ -198,7 +214,15 @@ def benchmark(options: argparse.Namespace) -> None:
             f"{places[0]:7d}  {places[1]:7d}  {'yes' if max(places) <= TEN else 'no'}",
             flush=True,
         )
+        unseen = [*against_means(one, other), *against_means(other, one)]
+        if all(map(math.isfinite, unseen)):
+            compared.append((way.name, unseen))
     print(f"worker seconds: those of one search, mean of A and B; cost: against {chosen[0].name}; records: {folder}")
+    if compared:
+        print(f"\n{'':{width}s}  with the means of {UNSEEN} draws or more of the other search, Spearman of")
+        print(f"{'way':{width}s}    A's estimates  A's means  B's estimates  B's means")
+    for name, (estimates, means, of_other, means_of_other) in compared:
+        print(f"{name:{width}s}  {estimates:15.3f}  {means:9.3f}  {of_other:13.3f}  {means_of_other:9.3f}")
 
 
 def main() -> None:
