@@ -4,8 +4,9 @@
 
 The paper's way: minibatch of 128, float32, plain memory layout, hooks, and a full backward pass with weight gradients.
 Ours: the default (8 images, and bfloat16 where the CPU computes in it), the same in float32, the same of 32 images, and
-exact (the 128 images, in float32). The ways alternate, on one thread; their times include the making of the network. The last line of
-each case states how far default scores of other weights agree, which bounds what any agreement is worth.
+exact (the 128 images, in float32). The ways alternate, on one thread; their times include the making of the network.
+The last line of each case states how far default scores of other weights agree, which bounds what any agreement is
+worth.
 """
 
 from __future__ import annotations
