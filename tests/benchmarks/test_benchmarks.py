@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -17,9 +16,8 @@ from registered import forget_entry
 
 from benchmarks.lib.report import mean_and_deviation
 from benchmarks.search import strategies
-from benchmarks.search.shrinkage import alike
 from benchmarks.search.sureness import over_top
-from blockswap_models import Budget, SearchSpace
+from blockswap_models import Budget
 from blockswap_models.searching.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +64,6 @@ def test_smoke(script, capsys, monkeypatch):
             "--networks, --draws and --batch-size are at least 1",
         ),
         ("search.nas_bench_macro", "use --table nas_bench_macro.json and --out macro.jsonl"),
-        ("search.shrinkage --params foo", "'foo' is no amount; use "),
         ("search.strategies --samples 0", "--samples, --seeds and --batch-size are at least 1"),
         ("search.sureness --params foo", "'foo' is no amount; use "),
         ("search.trained_genomes --score-batch-size 0", "--score-batch-size is at least 1"),
@@ -171,16 +168,6 @@ def test_the_last_round_of_a_search_may_be_a_short_one(monkeypatch):
     options = SimpleNamespace(samples=3, batch_size=1, refining=range(1), judging=range(1))
     results = strategies.found(None, Budget(params=1), 0, options)
     assert [each["last round"] for each in results.values()] == pytest.approx([9] * len(results))
-
-
-def test_what_genomes_have_in_common_makes_no_variance():
-    genomes = SearchSpace("wrn16_1").sample(12, Budget(params=60_000))
-    kernel = alike(genomes)
-    values = np.linalg.eigvalsh(kernel)
-    assert values.min() >= -1e-9
-    np.testing.assert_allclose(kernel.sum(0), 0, atol=1e-9)
-    # So that a share of it is a share of the variance.
-    assert values.mean() == pytest.approx(1)
 
 
 def test_a_mean_of_one_value_has_no_deviation():
