@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-__all__ = ["Correlation", "correlate", "correlate_given", "spearman"]
+__all__ = ["Correlation", "correlate", "correlate_given", "share_below", "spearman"]
 
 
 class Correlation(NamedTuple):
@@ -64,6 +64,26 @@ def correlate_given(
         rho = float(_partial_along(*data, axis=-1))
     low, high = _interval(data, _partial_along, samples, seed)
     return Correlation(rho, low, high, len(values), failed)
+
+
+def share_below(
+    scores: Sequence[float | None],
+    others: Sequence[float | None],
+    errors: Sequence[float],
+    samples: int = 2000,
+    seed: int = 0,
+) -> float:
+    """Says in which share of samples of the networks, with replacement, scores have a lower rho than others have.
+
+    Half of those in which both have the same count.
+    """
+    drawn = np.random.default_rng(seed).integers(0, len(errors), (samples, len(errors)))
+    values = np.asarray(errors, dtype=float)[drawn]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        one, other = (_spearman_along(_values(each)[0][drawn], values, axis=-1) for each in (scores, others))
+    differences = (other - one)[np.isfinite(other - one)]
+    return float((np.sign(differences) / 2 + 0.5).mean()) if len(differences) else np.nan
 
 
 def _values(scores: Sequence[float | None]) -> tuple[np.ndarray, int]:

@@ -36,7 +36,7 @@ from timm.task import TrainingTask
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.lib.correlation import Correlation, correlate, correlate_given
+from benchmarks.lib.correlation import Correlation, correlate, correlate_given, share_below
 from benchmarks.lib.genomes import digest
 from benchmarks.lib.images import cifar_images, noise_images
 from benchmarks.lib.report import processor, versions
@@ -46,7 +46,7 @@ from benchmarks.speed.roofline import Clock
 from benchmarks.speed.train_speed import Marked, typical
 from blockswap_models import Genome, SearchSpace, search
 from blockswap_models.machine import find_device, keep_memory
-from blockswap_models.searching.candidates import Candidate, ScoredDraw, candidates_of, comparable
+from blockswap_models.searching.candidates import Candidate, ScoredDraw, candidates_of, comparable, estimated
 from blockswap_models.searching.probe_images import Minibatch, affordable_batches, dataset_minibatch, noise_minibatch
 from blockswap_models.training.evaluate import load_weights
 from blockswap_models.training.loop import make_optimizer, train_epoch
@@ -62,17 +62,23 @@ SIZES = (16, 24, 32)
 FEWEST = 4
 REMARKS = """\
 rho is Spearman's, of score and top-1 error: negative where a higher score means a lower error. In brackets the 95 %
-interval, of percentiles over 2,000 samples of the networks with replacement. "At equal MACs" is the partial correlation
-of ranks. One seed each: the errors of one network differ from seed to seed, too."""
+interval, of percentiles over 2,000 samples of the networks with replacement. "At equal MACs" is the partial
+correlation of ranks. "Estimated" is rho of what a search reports: scores that the draws of all genomes make surer.
+"Better than fisher" is the share of those samples in which the rho of a ranking is lower. One seed each: the errors
+of one network differ from seed to seed, too."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A genome that is trained: by the name of what chose it, with its scores by ranking."""
+    """A genome that is trained: by the name of what chose it, with its scores by ranking.
+
+    `estimates` are the scores that all draws of all sampled genomes make surer, as a search reports them.
+    """
 
     name: str
     candidate: Candidate
     scores: dict[str, float]
+    estimates: dict[str, float]
 
     @property
     def genome(self) -> Genome:
@@ -238,19 +244,24 @@ def plan_of(options: argparse.Namespace) -> list[Planned]:
     draws = [each for each in scored(options.leader_draws, again) if each.genome in set(sampled)]
     scores = {genome: {ranking: first[ranking][genome].score for ranking in RANKINGS} for genome in first["fisher"]}
     of_genome = first["fisher"]
+    surer = {ranking: estimated(ranked(draws, ranking, options.leader_draws).values()) for ranking in RANKINGS}
+    estimates: dict[Genome, dict[str, float]] = {genome: {} for genome in scores}
+    for ranking, candidates in surer.items():
+        for each in candidates:
+            estimates[each.genome][ranking] = each.score
     plan = []
     for ranking in RANKINGS:
         found = ranked(draws, ranking, options.leader_draws)
         (choice,) = best([found[genome] for genome in leaders[ranking]], 1)
-        plan.append(Planned(ranking, of_genome[choice], scores[choice]))
+        plan.append(Planned(ranking, of_genome[choice], scores[choice], estimates[choice]))
     most = max(of_genome.values(), key=lambda each: each.cost.macs)
-    plan.append(Planned(MOST_MACS, most, scores[most.genome]))
+    plan.append(Planned(MOST_MACS, most, scores[most.genome], estimates[most.genome]))
     features = [[each.cost.macs for each in of_genome.values()]]
     features += [[first[part][genome].score for genome in of_genome] for part in PARTS]
     genomes = list(of_genome)
     for number, place in enumerate(spread(features, options.genomes), start=1):
         genome = genomes[place]
-        plan.append(Planned(f"random-{number}", of_genome[genome], scores[genome]))
+        plan.append(Planned(f"random-{number}", of_genome[genome], scores[genome], estimates[genome]))
     return plan
 
 
@@ -398,7 +409,9 @@ def print_results(plan: Sequence[Planned], errors: dict[Genome, float]) -> None:
         print(f"\ncorrelations need at least {FEWEST} trained random genomes, and there are {len(trained)}")
         return
     print(f"\nagreement with the errors of {len(trained)} of {len(random)} random genomes\n")
-    print(f"{'ranking':24s}{'rho':>6s}{'':18s}{'at equal MACs':>14s}")
+    print(
+        f"{'ranking':24s}{'rho':>6s}{'':18s}{'at equal MACs':>14s}{'':10s}{'estimated':>9s}{'':15s}better than fisher"
+    )
     values = [errors[each.genome] for each in trained]
     macs = [each.candidate.cost.macs for each in trained]
     rows = {ranking: [each.scores[ranking] for each in trained] for ranking in RANKINGS}
@@ -406,7 +419,13 @@ def print_results(plan: Sequence[Planned], errors: dict[Genome, float]) -> None:
     for ranking, column in rows.items():
         alone = correlate(column, values)
         equal = None if ranking == "macs" else correlate_given(column, values, macs)
-        print(f"{ranking:24s}{cell(alone):24s}{'' if equal is None else cell(equal)}".rstrip())
+        cells = [cell(alone), "" if equal is None else cell(equal)]
+        if ranking in RANKINGS:
+            cells.append(cell(correlate([each.estimates[ranking] for each in trained], values)))
+        share = share_below(column, rows["fisher"], values)
+        cells = [each.ljust(24) for each in [*cells, ""][:3]]
+        better = "" if ranking == "fisher" or np.isnan(share) else f"{share:.0%}"
+        print(f"{ranking:24s}{''.join(cells)}{better}".rstrip())
     fisher = correlate(rows["fisher"], values)
     print(f"\n{REMARKS}\n\n{sentence(fisher)}")
 

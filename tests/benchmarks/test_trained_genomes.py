@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.lib.correlation import correlate_given
+from benchmarks.lib.correlation import correlate_given, share_below
 from benchmarks.lib.images import noise_images
 from benchmarks.lib.trained import Trainer
 from benchmarks.search.trained_genomes import (
@@ -39,6 +39,16 @@ def test_a_partial_correlation_is_that_of_what_a_third_value_leaves():
     # Monotonic changes of any of them make none, and nothing is left where the third explains all.
     assert correlate_given(np.exp(one), other, np.square(given), samples=9).rho == pytest.approx(expected)
     assert math.isnan(correlate_given(given, other, given, samples=9).rho)
+
+
+def test_rankings_are_compared_over_the_same_samples():
+    errors = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0]
+    right, wrong = [1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]
+    assert share_below(right, wrong, errors) == 1
+    assert share_below(wrong, right, errors) == 0
+    assert share_below(right, [2 * each for each in right], errors) == 0.5
+    assert 0.9 < share_below([1, 2, 4, 3, 5, 6], [3, 1, 2, 6, 5, 4], errors) < 1
+    assert math.isnan(share_below([1] * 6, right, errors))
 
 
 def test_random_genomes_spread_and_more_of_them_are_the_same_and_others():
@@ -81,12 +91,12 @@ def made_up_plan() -> tuple[list[Planned], dict[Genome, float]]:
         scores = dict.fromkeys(
             ("fisher", "fisher-balanced", "gradient-norm", "naswot", "fisher+naswot", "fisher-balanced+naswot"), number
         )
+        scores["gradient-norm+naswot"] = 0
+        estimates = {**scores, "fisher": number % 2}
         cost = Cost(100, 1_000_000 * (10 - number))
-        plan.append(
-            Planned(f"random-{number}", Candidate(genome, cost, (number,)), {**scores, "gradient-norm+naswot": 0})
-        )
+        plan.append(Planned(f"random-{number}", Candidate(genome, cost, (number,)), scores, estimates))
         errors[genome] = 50.0 - number
-    return [Planned("fisher", plan[-1].candidate, plan[-1].scores), *plan], errors
+    return [Planned("fisher", plan[-1].candidate, plan[-1].scores, plan[-1].scores), *plan], errors
 
 
 def test_results_are_those_of_what_is_trained(capsys):
@@ -102,6 +112,10 @@ def test_results_are_those_of_what_is_trained(capsys):
     assert rows["macs"] == "1.00"
     assert rows["gradient-norm+naswot"] == "-"
     assert "This agrees with the paper's claim" in out
+    # Of Fisher's row, the last is that of estimates.
+    fisher = next(line for line in out.splitlines() if line.startswith("fisher  ") and "[-1.00" in line)
+    assert fisher.split("[")[-2].split()[-1] == "0.00"
+    assert next(line for line in out.splitlines() if line.startswith("macs")).split()[-1] == "0%"
 
     print_results(plan, {GENOMES[0]: 49.0})
     out = capsys.readouterr().out
