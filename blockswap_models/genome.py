@@ -11,6 +11,7 @@ This module needs the standard library only.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class BlockType:
         """
         if not isinstance(text, str):
             raise GenomeError(f"a block type is text such as 'B2G4', not {type(text).__name__}")
-        return cls(*_sizes(text))
+        return _block_type(str(text))
 
     def __str__(self) -> str:
         head = f"{self.family}{self.factor}" if self.family in "BM" else self.family if self.family in "SDIK" else ""
@@ -296,6 +297,12 @@ def _sizes(text: str) -> tuple[str, int, int | None, int | None, int]:
             raise GenomeError(f"block type {quote(text)}: {_NO_SUCH_SIZE[letter]}")
     family = "G" if letters[0] == "W" else letters[0]
     return family, sizes[family] if family in "BM" else 1, sizes.get("G"), sizes.get("W"), sizes.get("K", 3)
+
+
+@functools.lru_cache(maxsize=1024)
+def _block_type(text: str) -> BlockType:
+    """Reads a block type; records and samples have few of them, very often."""
+    return BlockType(*_sizes(text))
 
 
 _SMALLEST = {"G": 2, "B": 2, "W": 1, "M": 2, "K": 5}

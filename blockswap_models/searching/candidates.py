@@ -5,6 +5,7 @@ This module needs the standard library only, and numpy where scores are estimate
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from bisect import bisect_left, bisect_right
@@ -55,7 +56,7 @@ class ScoredDraw:
     def from_json(cls, row: Mapping[str, Any]) -> ScoredDraw:
         """Reads a row of a record; raises KeyError, TypeError or ValueError for anything else."""
         latency, size, score, blocks = row.get("latency"), row.get("size"), row["score"], row.get("blocks")
-        genome = Genome(row["genome"])
+        genome = _genome(row["genome"])
         if blocks is not None and len(blocks) != len(genome.blocks):
             raise ValueError(f"{len(blocks)} scores by block of {genome}")
         return cls(
@@ -98,6 +99,12 @@ class ScoredDraw:
             return None
         total = sum(self.blocks)
         return tuple(part / total for part in self.blocks)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _genome(text: str) -> Genome:
+    """Reads a genome, of which a record has a row for each draw."""
+    return Genome(text)
 
 
 def _read_parts(parts: Mapping[str, Any] | None) -> dict[str, float] | None:
