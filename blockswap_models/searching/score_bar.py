@@ -15,7 +15,7 @@ __all__ = ["ScoreBar"]
 
 
 class ScoreBar:
-    """The one bar of a search: its round, the best score so far, and the time left until the end of all rounds."""
+    """The one bar of a search: its round, the best score of a draw so far, and the time left until the end of all rounds."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -40,7 +40,7 @@ class ScoreBar:
             self._best = max(self._best, each.score if math.isfinite(each.score) else -math.inf)
             if math.isfinite(self._best):
                 # A sum of ranks is known only when all candidates are scored.
-                self._bar.set_postfix_str(f"best {self._best:.3g}", refresh=False)
+                self._bar.set_postfix_str(f"best draw {self._best:.3g}", refresh=False)
             yield each
             # It is counted once it is kept.
             self._bar.update()
