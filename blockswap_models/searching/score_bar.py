@@ -15,7 +15,7 @@ __all__ = ["ScoreBar"]
 
 
 class ScoreBar:
-    """The one bar of a search: its round, the best score of a draw so far, and the time left until the end of all rounds."""
+    """The one bar of a search: its round, the best draw so far, and the time left until the end of all rounds."""
 
     def __init__(self) -> None:
         self._bar: Any = None
