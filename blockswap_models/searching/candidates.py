@@ -209,7 +209,7 @@ def rank(candidates: Iterable[AnyScored]) -> list[AnyScored]:
     """
     candidates = estimated(candidates)
     if not any(isinstance(each, Candidate) and each.estimate for each in candidates):
-        return rank_by_own(candidates)
+        return _most_refined_first(candidates)
     return sorted(candidates, key=lambda each: -each.score if math.isfinite(each.score) else math.inf)
 
 
@@ -218,9 +218,14 @@ def rank_by_own(candidates: Iterable[AnyScored]) -> list[AnyScored]:
 
     The best of many scores of one draw are too high.
     """
-    candidates = [
+    return _most_refined_first(
         replace(each, estimate=None) if isinstance(each, Candidate) else each for each in comparable(candidates)
-    ]
+    )
+
+
+def _most_refined_first(candidates: Iterable[AnyScored]) -> list[AnyScored]:
+    """Sorts comparable candidates without estimates."""
+    candidates = list(candidates)
     fewest = min((len(each.scores) for each in candidates), default=1)
 
     def place(each: AnyScored) -> tuple[bool, int, float]:
