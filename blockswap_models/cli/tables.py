@@ -9,7 +9,7 @@ from typing import Any
 
 from ..budget import Budget
 from ..messages import counted
-from ..searching.candidates import Candidate, Scored
+from ..searching.candidates import Candidate, Scored, draws_of_front
 
 __all__ = [
     "front_report",
@@ -57,9 +57,8 @@ def print_front(budgets: Sequence[Budget], rankings: Sequence[Sequence[Candidate
     print("best within each budget:\n")
     best = [(budget, ranking[0]) for budget, ranking in zip(budgets, rankings, strict=True) if ranking]
     _print_candidates("budget", best)
-    means = front and not front[0].estimate
-    of_draws = f" of the genomes with {counted(len(front[0].scores), 'draw')}" if means else ""
-    print(f"\nPareto front{of_draws}:\n")
+    draws = draws_of_front(front)
+    print("\nPareto front" + (f" of the genomes with {counted(draws, 'draw')}" if draws else "") + ":\n")
     _print_candidates("", [("", each) for each in front])
 
 

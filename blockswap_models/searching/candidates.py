@@ -24,6 +24,7 @@ __all__ = [
     "candidates_of",
     "common_cost",
     "comparable",
+    "draws_of_front",
     "estimated",
     "median_shares",
     "pareto",
@@ -408,3 +409,8 @@ def pareto(candidates: Iterable[Candidate], cost: str) -> tuple[Candidate, ...]:
         if sure and (not front or each.score > front[-1].score):
             front.append(each)
     return tuple(front)
+
+
+def draws_of_front(front: Sequence[Candidate]) -> int | None:
+    """How many draws each genome of a Pareto front has; None where scores are estimated, and numbers may differ."""
+    return len(front[0].scores) if front and not front[0].estimate else None

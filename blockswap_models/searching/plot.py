@@ -20,7 +20,7 @@ from ..layout import Layout
 from ..messages import counted
 from ..strips import FAMILIES, family_of, text_colour
 from ..zoo.genomes import own_genome
-from .candidates import Candidate, median_shares
+from .candidates import Candidate, draws_of_front, median_shares
 from .record import FrontRecord, budget_text, read_front, read_ranking
 
 if TYPE_CHECKING:
@@ -166,10 +166,9 @@ def _front_figure(front: FrontRecord) -> Figure:
     )
     axes.set_xlabel(name)
     axes.set_ylabel(f"score ({header.get('score')})", parse_math=False)
-    means = best and not best[0].estimate
-    of_draws = f" of those with {counted(len(best[0].scores), 'draw')}" if means else ""
+    draws = draws_of_front(best)
     axes.legend(
-        ["genomes", "front" + of_draws] if best else ["genomes"],
+        ["genomes", "front" + (f" of those with {counted(draws, 'draw')}" if draws else "")] if best else ["genomes"],
         loc="lower right",
     )
     axes.set_xscale("log")
