@@ -70,6 +70,7 @@ def found(options: argparse.Namespace) -> dict[int, Student]:
             seed=seed,
             genomes=genomes[:number],
             data=data,
+            score="fisher",
             draws=1,
             refine=options.refine,
             workers=options.workers,

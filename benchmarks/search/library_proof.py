@@ -265,6 +265,7 @@ def starts_of(options: argparse.Namespace, params: str, teacher: nn.Module, libr
         options.samples,
         options.seed,
         data=probe(space, SCORED, affordable_batches(space, SCORED), options),
+        score="fisher",
         refine=0,
         record=record,
         resume=record.exists() and record.stat().st_size > 0,

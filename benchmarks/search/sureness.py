@@ -10,10 +10,11 @@ the top ten. "own" is the mean of both where scores are those of a genome's own 
 have not made surer. Two estimates can agree in a common fault, so the last table compares those of one search with the
 means of the other's own draws, over the genomes that have many.
 
-The ways: one draw at batch 128, one draw at batch 32, what `search()` does by default, and each `--plan
-draws,refine` at the default batch size (`draws,refine,images` at another). Ways of one batch size share a record, so
-that no score is computed twice, but the cost of each counts all the scores that it needs: seconds from one score to the
-next, times workers. A folder `--out` keeps records and times; the same command resumes.
+The ways: the paper's (`fisher`, one draw at batch 128), the default number of draws with `fisher`, all defaults of a
+search (`--score` takes the place of the default score), and each `--plan draws,refine` with that score at the
+default batch size (`draws,refine,images` at another). Ways of one score and batch size share a record, so that no score
+is computed twice, but the cost of each counts all the scores that it needs: seconds from one score to the next, times
+workers. A folder `--out` keeps records and times; the same command resumes.
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ from blockswap_models.budget import parse_amount
 from blockswap_models.machine import default_workers
 from blockswap_models.searching.candidates import rank_by_own
 from blockswap_models.searching.probe_images import affordable_batches, dataset_minibatch
-from blockswap_models.searching.rankings import images_of, score_named
+from blockswap_models.searching.rankings import default_score, images_of, name_of, score_named
 
 TEN = 10
 # Draws whose mean is nearly the truth.
 UNSEEN = 16
-SCORE = "fisher"
+PAPER, SCORE = "fisher", name_of(default_score())
 
 
 @dataclass(frozen=True)
 class Way:
     name: str
+    score: str
     batch_size: int
     draws: int
     refine: int
@@ -94,14 +96,17 @@ class Times:
 
 def ways(options: argparse.Namespace) -> list[Way]:
     defaults = {name: each.default for name, each in inspect.signature(search).parameters.items()}
-    by_default = Way(
-        "search()'s defaults", images_of(score_named(options.score)), defaults["draws"], defaults["refine"]
-    )
-    plans = []
+    draws, refine = defaults["draws"], defaults["refine"]
+    own = images_of(score_named(options.score))
+    found = [
+        Way(f"{PAPER}, batch 128", PAPER, 128, 1, 0),
+        Way(f"{PAPER}, search()'s draws", PAPER, images_of(score_named(PAPER)), draws, refine),
+        Way(f"{options.score}, the same", options.score, own, draws, refine),
+    ]
     for draws, refine, *images in options.plan:
-        name = f"plan {','.join(map(str, (draws, refine, *images)))}"
-        plans.append(Way(name, images[0] if images else by_default.batch_size, draws, refine))
-    return [Way("one draw at batch 128", 128, 1, 0), Way("one draw at batch 32", 32, 1, 0), by_default, *plans]
+        name = f"{options.score}, plan {','.join(map(str, (draws, refine, *images)))}"
+        found.append(Way(name, options.score, images[0] if images else own, draws, refine))
+    return list({(each.score, each.batch_size, each.draws, each.refine): each for each in found}.values())
 
 
 def plan(text: str) -> tuple[int, ...]:
@@ -115,8 +120,7 @@ def run(
     space: SearchSpace, genomes: list[Genome], way: Way, seed: int, folder: Path, options: argparse.Namespace
 ) -> tuple[SearchResult, float]:
     """Searches, or resumes a search; returns the result and the seconds of a worker that all of it took."""
-    score = "" if options.score == SCORE else f"-{options.score}"
-    record = folder / f"{options.network}-params{options.params}-batch{way.batch_size}{score}-seed{seed}.jsonl"
+    record = folder / f"{options.network}-params{options.params}-{way.score}-batch{way.batch_size}-seed{seed}.jsonl"
     times = Times(record, options.workers, f"{way.name}, seed {seed}")
     data = None
     if options.data is not None:
@@ -129,7 +133,7 @@ def run(
         genomes=genomes,
         data=data,
         batch_size=way.batch_size,
-        score=options.score,
+        score=way.score,
         draws=way.draws,
         refine=way.refine,
         workers=options.workers,

@@ -36,7 +36,7 @@ from timm.task import TrainingTask
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.lib.correlation import Correlation, correlate, correlate_given, share_below
+from benchmarks.lib.correlation import Correlation, correlate, correlate_given, share_below, spearman
 from benchmarks.lib.genomes import digest
 from benchmarks.lib.images import cifar_images, noise_images
 from benchmarks.lib.report import processor, versions
@@ -160,7 +160,7 @@ def run(options: argparse.Namespace) -> None:
         print_times(options, trainer, teacher)
         return
     torch.set_num_threads(options.threads)
-    plan = plan_of(options)
+    plan, draws = plan_of(options)
     print(f"{trainer}; recipe {RECIPE} with batch size {options.batch_size}, lr {options.lr:g}, seed {options.seed}")
     print_plan(plan)
     summaries: dict[Genome, dict[str, Any]] = {}
@@ -179,6 +179,8 @@ def run(options: argparse.Namespace) -> None:
             and trainer.recorded(trainer.folder(run_name(each.genome, options), options.seed).name) is not None
         }
         print_results(plan, {genome: summary["top1_error"] for genome, summary in summaries.items()})
+        if options.draws > 1:
+            print_repeats(draws)
 
 
 def trainer_of(options: argparse.Namespace) -> tuple[Trainer, nn.Module | None]:
@@ -214,8 +216,11 @@ def trainer_of(options: argparse.Namespace) -> tuple[Trainer, nn.Module | None]:
 # -- the plan --------------------------------------------------------------------------------------------------------
 
 
-def plan_of(options: argparse.Namespace) -> list[Planned]:
-    """Scores the sampled genomes, and says which are trained: the choice of each ranking, most MACs, random ones."""
+def plan_of(options: argparse.Namespace) -> tuple[list[Planned], list[ScoredDraw]]:
+    """Scores the sampled genomes, and says which are trained: the choice of each ranking, most MACs, random ones.
+
+    All scores come with it.
+    """
     space = SearchSpace(options.network)
     depends_on = (options.network, options.params, options.score_batch_size, options.sample_seed)
     path = Path(options.out) / f"scores-{digest(*map(str, depends_on))}.jsonl"
@@ -262,7 +267,7 @@ def plan_of(options: argparse.Namespace) -> list[Planned]:
     for number, place in enumerate(spread(features, options.genomes), start=1):
         genome = genomes[place]
         plan.append(Planned(f"random-{number}", of_genome[genome], scores[genome], estimates[genome]))
-    return plan
+    return plan, draws
 
 
 def score_images(space: SearchSpace, options: argparse.Namespace) -> Minibatch:
@@ -428,6 +433,21 @@ def print_results(plan: Sequence[Planned], errors: dict[Genome, float]) -> None:
         print(f"{ranking:24s}{''.join(cells)}{better}".rstrip())
     fisher = correlate(rows["fisher"], values)
     print(f"\n{REMARKS}\n\n{sentence(fisher)}")
+
+
+def print_repeats(draws: Sequence[ScoredDraw]) -> None:
+    """Prints how well the first two draws of all genomes agree, by each ranking."""
+    genomes = {each.genome for each in draws}
+    print(f"\nagreement of two draws of {len(genomes)} genomes, Spearman\n")
+    for ranking in RANKINGS:
+        one, other = (
+            {
+                genome: each.score
+                for genome, each in ranked([row for row in draws if row.draw == draw], ranking, 2).items()
+            }
+            for draw in (0, 1)
+        )
+        print(f"{ranking:24s}{spearman(list(one.values()), [other[genome] for genome in one]):6.2f}")
 
 
 def print_choices(plan: Sequence[Planned], errors: dict[Genome, float], random: Sequence[float]) -> None:

@@ -110,6 +110,7 @@ def run(options: argparse.Namespace) -> None:
             options.seed,
             data=data,
             batch_size=options.batch_size,
+            score="fisher",
             refine=options.refine,
             workers=options.workers,
             on_interrupt="raise",

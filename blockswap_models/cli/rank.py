@@ -10,7 +10,7 @@ import click
 from ..machine import default_workers
 from ..messages import counted, quote
 from .parameters import NETWORK, Given, size_options, subcommand
-from .search import image_options, minibatch_of, read_images, score_option
+from .search import SCORE_NAMES, image_options, minibatch_of, read_images, score_option
 from .tables import print_json, print_networks
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["rank_"]
 
 
-@subcommand("rank", "networks of a file, ranked by Fisher potential or another score")
+@subcommand("rank", "networks of a file, ranked by scores with random weights")
 @click.argument(
     "file",
     type=click.File(encoding="utf-8"),
@@ -77,14 +77,15 @@ def rank_(as_json: bool, **arguments: Any) -> None:
         progress=True,
     )
     size = list(made[0].images.shape[1:])
+    score = options.score or "+".join(ranking[0].parts[0] if ranking[0].parts else SCORE_NAMES[:1])
     if as_json:
         print_json(
-            {"score": options.score, "input_size": size, "networks": [each.as_json() for each in ranking]},
+            {"score": score, "input_size": size, "networks": [each.as_json() for each in ranking]},
         )
         return
     of = counted(len(ranking), "network" if options.network is None else "genome")
     of += "" if options.network is None else f" of {options.network.text}"
-    print(f"{of} by {options.score}, on images of {'x'.join(map(str, size))}:\n")
+    print(f"{of} by {score}, on images of {'x'.join(map(str, size))}:\n")
     print_networks(ranking)
 
 

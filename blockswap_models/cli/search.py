@@ -91,8 +91,8 @@ score_option = click.option(
     "--score",
     type=Read("score", _check_score),
     metavar="NAME[+NAME…]",
-    default=SCORE_NAMES[0],
-    help=f"what to rank by: {listed(SCORE_NAMES)}; or a sum of ranks, such as fisher-balanced+naswot",
+    help=f"what to rank by: {listed(SCORE_NAMES)}; or a sum of ranks, joined with + [default: fisher+naswot, or fisher "
+    "for networks without ReLU]",
 )
 image_options = together(
     click.option(
@@ -176,7 +176,7 @@ def space_(as_json: bool, **arguments: Any) -> None:
         print(f"within {budget}: about {report['fitting_estimate']:.2e}, estimated from {report['sampled']:,} found")
 
 
-@subcommand("search", "the best genome for a budget, by Fisher potential or another score")
+@subcommand("search", "the best genome for a budget, by scores of networks with random weights")
 @_space_options(several=True)
 @click.option("--front", type=click.Choice(_COSTS), help="search at several budgets of this cost, over its whole range")
 @click.option("--points", type=int, default=6, help="how many budgets --front spreads")
@@ -245,11 +245,12 @@ def search_(as_json: bool, **arguments: Any) -> None:
     import torch
 
     from ..searching.front import search_front
-    from ..searching.rankings import after, score_named
+    from ..searching.rankings import after, default_score, score_named
     from ..searching.search import search
 
     device = find_device(options.device)
-    score = after(score_named(options.score), options.minibatches)
+    score = default_score(space.has_relus) if options.score is None else score_named(options.score)
+    score = after(score, options.minibatches)
     advise_when_interrupted(_how_to_go_on(options))
     given: dict[str, Any] = {
         "data": minibatch_of(options, space),
@@ -454,9 +455,10 @@ def _budgets(options: SimpleNamespace, space: SearchSpace) -> list[Budget]:
 def minibatch_of(options: SimpleNamespace, space: ImageSpec) -> Minibatch:
     """Makes the images of a command's options, for networks of a space or of any other kind."""
     from ..searching.probe_images import affordable_batches, dataset_minibatch, noise_minibatch
-    from ..searching.rankings import images_of, score_named
+    from ..searching.rankings import default_score, images_of, score_named
 
-    size = images_of(score_named(options.score)) if options.batch_size is None else options.batch_size
+    score = default_score() if options.score is None else score_named(options.score)
+    size = images_of(score) if options.batch_size is None else options.batch_size
     if size < 2:
         raise ValueError(f"a minibatch has at least 2 images, not {size}")
     number = size * options.minibatches
@@ -479,7 +481,7 @@ def _record_of(options: SimpleNamespace) -> tuple[str, dict[str, Any] | None]:
 def _record_name(options: SimpleNamespace) -> str:
     amounts = [f"{name}{given.text}" for name in _COSTS if (given := getattr(options, name)) is not None]
     data = [] if options.data is None else [Path(options.data).name]
-    score = [] if options.score == SCORE_NAMES[0] else [options.score]
+    score = [] if options.score is None else [options.score]
     if options.front is not None:
         amounts.insert(0, f"front-{options.front}{options.points}")
     strategy = [] if options.strategy in (None, STRATEGY_NAMES[0]) else [options.strategy]

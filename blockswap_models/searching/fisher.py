@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,15 @@ from .kernels import cast_like_images
 from .probes import Blocks, find_probes
 
 __all__ = [
+    "Measured",
     "Score",
     "at_least_float",
+    "balanced_terms",
     "fisher_balanced",
     "fisher_by_block",
     "fisher_potential",
     "measure_blocks",
+    "potentials",
     "set_scoring_modes",
 ]
 
@@ -82,7 +85,7 @@ def fisher_by_block(
     Returns:
         The potential of each block.
     """
-    return measure_blocks(model, images, labels, _square_of_sum, blocks)
+    return [each.branch for each in potentials(model, images, labels, blocks)]
 
 
 def fisher_balanced(
@@ -107,8 +110,31 @@ def fisher_balanced(
         TypeError: The network does not split into blocks, and `blocks` is not given.
         ValueError: There is no such module, it was not run, or every branch starts at zero.
     """
-    measured = _measure(model, images, labels, _square_of_sum, blocks, whole=True)
-    return sum(math.log1p(branch / output) if branch else 0.0 for branch, output in measured)
+    return sum(balanced_terms(potentials(model, images, labels, blocks, whole=True)))
+
+
+class Measured(NamedTuple):
+    """What is measured of a block: at the end of its branch, and in the whole output, branch and shortcut together."""
+
+    branch: float
+    output: float
+
+
+def balanced_terms(measured: Iterable[Measured]) -> list[float]:
+    """Takes log(1 + F / O) of the potentials of each block: what `fisher_balanced` sums."""
+    return [math.log1p(branch / output) if branch else 0.0 for branch, output in measured]
+
+
+def potentials(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    blocks: Blocks | None = None,
+    whole: bool = False,
+    watch: Callable[[nn.Module, ExitStack], None] | None = None,
+) -> list[Measured]:
+    """Measures the Fisher potentials of each block, as `measure_blocks` does."""
+    return measure_blocks(model, images, labels, _square_of_sum, blocks, whole, watch)
 
 
 def measure_blocks(
@@ -117,20 +143,24 @@ def measure_blocks(
     labels: torch.Tensor,
     measure: Callable[[torch.Tensor], torch.Tensor],
     blocks: Blocks | None = None,
-) -> list[float]:
-    """Measures 1/(2N) of what `measure` makes of A · g (N, C, …), for each block from first to last."""
-    return [branch for branch, _ in _measure(model, images, labels, measure, blocks, whole=False)]
+    whole: bool = False,
+    watch: Callable[[nn.Module, ExitStack], None] | None = None,
+) -> list[Measured]:
+    """Measures 1/(2N) of what `measure` makes of A · g (N, C, …), for each block from first to last.
 
+    Args:
+        model: Any network that maps images to logits.
+        images: Normalised images (N, C, H, W).
+        labels: Their classes (N,).
+        measure: Makes a number of a product.
+        blocks: The modules to probe, as for `fisher_potential`.
+        whole: Whether to measure the outputs of blocks too; they are 0 otherwise.
+        watch: Called before the forward pass with the model as it computes, and with what ends its hooks: another score
+            of the same pass.
 
-def _measure(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    measure: Callable[[torch.Tensor], torch.Tensor],
-    blocks: Blocks | None,
-    whole: bool,
-) -> list[tuple[float, float]]:
-    """Measures the branch of each block and, where it is asked for, the whole output of the block."""
+    Returns:
+        What is measured of each block; 0 of one without a branch.
+    """
     probes = find_probes(model, tuple(images.shape[1:]), blocks)  # type: ignore[arg-type]  # of three numbers
     branches: list[tuple[nn.Module, torch.Tensor]] = []
     outputs: list[tuple[nn.Module, torch.Tensor]] = []
@@ -162,6 +192,8 @@ def _measure(
             undo.callback(module.register_forward_hook(probe if module in ours else probe_kept).remove)
         for block in dict.fromkeys(block for block, end in probes if whole and end is not None):
             undo.callback(block.register_forward_hook(keep).remove)
+        if watch is not None:
+            watch(model, undo)
         logits = model(images)
         loss = F.cross_entropy(logits.to(at_least_float(logits)), labels)
         # A network of identities has nothing to measure.
@@ -172,20 +204,20 @@ def _measure(
         found = scores[place >= len(branches)]
         # A module that is run several times has the sum.
         found[module] = found.get(module, 0) + measure(activation.detach() * gradient) / (2 * len(images))
-    names = {module: name for name, module in model.named_modules()}
-    potentials = []
+    measured = []
     for block, end in probes:
         if end is None:
-            potentials.append((0.0, 0.0))
+            measured.append(Measured(0.0, 0.0))
         elif end not in scores[0]:
-            raise ValueError(f"module {names[end]!r} of blocks= was not run")
+            name = next(name for name, module in model.named_modules() if module is end)
+            raise ValueError(f"module {name!r} of blocks= was not run")
         else:
-            potentials.append((float(scores[0][end]), float(scores[1][block]) if whole else 0.0))
-    if scores[0] and not any(branch for branch, _ in potentials) and all(map(_is_zero, scores[0])):
+            measured.append(Measured(float(scores[0][end]), float(scores[1][block]) if whole else 0.0))
+    if scores[0] and not any(each.branch for each in measured) and all(map(_is_zero, scores[0])):
         raise ValueError(
             "every branch of this network starts at zero, so that it scores 0; build it with zero_init_last=False"
         )
-    return potentials
+    return measured
 
 
 def _square_of_sum(product: torch.Tensor) -> torch.Tensor:

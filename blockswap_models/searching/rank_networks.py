@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from ..nets.swap import own_input_size, wake
 from ..progress import is_watched
 from ..zoo.find import find_model
 from .candidates import Scored, rank
-from .fisher import Score, fisher_potential
+from .fisher import Score
+from .one_pass import compute_scores
 from .plain_defaults import plain_defaults
 from .probe_images import CHANNELS_FIRST, ImageSpec, Minibatch, affordable_batches, noise_minibatch, user_minibatch
 from .probes import find_probes
-from .rankings import RankSum, images_of, score_named
+from .rankings import RankSum, default_score, has_relus, images_of, score_named
 from .score_bar import ScoreBar
 from .scorer import own_random_numbers, seeded, weights_seed
 from .scoring import check_numbers
@@ -76,7 +77,7 @@ def rank_networks(
     networks: Iterable[Genome | str | nn.Module],
     network: SearchSpace | Layout | nn.Module | str | None = None,
     *,
-    score: Score | str = fisher_potential,
+    score: Score | str | None = None,
     data: Callable[[ImageSpec], Minibatch] | Minibatch | tuple[Any, Any] | Iterable[Any] | str | Path | None = None,
     batch_size: int | None = None,
     draws: int = 1,
@@ -97,8 +98,7 @@ def rank_networks(
         networks: Names, such as `resnet18` of timm or `wrn40_2_404k` of the zoo, or networks with their weights; or
             genomes. One that is given twice is ranked once.
         network: The network that genomes are of, such as `wrn40_2`.
-        score: A name, such as "naswot", the sum of several ranks, such as "fisher-balanced+naswot", or a function of
-            model, images and labels; higher is better.
+        score: A name, the sum of several ranks, or a function, as for `search`.
         data: Images and labels, as `search` takes them; or a function that makes a `Minibatch` for an `ImageSpec`. By
             default images of 1/f noise with random labels.
         batch_size: Images in a minibatch: by default 8, and 32 for scores that need more.
@@ -131,8 +131,8 @@ def rank_networks(
         raise ValueError("no networks to rank; give at least one")
     sizes = {"num_classes": num_classes, "in_chans": in_chans, "image_size": image_size}
     counts = {name: value for name, value in sizes.items() if value is not None}
-    score = score_named(score)
-    batch_size = images_of(score) if batch_size is None else batch_size
+    score = None if score is None else score_named(score)
+    batch_size = images_of(default_score() if score is None else score) if batch_size is None else batch_size
     check_numbers(seed=seed, refine=0, draws=draws, workers=workers, batch_size=batch_size, **counts)
     channels, side = _sizes_of(data)
     in_chans = channels if in_chans is None else in_chans
@@ -176,7 +176,8 @@ def rank_networks(
             raise GenomeError(f"{quote(str(each))} is a genome; say of which network, such as network='wrn40_2'")
     found = [find_model(each) if isinstance(each, str) else each for each in given]
     sources = _Sources(found, num_classes, in_chans, size)
-    costs = [sources.cost(index) for index in range(len(found))]
+    costs, relus = zip(*(sources.facts(index) for index in range(len(found))), strict=True)
+    score = default_score(all(relus)) if score is None else score
     if callable(data):
         minibatch = data(sources)
     elif data is None:
@@ -273,7 +274,7 @@ class _Sources:
         self.input_size = (channels if in_chans is None else in_chans, height, width)
         self._arguments = {"num_classes": self.num_classes, "in_chans": self.input_size[0]}
 
-    @cached_property
+    @functools.cached_property
     def data_config(self) -> dict[str, Any]:
         """The normalisation and crop of the first network."""
         return model_data_config(self.model(0))
@@ -299,8 +300,11 @@ class _Sources:
             wake(probe.end for probe in probes if probe.end is not None)
         return model
 
-    def cost(self, index: int) -> Cost:
-        """Counts a network; raises ValueError for one that takes other images or has fewer classes."""
+    def facts(self, index: int) -> tuple[Cost, bool]:
+        """Counts a network, and says whether it has ReLUs.
+
+        Raises ValueError for one that takes other images or has fewer classes.
+        """
         model = self.model(index)
         classes = getattr(model, "num_classes", self.num_classes)
         if classes < self.num_classes:
@@ -309,7 +313,7 @@ class _Sources:
                 f"num_classes={classes}"
             )
         try:
-            return count(model, self.input_size)
+            return count(model, self.input_size), has_relus(model)
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
             size = "x".join(map(str, self.input_size))
             raise ValueError(f"{self.name(index)} takes no images of {size}: {_first_line(error)}") from error
@@ -351,10 +355,8 @@ class _NetworkScorer:
         labels = labels.to(self.device)
         named = self.score.parts if isinstance(self.score, RankSum) else (("", self.score),)
         try:
-            parts = {}
-            for key, each in named:
-                with own_random_numbers(each, self.seed, name, draw):
-                    parts[key] = float(each(model, images, labels))
+            own = functools.partial(own_random_numbers, seed=self.seed, name=name, draw=draw)
+            parts, _ = compute_scores(named, model, images, labels, own)
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
             raise ValueError(f"{name} cannot be scored: {_first_line(error)}") from error
         return _Draw(math.nan, parts) if isinstance(self.score, RankSum) else _Draw(parts[""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import threading
@@ -16,7 +17,8 @@ from torch import nn
 from ..genome import Genome
 from ..machine import computes_bfloat16
 from .candidates import ScoredDraw
-from .fisher import Score, fisher_by_block, fisher_potential
+from .fisher import Score, fisher_potential
+from .one_pass import compute_scores
 from .plain_defaults import plain_defaults
 from .probe_images import Minibatch
 from .rankings import SCORES, RankSum
@@ -85,15 +87,9 @@ class Scorer:
         model = self.network(genome, draw)
         images, labels = self.minibatch(draw)
         cost = self.space.cost(genome)
-        blocks: tuple[float, ...] | None = None
-        values = {}
-        for name, score in self.score.parts if isinstance(self.score, RankSum) else [("", self.score)]:
-            if score is fisher_potential:
-                blocks = tuple(fisher_by_block(model, images, labels))
-                values[name] = sum(blocks)
-            else:
-                with own_random_numbers(score, self.seed, genome, draw):
-                    values[name] = float(score(model.to(self.device), images, labels))
+        parts = self.score.parts if isinstance(self.score, RankSum) else (("", self.score),)
+        own = functools.partial(own_random_numbers, seed=self.seed, name=genome, draw=draw)
+        values, blocks = compute_scores(parts, model, images, labels, own)
         if isinstance(self.score, RankSum):
             return ScoredDraw(genome, cost, draw, math.nan, blocks, values)
         return ScoredDraw(genome, cost, draw, values[""], blocks)

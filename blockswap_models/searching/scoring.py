@@ -20,9 +20,9 @@ from ..layout import Layout, require_counts
 from ..machine import find_device
 from ..progress import is_watched
 from .candidates import ETA, Candidate, ScoredDraw, rank
-from .fisher import Score, fisher_potential
+from .fisher import Score
 from .probe_images import Minibatch, affordable_batches, noise_minibatch, user_minibatch
-from .rankings import name_of, needs_float32
+from .rankings import is_fast_in_bfloat16, name_of, needs_float32
 from .record import Record
 from .score_bar import ScoreBar
 from .scorer import Scorer, fast_dtype
@@ -70,7 +70,7 @@ def make_scorer(
     # Another process may have other devices.
     device = find_device(device) if executor is None else torch.device(device)
     if dtype is None:
-        dtype = fast_dtype(device) if score is fisher_potential else torch.float32
+        dtype = fast_dtype(device) if is_fast_in_bfloat16(score) else torch.float32
     elif dtype != torch.float32 and needs_float32(score):
         raise ValueError(f"the score {name_of(score)} is computed in float32; use dtype=float32")
     # A record cannot have numbers of numpy.

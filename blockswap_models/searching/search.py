@@ -18,7 +18,7 @@ from ..genome import Genome, GenomeError
 from .candidates import Candidate, Scored, candidates_of, comparable, rank
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
-from .rankings import images_of, score_named
+from .rankings import RankSum, default_score, images_of, score_named
 from .result import SearchResult
 from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
 from .space import SearchSpace
@@ -40,7 +40,7 @@ def search(
     genomes: Iterable[Genome | str] | None = None,
     data: Minibatch | tuple[Any, Any] | Iterable[Any] | str | Path | None = None,
     batch_size: int | None = None,
-    score: Score | str = fisher_potential,
+    score: Score | str | None = None,
     strategy: str = "random",
     draws: int = 1,
     refine: int = 3,
@@ -70,7 +70,8 @@ def search(
             with random labels. Where the space is a name, its networks have the classes of the folder.
         batch_size: Images in a minibatch: by default 8, and 32 for scores that need more.
         score: A name, such as "fisher" or "naswot" (`score_named`), the sum of several ranks, such as
-            "fisher-balanced+naswot", or a function of model, images and labels; higher is better.
+            "fisher+gradient-norm", or a function of model, images and labels; higher is better. By default
+            "fisher+naswot", or "fisher" for networks without ReLUs, which NASWOT needs.
         strategy: "random" draws genomes uniformly. "surrogate" does so for the first hundred; then, fifty at a time,
             it takes the best by a model of the scores so far.
         draws: Draws of the weights for each genome.
@@ -107,7 +108,7 @@ def search(
         space = SearchSpace(space, num_classes=num_classes_of(data))
     if on_interrupt not in ("return", "raise"):
         raise ValueError(f"on_interrupt is 'return' or 'raise', not {on_interrupt!r}")
-    score = score_named(score)
+    score = default_score(space.has_relus) if score is None else score_named(score)
     batch_size = images_of(score) if batch_size is None else batch_size
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
     propose = strategy_named(strategy)
@@ -152,10 +153,16 @@ def require_scores(ranking: Sequence[Scored], score: Score, where: str = "") -> 
     """Raises SearchError for a ranking, best first, without a finite score, or whose Fisher potentials are all 0."""
     if not math.isfinite(ranking[0].score):
         raise SearchError(f"none of {len(ranking)} scores{where} is finite; look at the data, or choose another score")
-    if score is fisher_potential and len(ranking) > 1 and not any(each.score for each in ranking):
+    named = score.parts if isinstance(score, RankSum) else (("", score),)
+    fisher = next((name for name, part in named if part is fisher_potential), None)
+    if fisher is None or len(ranking) < 2:
+        return
+    if not any(
+        value for each in ranking for value in ([of[fisher] for of in each.parts] if each.parts else each.scores)
+    ):
         raise SearchError(
-            f"each of {len(ranking)} scores{where} is 0, since the loss depends on no block; use images that differ, "
-            "of two classes or more"
+            f"each of {len(ranking)} Fisher potentials{where} is 0, since the loss depends on no block; use images "
+            "that differ, of two classes or more"
         )
 
 

@@ -24,6 +24,7 @@ from ..nets.stored import StoredTensor, file_size, most_bytes, stored_tensors
 from ..nets.swap import BlockNetwork
 from .cost_table import LONGEST_OF_COUNT, CostTable, JointTable
 from .latency import LatencyTable
+from .rankings import has_relus
 
 __all__ = ["SearchSpace"]
 
@@ -297,6 +298,11 @@ class SearchSpace:
             return self.network.build_active(genome)
         arguments: dict[str, Any] = {} if self.layout.preact else {"zero_init_last": False}
         return self.build(genome, **arguments)
+
+    @property
+    def has_relus(self) -> bool:
+        """Whether the network has ReLUs, as those of all layouts, which the score NASWOT needs."""
+        return self.network is None or has_relus(self.network.model)
 
     @property
     def data_config(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from benchmarks.search.trained_genomes import (
     best,
     make_parser,
     names_of,
+    print_repeats,
     print_results,
     ranked,
     run,
@@ -82,6 +83,21 @@ def test_a_ranking_is_made_of_the_parts_that_it_names():
     # Ranks 3 + 1, 1 + 3 and 2 + 2 of 3 are equal.
     sums = [each.score for each in ranked(draws, "fisher+naswot", 1).values()]
     assert sums == pytest.approx([2 / 3] * 3)
+
+
+def test_two_draws_agree_as_far_as_their_ranks_do(capsys):
+    parts = ("fisher", "fisher-balanced", "gradient-norm", "naswot")
+    draws = [
+        scored(draw, genome, **{name: float(place if draw < 1 or name != "fisher" else -place) for name in parts})
+        for place, genome in enumerate(GENOMES)
+        # A third draw counts for nothing.
+        for draw in range(3)
+    ]
+    print_repeats(draws)
+    out = capsys.readouterr().out
+    assert f"agreement of two draws of {len(GENOMES)} genomes" in out
+    rows = {line.split()[0]: float(line.split()[1]) for line in out.strip().splitlines()[2:]}
+    assert (rows["fisher"], rows["naswot"], rows["gradient-norm+naswot"]) == (-1, 1, 1)
 
 
 def made_up_plan() -> tuple[list[Planned], dict[Genome, float]]:

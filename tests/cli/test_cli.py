@@ -139,8 +139,8 @@ def test_a_search_that_was_stopped_before_its_first_line_goes_on(tmp_path, monke
         ("search wrn16_1 --params 60k --points 3", "--points is for a front; use --front params"),
         ("search wrn16_1 --params 60k --val-share 0.3", "--val-share is of a dataset; use --data"),
         (
-            "search wrn16_1 --params 60k --samples 2 --dtype bfloat16 --score fisher+naswot",
-            "the score fisher+naswot is computed in float32; use --dtype float32",
+            "search wrn16_1 --params 60k --samples 2 --dtype bfloat16 --score fisher+zico",
+            "the score fisher+zico is computed in float32; use --dtype float32",
         ),
         (
             "search wrn16_1 --params 60k --strategy library --library lib --data images --types G4",

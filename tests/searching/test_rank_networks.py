@@ -38,7 +38,7 @@ def directly(name, draw, **arguments):
 
 def test_whole_networks_have_the_scores_of_fisher_potential():
     state = torch.random.get_rng_state()
-    ranking = rank_networks(["wrn16_1", "test_resnet"], draws=2, seed=3, **SMALL)
+    ranking = rank_networks(["wrn16_1", "test_resnet"], score="fisher", draws=2, seed=3, **SMALL)
     assert torch.equal(torch.random.get_rng_state(), state)
     found = {each.name: each for each in ranking}
     # Its branches start at zero, but not where they are scored.

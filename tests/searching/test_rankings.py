@@ -4,6 +4,7 @@ import math
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,12 +14,25 @@ from by_hand import MeanLogits
 from scipy import stats
 from torch import nn
 
-from blockswap_models import Budget, Candidate, Cost, Genome, Layout, SearchSpace, count, fisher_potential, search
+from blockswap_models import (
+    Budget,
+    Candidate,
+    Cost,
+    Genome,
+    Layout,
+    SearchSpace,
+    count,
+    fisher_potential,
+    rank_networks,
+    search,
+    search_front,
+)
 from blockswap_models.cli.main import main
 from blockswap_models.cli.search import SCORE_NAMES
 from blockswap_models.nets.networks import build, residual_blocks
 from blockswap_models.searching.candidates import ScoredDraw, rank, sum_ranks
-from blockswap_models.searching.fisher import fisher_balanced
+from blockswap_models.searching.fisher import fisher_balanced, fisher_by_block
+from blockswap_models.searching.one_pass import compute_scores
 from blockswap_models.searching.probe_images import dataset_minibatch
 from blockswap_models.searching.rankings import (
     SCORES,
@@ -192,9 +206,59 @@ def test_naswot_equals_pairs_compared_one_by_one(layout, genome):
         assert math.isfinite(naswot(model, images, labels))
 
 
-def test_naswot_of_equal_images_is_the_lowest_of_all():
-    images = minibatch(1)[0].expand(3, -1, -1, -1)
-    assert naswot(network(), images, None) == -math.inf
+def test_naswot_of_images_with_one_code_is_the_lowest_of_all():
+    relus = nn.Sequential(nn.Flatten(), nn.ReLU())
+    assert naswot(relus, torch.tensor([1.0, 2.0, -1.0]).reshape(3, 1, 1, 1), None) == -math.inf
+
+
+def test_naswot_counts_an_image_that_is_there_several_times_once():
+    relus = nn.Sequential(nn.Flatten(), nn.ReLU())
+    images = minibatch(4)[0]
+    assert naswot(relus, images[[0, 1, 1, 2, 3, 0]], None) == pytest.approx(naswot(relus, images, None), rel=1e-12)
+
+
+@pytest.mark.parametrize(("layout", "genome"), NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_of_one_pass_are_those_that_each_has_alone(layout, genome, dtype):
+    model, (images, labels) = network(layout, genome), minibatch(dtype=dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
+    asked = {"codes": naswot, "b": fisher_balanced, "params": params, "f": fisher_potential}
+    drawn = []
+    values, blocks = compute_scores(
+        list(asked.items()), model, images, labels, lambda score: nullcontext(drawn.append(score))
+    )
+    assert list(values) == list(asked)
+    assert values == {name: score(model, images, labels) for name, score in asked.items()}
+    assert list(blocks) == fisher_by_block(model, images, labels)
+    # One pass draws no random numbers.
+    assert drawn == [params]
+    # Of the balanced potential where the other is not asked for.
+    values, blocks = compute_scores([("b", fisher_balanced)], model, images, labels, nullcontext)
+    assert sum(blocks) == values["b"] == fisher_balanced(model, images, labels)
+    assert compute_scores([("n", naswot)], model, images, labels, lambda _: nullcontext())[1] is None
+
+
+def test_a_search_ranks_by_fisher_and_naswot_where_none_is_named():
+    space = SearchSpace("wrn16_1", num_classes=7)
+    given = {"samples": 5, "refine": 0, "batch_size": 4}
+    result = search(space, None, **given)
+    assert result.searched["score"] == "fisher+naswot"
+    named_so = search(space, None, score="fisher+naswot", **given)
+    assert [each.scores for each in result.candidates] == [each.scores for each in named_so.candidates]
+    assert search_front(space, ["60k", "90k"], **given).results[0].searched["score"] == "fisher+naswot"
+
+
+def test_a_network_without_relus_is_ranked_by_fisher_where_no_score_is_named():
+    # Its activations are SiLU.
+    space = SearchSpace("test_efficientnet", ("K", "G4"), num_classes=7, image_size=32)
+    assert not space.has_relus
+    given = {"samples": 2, "refine": 0, "batch_size": 4}
+    result = search(space, None, **given)
+    assert result.searched["score"] == "fisher_potential"
+    networks = rank_networks(["test_efficientnet", "wrn16_1"], num_classes=7, image_size=32, batch_size=4)
+    assert not any(each.parts for each in networks)
+    with pytest.raises(TypeError, match="has no ReLU modules, whose codes naswot compares"):
+        search(space, None, score="fisher+naswot", **given)
 
 
 def test_naswot_names_a_network_without_relus():
@@ -357,7 +421,7 @@ SEARCH = "search wrn16_1 --params 60k --samples 3 --refine 0 --batch-size 4 --wo
     ("arguments", "name", "images", "record"),
     [
         ("--score naswot", "naswot", 4, "wrn16_1-params60k-naswot-seed0.jsonl"),
-        ("--minibatches 3", "fisher_potential_after_3", 12, "wrn16_1-params60k-after3-seed0.jsonl"),
+        ("--minibatches 3", "fisher_after_3+naswot_after_3", 12, "wrn16_1-params60k-after3-seed0.jsonl"),
         (
             "--score synflow --minibatches 2",
             "synflow_after_2",

@@ -50,7 +50,7 @@ def test_a_score_is_the_fisher_potential_of_the_network_drawn_for_it():
         return seen[model.genome]
 
     result = search(SPACE, BUDGET, score=spy, **SMALL)
-    assert seen == {each.genome: each.score for each in search(SPACE, BUDGET, **SMALL).candidates}
+    assert seen == {each.genome: each.score for each in search(SPACE, BUDGET, score="fisher", **SMALL).candidates}
     assert result.best.shares is None
 
 
@@ -63,14 +63,15 @@ def test_budget_and_score_as_a_person_says_them():
 
 
 def test_depends_on_seed_genome_and_draw_never_on_order_or_worker():
-    few = {each.genome: each.scores for each in search(SPACE, BUDGET, draws=2, **SMALL).candidates}
+    given = {"score": "fisher", **SMALL}
+    few = {each.genome: each.scores for each in search(SPACE, BUDGET, draws=2, **given).candidates}
     random_before = torch.get_rng_state()
-    many = {each.genome: each.scores for each in search(SPACE, BUDGET, samples=9, batch_size=4).candidates}
+    many = {each.genome: each.scores for each in search(SPACE, BUDGET, **{**given, "samples": 9}).candidates}
     assert torch.equal(torch.get_rng_state(), random_before)
     with ThreadPoolExecutor(2) as executor:
-        beside = search(SPACE, BUDGET, draws=2, executor=executor, **SMALL)
+        beside = search(SPACE, BUDGET, draws=2, executor=executor, **given)
     parallel = {each.genome: each.scores for each in beside.candidates}
-    other = {each.genome: each.scores for each in search(SPACE, BUDGET, seed=1, **SMALL).candidates}
+    other = {each.genome: each.scores for each in search(SPACE, BUDGET, seed=1, **given).candidates}
     assert few == parallel
     assert few.keys() <= many.keys()
     assert all(many[genome][0] == draws[0] != draws[1] for genome, draws in few.items())
@@ -91,8 +92,9 @@ def test_scores_exactly_the_genomes_given(tmp_path):
 
 def test_the_seed_of_given_genomes_is_that_of_weights_and_minibatch():
     genomes = SPACE.sample(6, BUDGET, seed=0)
-    one, other = (search(SPACE, BUDGET, genomes=genomes, seed=seed, batch_size=4, refine=1) for seed in (0, 1))
-    assert one == search(SPACE, BUDGET, seed=0, refine=1, **SMALL)
+    given = {"score": "fisher", "refine": 1}
+    one, other = (search(SPACE, BUDGET, genomes=genomes, seed=seed, batch_size=4, **given) for seed in (0, 1))
+    assert one == search(SPACE, BUDGET, seed=0, **SMALL, **given)
     assert {each.genome for each in one.candidates} == {each.genome for each in other.candidates}
     assert not {draw for each in one.candidates for draw in each.scores} & {
         draw for each in other.candidates for draw in each.scores
@@ -303,20 +305,20 @@ def test_a_budget_that_cannot_be_met_leaves_no_record(tmp_path):
 
 def test_refinement_gives_the_leaders_more_draws(tmp_path):
     record = tmp_path / "record.jsonl"
-    once = search(SPACE, BUDGET, samples=16, batch_size=4)
-    result = search(SPACE, BUDGET, samples=16, batch_size=4, refine=2, record=record)
+    once = search(SPACE, BUDGET, samples=16, batch_size=4, score="fisher")
+    result = search(SPACE, BUDGET, samples=16, batch_size=4, score="fisher", refine=2, record=record)
     assert [len(each.scores) for each in result.candidates] == [16] + 3 * [4] + 12 * [1]
     leaders = {each.genome for each in once.candidates[:4]}
     assert {each.genome for each in result.candidates[:4]} == leaders
     assert [each.scores[0] for each in result.candidates[4:]] == [each.score for each in once.candidates[4:]]
-    (alone,) = search(SPACE, BUDGET, genomes=[result.best.genome], batch_size=4, draws=16).candidates
+    (alone,) = search(SPACE, BUDGET, genomes=[result.best.genome], batch_size=4, score="fisher", draws=16).candidates
     assert result.best == alone
     # Stopped anywhere, and resumed.
     lines = record.read_bytes().splitlines(keepends=True)
     for number in (5, 20, 30):
         stopped = tmp_path / f"{number}.jsonl"
         stopped.write_bytes(b"".join(lines[:number]))
-        again = search(SPACE, BUDGET, samples=16, batch_size=4, refine=2, record=stopped, resume=True)
+        again = search(SPACE, BUDGET, samples=16, batch_size=4, score="fisher", refine=2, record=stopped, resume=True)
         assert again == result
         assert stopped.read_bytes() == record.read_bytes()
 

@@ -78,7 +78,7 @@ def test_where_no_types_are_given_blocks_may_be_kept():
 
 def test_a_search_of_a_network_is_recorded_and_goes_on(space, tmp_path):
     record = tmp_path / "record.jsonl"
-    arguments = {"batch_size": 4, "refine": 0, "record": record}
+    arguments = {"score": "fisher", "batch_size": 4, "refine": 0, "record": record}
     first = search(space, Budget(params=(None, 200_000)), 3, **arguments)
     again = search(pickle.loads(pickle.dumps(space)), Budget(params=(None, 200_000)), 4, resume=True, **arguments)
     scores = {each.genome: each.score for each in again.candidates}

@@ -238,7 +238,9 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
 
 def test_scores_that_are_all_0_are_told():
     # The loss of one class is 0.
-    with pytest.raises(SearchError, match=r"^each of 2 scores is 0, since the loss depends on no block; use images"):
+    with pytest.raises(
+        SearchError, match=r"^each of 2 Fisher potentials is 0, since the loss depends on no block; use images"
+    ):
         search(SearchSpace("wrn16_1", num_classes=1), BUDGET, **SMALL)
 
 

@@ -62,7 +62,7 @@ def test_every_worker_learns_the_job_and_works(tmp_path, start):
 
 
 def test_functions_without_a_name_travel(tmp_path):
-    expected = search(SPACE, BUDGET, **SMALL)
+    expected = search(SPACE, BUDGET, score="fisher", **SMALL)
     with ThreadPoolExecutor(1) as thread:
         for executor in ({"workers": 2}, {"executor": thread}):
             found = search(SPACE, BUDGET, score=lambda *args: 2 * fisher_potential(*args), **executor, **SMALL)
@@ -128,7 +128,7 @@ def test_a_worker_that_dies_loses_no_score(tmp_path):
     # Fewer workers, as it says.
     result = search(SPACE, BUDGET, score=score, record=record, resume=True, **SMALL)
     assert [each.score for each in result.candidates] == [
-        each.score for each in search(SPACE, BUDGET, **SMALL).candidates
+        each.score for each in search(SPACE, BUDGET, score="fisher", **SMALL).candidates
     ]
 
 
