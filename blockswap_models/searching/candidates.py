@@ -36,6 +36,8 @@ __all__ = [
 
 # Each round of refinement keeps the best of this many, and gives each of them this many times the draws.
 ETA = 4
+# The scores that are sums over blocks, by their names in a sum of ranks: that whose blocks a draw has comes first.
+_WITH_BLOCKS = ("fisher", "fisher-balanced")
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,12 @@ class Candidate(Scored):
     def standard_error_factor(self) -> float:
         """The uncertainty of the score as a factor; NaN where it is not known."""
         return super().standard_error_factor if self.estimate is None else self.estimate[1]
+
+    @property
+    def shares_of(self) -> str:
+        """Names what `shares` are of: the score, or the Fisher potential in a sum of ranks, which has no parts by block."""
+        named = self.parts[0] if self.parts else ()
+        return next((name for name in _WITH_BLOCKS if name in named), "score")
 
     @classmethod
     def of_draws(cls, draws: Sequence[ScoredDraw]) -> Candidate:

@@ -260,7 +260,7 @@ def _draw_genomes(axes: Axes, genomes: Sequence[Genome], names: Sequence[str], i
 
 def _draw_shares(axes: Axes, best: Candidate, median: Sequence[float] | None) -> None:
     """Draws the share of each block in the score, below the blocks of the strips, on a logarithmic axis."""
-    axes.set_title("Share of the score by block")
+    axes.set_title(f"Share of the {best.shares_of} by block")
     if best.shares is None or median is None:
         axes.text(0.5, 0.5, "this score has no parts by block", transform=axes.transAxes, ha="center", color=_FAINT)
         axes.set_axis_off()
