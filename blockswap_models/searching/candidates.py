@@ -185,7 +185,7 @@ class Candidate(Scored):
 
     @property
     def shares_of(self) -> str:
-        """Names what `shares` are of: the score, or the Fisher potential in a sum of ranks, which has no parts by block."""
+        """Names what `shares` are of: the score, or the Fisher potential in a sum of ranks."""
         named = self.parts[0] if self.parts else ()
         return next((name for name in _WITH_BLOCKS if name in named), "score")
 
