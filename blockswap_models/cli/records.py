@@ -51,7 +51,7 @@ def show(record: Path, top: int, as_json: bool) -> None:
     print_ranking(ranking[:top])
     best = ranking[0]
     if best.shares and median:
-        print(f"\nshare of the {best.shares_of} by block:\n")
+        print(f"\nshare of {best.shares_of} by block:\n")
         rows = [
             (place, block, f"{share:.2%}", f"{middle:.2%}")
             for place, block, share, middle in zip(_places(best), best.genome.blocks, best.shares, median, strict=True)

@@ -522,7 +522,7 @@ def _print_result(result: SearchResult, record: str, number: int, as_json: bool)
     if best.shares:
         shares = iter(f"{share:.0%}" for share in best.shares)
         print(
-            f"\nshare of the best {best.shares_of} by block: "
+            f"\nshare of {best.shares_of} by block: "
             + " / ".join(" ".join(next(shares) for _ in s) for s in best.genome.stages)
         )
     described: dict[str, Any] = {"space": layout.name, "num_classes": space.num_classes, "input_size": space.input_size}

@@ -187,7 +187,7 @@ class Candidate(Scored):
     def shares_of(self) -> str:
         """Names what `shares` are of: the score, or the Fisher potential in a sum of ranks."""
         named = self.parts[0] if self.parts else ()
-        return next((name for name in _WITH_BLOCKS if name in named), "score")
+        return next((name for name in _WITH_BLOCKS if name in named), "the score")
 
     @classmethod
     def of_draws(cls, draws: Sequence[ScoredDraw]) -> Candidate:

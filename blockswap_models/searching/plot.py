@@ -174,7 +174,7 @@ def _front_figure(front: FrontRecord) -> Figure:
     axes.set_xscale("log")
     _label_decades(axes.xaxis, min(costs), max(costs) * 1.001)
     axes.xaxis.set_major_formatter(lambda value, _: _amount(value))
-    if min(scores) > 0:
+    if _differ_by_factors(finite):
         axes.set_yscale("log")
         _label_decades(axes.yaxis, min(scores), max(scores) * 1.001)
     return figure
@@ -260,7 +260,7 @@ def _draw_genomes(axes: Axes, genomes: Sequence[Genome], names: Sequence[str], i
 
 def _draw_shares(axes: Axes, best: Candidate, median: Sequence[float] | None) -> None:
     """Draws the share of each block in the score, below the blocks of the strips, on a logarithmic axis."""
-    axes.set_title(f"Share of the {best.shares_of} by block")
+    axes.set_title(f"Share of {best.shares_of} by block")
     if best.shares is None or median is None:
         axes.text(0.5, 0.5, "this score has no parts by block", transform=axes.transAxes, ha="center", color=_FAINT)
         axes.set_axis_off()
@@ -308,7 +308,7 @@ def _draw_histogram(axes: Axes, ranking: Sequence[Candidate], left_out: int) -> 
     scores = [replace(each, scores=each.scores[:draws]).score for each in ranking]
     low, high = min(*scores, best.score), max(*scores, best.score)
     bins = min(max(8, round(2 * math.sqrt(len(scores)))), 60)
-    logarithmic = low > 0
+    logarithmic = _differ_by_factors(ranking)
     if logarithmic:
         # One score, or equal ones, still have a bin around them.
         low, high = (low, high) if high > low * 1.001 else (low / 1.1, high * 1.1)
@@ -383,9 +383,14 @@ def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
     if len(groups) > 1:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncols=len(groups), columnspacing=1, handletextpad=0.1)
     scores = [each.score for each in finite]
-    if min(scores) > 0:
+    if _differ_by_factors(finite):
         axes.set_yscale("log")
         _label_decades(axes.yaxis, min(scores), max(scores))
+
+
+def _differ_by_factors(candidates: Sequence[Candidate]) -> bool:
+    """Whether scores belong on a logarithmic axis: all above zero, and no ranks."""
+    return all(each.score > 0 and not each.parts for each in candidates)
 
 
 def _cost_text(each: Candidate, cost: str) -> str:

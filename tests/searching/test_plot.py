@@ -218,6 +218,22 @@ def test_any_scores_are_drawn(tmp_path, scores):
     assert sum(bar.get_height() for bar in histogram.patches) == len(scores)
 
 
+def test_ranks_are_drawn_as_they_are_and_factors_by_logarithms(record, tmp_path):
+    figure = plot_record(record, tmp_path / "a.png")
+    _, shares, histogram, costs = panels(figure)
+    assert shares.get_title(loc="left") == "Share of the score by block"
+    assert (histogram.get_xscale(), costs.get_yscale()) == ("log", "log")
+    path = tmp_path / "sum.jsonl"
+    with Record(path, {**SEARCH, "score": "fisher+naswot"}) as sums:
+        for place in range(1, 9):
+            parts = {"fisher": float(place), "naswot": float(place)}
+            genome = Genome(f"S,S/S,S/S,{TYPES[place - 1]}")
+            sums.add(ScoredDraw(genome, Cost(50_000 + place, 9_000_000), 0, math.nan, (float(place),) * 6, parts))
+    _, shares, histogram, costs = panels(plot_record(path, tmp_path / "b.png"))
+    assert shares.get_title(loc="left") == "Share of fisher by block"
+    assert (histogram.get_xscale(), costs.get_yscale()) == ("linear", "linear")
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_deep_network_is_drawn(tmp_path):
     path = tmp_path / "a.jsonl"
