@@ -11,9 +11,10 @@ At each budget (`--params`) three students of one teacher are trained on CIFAR-1
 
 Compute is counted in multiply-accumulates, a backward pass as two forward ones: the search, what trains and measures
 the library, and each training step with the teacher's pass; on smaller images (`--image-size`, `--small-size`) by their
-area. The budget of compute is what `fisher` takes for its search and `--epochs` epochs. The others train twice: for as
-many epochs ("apart": the library is there already), and for as many whole epochs as are left when the whole library has
-been paid for ("paid"), though one library serves all budgets.
+area. The budget of compute is what `fisher` takes for its search and `--epochs` epochs. The others train for as many
+whole epochs as it allows, twice: as if the library were there already ("apart"), and when the whole library has been
+paid for ("paid"), though one library serves all budgets. A student of more MACs has fewer epochs then, so one for which
+"apart" is another number also trains for as many epochs as `fisher` ("as long"). `--macs` is a further budget for all.
 
 The library is kept in `--out`, so are the records of the searches and the folder of each run; each finished run has a
 line in `records.jsonl`. The same command goes on where it was stopped. Errors are those of the end of each schedule.
@@ -108,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--network", default="wrn40_2", help="the network whose blocks are replaced (%(default)s)")
     parser.add_argument("--teacher", metavar="FILE|NAME", help="its weights, or an entry of the zoo (the zoo's)")
     parser.add_argument("--params", nargs="+", default=["800k", "400k", "200k"], help="budgets (800k 400k 200k)")
+    parser.add_argument("--macs", help="a budget of MACs that all students meet too, such as ..70m (none)")
     parser.add_argument("--data-dir", help="the folder of CIFAR-10, as torchvision unpacks it")
     parser.add_argument("--out", default="proof", metavar="FOLDER", help="where all goes (%(default)s)")
     parser.add_argument("--list", action="store_true", help="make the library, print the plan, and train no student")
@@ -171,16 +173,18 @@ def run(options: argparse.Namespace) -> None:
 
         untrained = next(each for each in starts if not each.trained)
         limit = untrained.spent + training_macs(untrained, options.epochs)
-        print(f"\n{params}: {limit / 1e12:,.2f} T MACs each\n")
+        also = "" if options.macs is None else f", {options.macs} MACs"
+        print(f"\n{params}{also}: {limit / 1e12:,.2f} T MACs each\n")
         for start in starts:
             wanted = {"": options.epochs}
             if start.trained:
-                left = limit - start.spent - paid
                 wanted = {
-                    "apart": options.epochs,
                     # A student that costs less may train longer than the others.
-                    "paid": next(n for n in itertools.count(0) if training_macs(start, n + 1) > left),
+                    how: next(n for n in itertools.count(0) if training_macs(start, n + 1) > limit - start.spent - part)
+                    for how, part in (("apart", 0), ("paid", paid))
                 }
+                if wanted["apart"] != options.epochs:
+                    wanted = {"as long": options.epochs, **wanted}
             for how, epochs in wanted.items():
                 spent = start.spent + (paid if how == "paid" else 0)
                 summary = None
@@ -257,11 +261,12 @@ def library_of(options: argparse.Namespace, images: Images, teacher: nn.Module, 
 def starts_of(options: argparse.Namespace, params: str, teacher: nn.Module, library: BlockLibrary) -> list[Start]:
     """Finds the genomes of a budget, and what finding them has cost; records keep scores and accuracies."""
     space = SearchSpace(options.network, **({} if options.types is None else {"types": options.types.split(",")}))
-    name = digest(options.network, params, str(options.types), str(options.seed))
+    budget = {"params": params} if options.macs is None else {"params": params, "macs": options.macs}
+    name = digest(options.network, *budget.values(), str(options.types), str(options.seed))
     record = Path(options.out) / f"fisher-{name}.jsonl"
     found = search(
         space,
-        params,
+        budget,
         options.samples,
         options.seed,
         data=probe(space, SCORED, affordable_batches(space, SCORED), options),
@@ -279,7 +284,7 @@ def starts_of(options: argparse.Namespace, params: str, teacher: nn.Module, libr
     joined = search_library(
         teacher,
         library,
-        params,
+        budget,
         measured,
         options.joined,
         record=record,
@@ -375,10 +380,13 @@ def fit(
 
 def print_rows(rows: list[tuple[Any, ...]], options: argparse.Namespace) -> None:
     """Prints the students of a budget with their compute and errors, and the curve of each."""
-    print(f"{'student':12s}{'library':>8s}{'parameters':>12s}{'epochs':>8s}{'T MACs':>10s}{'error, %':>10s}  genome")
+    titles = f"{'student':12s}{'library':>8s}{'parameters':>12s}{'MACs (M)':>10s}{'epochs':>8s}{'T MACs':>10s}"
+    print(f"{titles}{'error, %':>10s}  genome")
     for start, how, epochs, _, total, summary in rows:
         error = "-" if summary is None else f"{summary['top1_error']:.2f}"
-        figures = f"{start.cost.params:12,}{max(epochs, 0):8d}{total / 1e12:10,.2f}{error:>10s}"
+        figures = (
+            f"{start.cost.params:12,}{start.cost.macs / 1e6:10.1f}{max(epochs, 0):8d}{total / 1e12:10,.2f}{error:>10s}"
+        )
         print(f"{start.name:12s}{how:>8s}{figures}  {start.genome}")
     curves = [row for row in rows if row[-1] is not None]
     if curves:

@@ -43,3 +43,21 @@ def test_what_cannot_work_is_refused_before_the_library_is_trained(tmp_path, mon
             run(options_of(tmp_path, **{name: 9}))
     with pytest.raises(ValueError, match="no file and no entry with weights 'nonesuch'"):
         teacher_of(options_of(tmp_path, smoke=False, teacher="nonesuch"), noise_images(4), torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_students_have_the_compute_of_the_first_and_meet_both_budgets(tmp_path, capsys):
+    with torch.random.fork_rng(devices=[]):
+        run(options_of(tmp_path, list=True, epochs=40, macs="..26m"))
+    lines = capsys.readouterr().out.splitlines()
+    (limit,) = (float(line.split()[3]) for line in lines if line.startswith("120k, ..26m MACs: "))
+    rows = [line.split() for line in lines if line.startswith(("fisher", "library "))]
+    assert [row[0] for row in rows[:3]] == ["fisher", "fisher-lib", "fisher-lib"]
+    for *start, params, macs, epochs, total, error, _ in rows:
+        assert 117_000 <= int(params.replace(",", "")) <= 123_000
+        assert float(macs) <= 26
+        assert error == "-"
+        if "long" in start or start == ["fisher"]:
+            assert epochs == "40"
+        elif int(epochs):
+            assert float(total) <= limit
