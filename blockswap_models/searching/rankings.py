@@ -235,7 +235,10 @@ def images_of(score: Score) -> int:
 
 
 def name_of(score: Score) -> str:
-    """Names a score; a part of a function with its arguments, which make it another score."""
+    """Names a score as `score_named` knows it, or by its own name; a part of a function with its arguments too."""
+    known = next((name for name, each in SCORES.items() if each is score), None)
+    if known is not None:
+        return known
     if isinstance(score, functools.partial):
         arguments = [*map(repr, score.args), *(f"{key}={value!r}" for key, value in sorted(score.keywords.items()))]
         return f"{name_of(score.func)}({', '.join(arguments)})"

@@ -28,7 +28,7 @@ SEARCH = {
     "budget": {"params": [40000.0, 180000.0]},
     "seed": 0,
     "data": "1/f noise, 4 $images",
-    "score": "fisher_potential",
+    "score": "fisher",
 }
 TYPES = ["S", "G4", "W1", "B2", "B2G4", "B2W4", "M6", "D"]
 

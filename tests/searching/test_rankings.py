@@ -256,7 +256,7 @@ def test_a_network_without_relus_is_ranked_by_fisher_where_no_score_is_named():
     assert not space.has_relus
     given = {"samples": 2, "refine": 0, "batch_size": 4}
     result = search(space, None, **given)
-    assert result.searched["score"] == "fisher_potential"
+    assert result.searched["score"] == "fisher"
     networks = rank_networks(["test_efficientnet", "wrn16_1"], num_classes=7, image_size=32, batch_size=4)
     assert not any(each.parts for each in networks)
     with pytest.raises(TypeError, match="has no ReLU modules, whose codes naswot compares"):
@@ -336,7 +336,7 @@ def test_after_errors():
 
 def test_names_tell_scores_apart():
     assert len({score.__name__ for score in SCORES.values()}) == len(SCORES)
-    assert after(fisher_potential, 10).__name__ == "fisher_potential_after_10"
+    assert after(fisher_potential, 10).__name__ == "fisher_after_10"
     assert after(naswot, 100, lr=0.01).__name__ == "naswot_after_100_lr_0.01"
     assert AfterTraining.__name__ == "AfterTraining"
 

@@ -168,7 +168,7 @@ def failing_after(number):
             raise Broken
         return fisher_potential(model, images, labels)
 
-    score.__name__ = "fisher_potential"
+    score.__name__ = "spied"
     return score
 
 

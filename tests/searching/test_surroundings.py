@@ -282,7 +282,7 @@ def test_what_was_trained_how_is_in_the_name_of_a_sum():
     names = {after(score_named("gradient-norm+naswot"), 2, lr=lr).__name__ for lr in (0.1, 0.01)}
     assert names == {"gradient-norm_after_2+naswot_after_2", "gradient-norm_after_2_lr_0.01+naswot_after_2_lr_0.01"}
     part = functools.partial(fisher_potential, blocks="x")
-    assert after(part, 3).__name__ == "fisher_potential(blocks='x')_after_3"
+    assert after(part, 3).__name__ == "fisher(blocks='x')_after_3"
 
 
 def test_a_notebook_shows_the_strides_of_any_network():
