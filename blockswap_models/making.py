@@ -33,6 +33,7 @@ from .searching.latency import LatencyTable
 from .searching.plot import plot_record
 from .searching.probe_images import affordable_batches, dataset_minibatch
 from .searching.profile import profile
+from .searching.rankings import default_score, images_of
 from .searching.record import RecordError, network_of, read_record
 from .searching.scoring import budget_windows, check_numbers
 from .searching.search import search
@@ -57,8 +58,8 @@ PLAN, RECORD, PICTURE, TABLE, ONNX = "make.json", "search.jsonl", "search.svg", 
 _NETWORKS = {48: "wrn40_2", 96: "resnet18"}
 # So few images of training hardly tell more in more pixels, which take many times the time.
 _FEW_IMAGES, _SIDE_OF_FEW = 5_000, 96
-# Images in a minibatch of the search, and genomes that it scores.
-_PROBE, _SAMPLES = 32, 100
+# Genomes that the search scores.
+_SAMPLES = 100
 
 # The precision of folders of older versions, which do not say theirs.
 _OLD_DTYPE = "float32"
@@ -490,7 +491,7 @@ def _search(
     genome = _found(here.folder)
     if genome is None:
         space = _space(plan, settings, "latency" in budget.windows, here)
-        size = max(2, min(_PROBE, plan["images"]))
+        size = max(2, min(images_of(default_score()), plan["images"]))
         images = dataset_minibatch(
             space,
             plan["data"],
