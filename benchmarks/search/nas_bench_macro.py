@@ -43,7 +43,7 @@ from blockswap_models.files import append_json_line, read_json_lines
 from blockswap_models.nets.networks import branch_ends, residual_blocks
 from blockswap_models.searching.fisher import set_scoring_modes
 from blockswap_models.searching.probe_images import Minibatch, dataset_minibatch
-from blockswap_models.searching.rankings import SCORES, compare_gradients, count_agreements, synflow
+from blockswap_models.searching.rankings import SCORES, compare_gradients, count_agreements, log_determinant, synflow
 
 BUDGETS = (0.75, 1.0, 1.5, 2.0, 2.5)
 TOLERANCE = 0.025
@@ -126,7 +126,7 @@ def measure(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dic
         "blocks": [0.0 if end is None else potential(branches, block) for block, end in blocks],
         "outputs": [0.0 if end is None else potential(outputs, block) for block, end in blocks],
         "gradient-norm": float(sum(each.abs().sum(dtype=torch.float64) for each in by_parameter)),
-        "naswot": float(torch.linalg.slogdet(kernel).logabsdet),
+        "naswot": log_determinant(kernel, images),
         "gradients": [g for weight, g in zip(parameters, by_parameter, strict=True) if weight.ndim > 1],
     }
 

@@ -245,12 +245,11 @@ def search_(as_json: bool, **arguments: Any) -> None:
     import torch
 
     from ..searching.front import search_front
-    from ..searching.rankings import after, default_score, score_named
+    from ..searching.rankings import after, score_named
     from ..searching.search import search
 
     device = find_device(options.device)
-    score = default_score(space.has_relus) if options.score is None else score_named(options.score)
-    score = after(score, options.minibatches)
+    score = after(score_named(options.score, space.has_relus), options.minibatches)
     advise_when_interrupted(_how_to_go_on(options))
     given: dict[str, Any] = {
         "data": minibatch_of(options, space),
@@ -455,10 +454,9 @@ def _budgets(options: SimpleNamespace, space: SearchSpace) -> list[Budget]:
 def minibatch_of(options: SimpleNamespace, space: ImageSpec) -> Minibatch:
     """Makes the images of a command's options, for networks of a space or of any other kind."""
     from ..searching.probe_images import affordable_batches, dataset_minibatch, noise_minibatch
-    from ..searching.rankings import default_score, images_of, score_named
+    from ..searching.rankings import images_of, score_named
 
-    score = default_score() if options.score is None else score_named(options.score)
-    size = images_of(score) if options.batch_size is None else options.batch_size
+    size = images_of(score_named(options.score)) if options.batch_size is None else options.batch_size
     if size < 2:
         raise ValueError(f"a minibatch has at least 2 images, not {size}")
     number = size * options.minibatches

@@ -16,7 +16,7 @@ from ..genome import Genome
 from .candidates import Candidate, candidates_of, common_cost, comparable, estimated, pareto, rank_within
 from .fisher import Score
 from .probe_images import Minibatch
-from .rankings import default_score, images_of, score_named
+from .rankings import images_of, score_named
 from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
 from .search import SearchResult, num_classes_of, require_scores
 from .space import SearchSpace
@@ -105,7 +105,7 @@ def search_front(
     """
     if isinstance(space, str):
         space = SearchSpace(space, num_classes=num_classes_of(data))
-    score = default_score(space.has_relus) if score is None else score_named(score)
+    score = score_named(score, space.has_relus)
     batch_size = images_of(score) if batch_size is None else batch_size
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
     propose = strategy_named(strategy)

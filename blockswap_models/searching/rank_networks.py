@@ -32,7 +32,7 @@ from .one_pass import compute_scores
 from .plain_defaults import plain_defaults
 from .probe_images import CHANNELS_FIRST, ImageSpec, Minibatch, affordable_batches, noise_minibatch, user_minibatch
 from .probes import find_probes
-from .rankings import RankSum, default_score, has_relus, images_of, score_named
+from .rankings import RankSum, has_relus, images_of, parts_of, score_named
 from .score_bar import ScoreBar
 from .scorer import own_random_numbers, seeded, weights_seed
 from .scoring import check_numbers
@@ -132,7 +132,7 @@ def rank_networks(
     sizes = {"num_classes": num_classes, "in_chans": in_chans, "image_size": image_size}
     counts = {name: value for name, value in sizes.items() if value is not None}
     score = None if score is None else score_named(score)
-    batch_size = images_of(default_score() if score is None else score) if batch_size is None else batch_size
+    batch_size = images_of(score_named(score)) if batch_size is None else batch_size
     check_numbers(seed=seed, refine=0, draws=draws, workers=workers, batch_size=batch_size, **counts)
     channels, side = _sizes_of(data)
     in_chans = channels if in_chans is None else in_chans
@@ -177,7 +177,7 @@ def rank_networks(
     found = [find_model(each) if isinstance(each, str) else each for each in given]
     sources = _Sources(found, num_classes, in_chans, size)
     costs, relus = zip(*(sources.facts(index) for index in range(len(found))), strict=True)
-    score = default_score(all(relus)) if score is None else score
+    score = score_named(score, all(relus))
     if callable(data):
         minibatch = data(sources)
     elif data is None:
@@ -353,10 +353,9 @@ class _NetworkScorer:
         images, labels = self.data.batch(draw % self.data.num_batches)
         images = images.to(self.device, torch.float32).contiguous(memory_format=torch.channels_last)
         labels = labels.to(self.device)
-        named = self.score.parts if isinstance(self.score, RankSum) else (("", self.score),)
         try:
             own = functools.partial(own_random_numbers, seed=self.seed, name=name, draw=draw)
-            parts, _ = compute_scores(named, model, images, labels, own)
+            parts, _ = compute_scores(parts_of(self.score), model, images, labels, own)
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
             raise ValueError(f"{name} cannot be scored: {_first_line(error)}") from error
         return _Draw(math.nan, parts) if isinstance(self.score, RankSum) else _Draw(parts[""])

@@ -45,6 +45,7 @@ __all__ = [
     "naswot",
     "needs_float32",
     "params",
+    "parts_of",
     "score_named",
     "synflow",
     "train_accuracy",
@@ -229,9 +230,7 @@ _OF_FEW_IMAGES = (fisher_potential, fisher_balanced, fisher_printed, gradient_no
 
 def images_of(score: Score) -> int:
     """How many images a minibatch has by default."""
-    if isinstance(score, RankSum):
-        return max(images_of(part) for _, part in score.parts)
-    return 8 if any(score is each for each in _OF_FEW_IMAGES) else 32
+    return 8 if all(any(part is each for each in _OF_FEW_IMAGES) for _, part in parts_of(score)) else 32
 
 
 def name_of(score: Score) -> str:
@@ -245,12 +244,13 @@ def name_of(score: Score) -> str:
     return str(getattr(score, "__name__", type(score).__name__))
 
 
-def score_named(score: Score | str) -> Score:
+def score_named(score: Score | str | None, relus: bool = True) -> Score:
     """Finds a score by its name.
 
     Args:
         score: A name of `SCORES`, or several with `+` between them for the sum of their ranks, such as
-            "fisher-balanced+naswot"; or a score, which is returned.
+            "fisher-balanced+naswot"; or a score, which is returned; or None for `default_score`.
+        relus: Whether the networks have ReLUs (`has_relus`).
 
     Returns:
         The score.
@@ -259,6 +259,8 @@ def score_named(score: Score | str) -> Score:
         ValueError: There is no score of this name.
         TypeError: It is neither a name nor a function.
     """
+    if score is None:
+        return default_score(relus)
     if isinstance(score, str) and "+" in score:
         return RankSum.of([(name, score_named(name)) for name in map(str.strip, score.split("+"))])
     if isinstance(score, str):
@@ -281,16 +283,15 @@ def default_score(relus: bool = True) -> Score:
 
 def needs_float32(score: Score) -> bool:
     """Whether a score runs its network on the images as they are, and so in float32, in which networks are made."""
-    if isinstance(score, RankSum):
-        return any(needs_float32(part) for _, part in score.parts)
-    return isinstance(score, AfterTraining) or any(score is each for each in (gradient_norm, train_accuracy, zico))
+    return any(
+        isinstance(part, AfterTraining) or any(part is each for each in (gradient_norm, train_accuracy, zico))
+        for _, part in parts_of(score)
+    )
 
 
 def is_fast_in_bfloat16(score: Score) -> bool:
     """Whether a score ranks networks in bfloat16 as in float32, but faster."""
-    if isinstance(score, RankSum):
-        return all(is_fast_in_bfloat16(part) for _, part in score.parts)
-    return score is fisher_potential or score is naswot
+    return all(part is fisher_potential or part is naswot for _, part in parts_of(score))
 
 
 @dataclass(frozen=True)
@@ -321,6 +322,11 @@ class RankSum:
     def __call__(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
         """Raises TypeError: one network alone has no rank."""
         raise TypeError(f"{self.__name__} is a sum of ranks among candidates, and one network alone has none")
+
+
+def parts_of(score: Score) -> tuple[tuple[str, Score], ...]:
+    """The scores that are computed of a network, by name: those of a sum of ranks, or the score itself without one."""
+    return score.parts if isinstance(score, RankSum) else (("", score),)
 
 
 def after(score: Score, minibatches: int, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4) -> Score:

@@ -21,7 +21,7 @@ from .fisher import Score, fisher_potential
 from .one_pass import compute_scores
 from .plain_defaults import plain_defaults
 from .probe_images import Minibatch
-from .rankings import SCORES, RankSum
+from .rankings import SCORES, RankSum, parts_of
 from .space import SearchSpace
 
 __all__ = ["Scorer", "fast_dtype", "own_random_numbers", "seeded", "weights_seed"]
@@ -87,9 +87,8 @@ class Scorer:
         model = self.network(genome, draw)
         images, labels = self.minibatch(draw)
         cost = self.space.cost(genome)
-        parts = self.score.parts if isinstance(self.score, RankSum) else (("", self.score),)
         own = functools.partial(own_random_numbers, seed=self.seed, name=genome, draw=draw)
-        values, blocks = compute_scores(parts, model, images, labels, own)
+        values, blocks = compute_scores(parts_of(self.score), model, images, labels, own)
         if isinstance(self.score, RankSum):
             return ScoredDraw(genome, cost, draw, math.nan, blocks, values)
         return ScoredDraw(genome, cost, draw, values[""], blocks)

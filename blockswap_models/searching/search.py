@@ -18,7 +18,7 @@ from ..genome import Genome, GenomeError
 from .candidates import Candidate, Scored, candidates_of, comparable, rank
 from .fisher import Score, fisher_potential
 from .probe_images import Minibatch
-from .rankings import RankSum, default_score, images_of, score_named
+from .rankings import images_of, parts_of, score_named
 from .result import SearchResult
 from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
 from .space import SearchSpace
@@ -108,7 +108,7 @@ def search(
         space = SearchSpace(space, num_classes=num_classes_of(data))
     if on_interrupt not in ("return", "raise"):
         raise ValueError(f"on_interrupt is 'return' or 'raise', not {on_interrupt!r}")
-    score = default_score(space.has_relus) if score is None else score_named(score)
+    score = score_named(score, space.has_relus)
     batch_size = images_of(score) if batch_size is None else batch_size
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
     propose = strategy_named(strategy)
@@ -153,8 +153,7 @@ def require_scores(ranking: Sequence[Scored], score: Score, where: str = "") -> 
     """Raises SearchError for a ranking, best first, without a finite score, or whose Fisher potentials are all 0."""
     if not math.isfinite(ranking[0].score):
         raise SearchError(f"none of {len(ranking)} scores{where} is finite; look at the data, or choose another score")
-    named = score.parts if isinstance(score, RankSum) else (("", score),)
-    fisher = next((name for name, part in named if part is fisher_potential), None)
+    fisher = next((name for name, part in parts_of(score) if part is fisher_potential), None)
     if fisher is None or len(ranking) < 2:
         return
     if not any(
