@@ -66,7 +66,13 @@ def locked(path: str | Path, taken: Exception, remove: bool = False) -> Iterator
 
     lock = FileLock(path, blocking=False, thread_local=False)
     try:
-        lock.acquire()
+        # A lock on a file that its last holder removes meanwhile would keep nobody out.
+        while True:
+            before = _identity(path)
+            lock.acquire()
+            if before is not None and before == _identity(path):
+                break
+            lock.release()
     except Timeout:
         raise taken from None
     except (NotImplementedError, OSError):
@@ -74,11 +80,30 @@ def locked(path: str | Path, taken: Exception, remove: bool = False) -> Iterator
     try:
         yield
     finally:
-        held = lock.is_locked
+        # While it is locked, so that nobody else has locked what is removed.
+        left = lock.is_locked and remove and not _is_removed(path)
         lock.release()
-        if held and remove:
-            with suppress(OSError):
-                Path(path).unlink()
+        if left:
+            # Windows removes no open file, also not one that the next holder has opened.
+            _is_removed(path)
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """What tells a file from another of the same name; None where there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _is_removed(path: str | Path) -> bool:
+    """Removes a file, and says whether it is gone."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def make_folder(path: str | Path, error: Callable[[str], Exception] = OSError) -> None:

@@ -22,7 +22,7 @@ __all__ = ["rank_"]
 @subcommand("rank", "networks of a file, ranked by scores with random weights")
 @click.argument(
     "file",
-    type=click.File(encoding="utf-8"),
+    type=click.File(encoding="utf-8-sig"),
     metavar="FILE",
     help="names of networks of timm or the zoo, or genomes, one a line; - reads them from standard input",
 )

@@ -353,14 +353,10 @@ def read_images(options: SimpleNamespace) -> None:
     facts = image_facts(options.data, options.data_dir, options.split, options.holdout)
     if facts is None:
         return
-    channels, height, width = _input_size(options)
-    if options.num_classes is None:
-        # A folder of five classes is searched with a head of five, which counts in a budget of parameters.
-        options.num_classes = len(facts.classes)
-    if options.in_chans is None and facts.channels < channels:
-        options.in_chans = facts.channels
-    if options.image_size is None and facts.suitable_size(height) < height == width:
-        options.image_size = facts.suitable_size(height)
+    # A folder of five classes is searched with a head of five, which counts in a budget of parameters.
+    for name, size in facts.sizes(_input_size(options)).items():
+        if getattr(options, name) is None:
+            setattr(options, name, size)
     if options.holdout is not None:
         click.echo(holdout_text(options.data, options.data_dir, options.holdout), err=True)
 
@@ -443,7 +439,9 @@ def _budgets(options: SimpleNamespace, space: SearchSpace) -> list[Budget]:
     if options.front is not None:
         from ..searching.front import budgets_along
 
-        along = budgets_along(space, options.front, options.points, options.tolerance)
+        beside: dict[str, Any] = {name: each[0] for name, each in amounts.items() if name != options.front}
+        within = Budget(**beside, tolerance=options.tolerance) if beside else None
+        along = budgets_along(space, options.front, options.points, options.tolerance, within)
         amounts[options.front] = [getattr(each, options.front) for each in along]
     several = next((name for name, each in amounts.items() if len(each) > 1), next(iter(amounts)))
     # The cost that a front is along comes first.

@@ -16,7 +16,7 @@ from .holdout import HoldOut
 from .images import ImageError, read_image
 from .splits import splits_in
 
-__all__ = ["ImageFacts", "holdout_of", "holdout_text", "image_facts"]
+__all__ = ["ImageFacts", "facts_of_folder", "holdout_of", "holdout_text", "image_facts"]
 
 # So many images, evenly spaced, are looked at for size and channels.
 _LOOKED_AT = 64
@@ -51,6 +51,23 @@ class ImageFacts:
             That side, or the largest multiple of 32 about as large as the images, where they are smaller.
         """
         return min(own, max(32, round(min(self.size) / 32) * 32))
+
+    def sizes(self, own: tuple[int, int, int]) -> dict[str, int]:
+        """Says what a network should be made for, so that it fits these images.
+
+        Args:
+            own: Channels, height and width of the images that the network takes by itself.
+
+        Returns:
+            `num_classes`; and `in_chans` and `image_size` where they are smaller than the network's own.
+        """
+        channels, height, width = own
+        sizes = {"num_classes": len(self.classes)}
+        if self.channels < channels:
+            sizes["in_chans"] = self.channels
+        if (side := self.suitable_size(height)) < height == width:
+            sizes["image_size"] = side
+        return sizes
 
 
 def image_facts(
@@ -96,6 +113,15 @@ def image_facts(
     size = (round(median(height for _, height, _ in good)), round(median(width for _, _, width in good)))
     channels = 1 if all(grey for grey, _, _ in good) else 3
     return ImageFacts(classes, len(samples), min(map(len, of_classes.values())), channels, size)
+
+
+def facts_of_folder(data: object) -> ImageFacts | None:
+    """Reads what the folder of images says of itself that a program is given as `data`; None for other data.
+
+    Raises:
+        DataError: As `image_facts`.
+    """
+    return image_facts(str(data), holdout=holdout_of(str(data))) if isinstance(data, (str, Path)) else None
 
 
 def _look(path: str) -> tuple[bool, int, int] | None:

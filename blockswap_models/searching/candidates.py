@@ -216,10 +216,7 @@ def rank(candidates: Iterable[AnyScored]) -> list[AnyScored]:
 
     Ties keep their order. Sums of ranks are those among these candidates.
     """
-    candidates = estimated(candidates)
-    if not any(isinstance(each, Candidate) and each.estimate for each in candidates):
-        return _most_refined_first(candidates)
-    return sorted(candidates, key=lambda each: -each.score if math.isfinite(each.score) else math.inf)
+    return _best_first(estimated(candidates))
 
 
 def rank_by_own(candidates: Iterable[AnyScored]) -> list[AnyScored]:
@@ -230,6 +227,14 @@ def rank_by_own(candidates: Iterable[AnyScored]) -> list[AnyScored]:
     return _most_refined_first(
         replace(each, estimate=None) if isinstance(each, Candidate) else each for each in comparable(candidates)
     )
+
+
+def _best_first(candidates: Iterable[AnyScored]) -> list[AnyScored]:
+    """Sorts comparable candidates: by estimates where there are any."""
+    candidates = list(candidates)
+    if not any(isinstance(each, Candidate) and each.estimate for each in candidates):
+        return _most_refined_first(candidates)
+    return sorted(candidates, key=lambda each: -each.score if math.isfinite(each.score) else math.inf)
 
 
 def _most_refined_first(candidates: Iterable[AnyScored]) -> list[AnyScored]:
@@ -399,9 +404,12 @@ def common_cost(budgets: Sequence[Budget]) -> str:
 
 
 def rank_within(budgets: Sequence[Budget], candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-    """Ranks the candidates that fit each budget, by estimates from those of all budgets."""
+    """Ranks the candidates that fit each budget, by scores among, and estimates from, those of all budgets.
+
+    A genome so has one score, whichever budget it fits, and the best within a budget is the best on the front.
+    """
     candidates = estimated(candidates)
-    return [rank(each for each in candidates if budget.fits(each.cost)) for budget in budgets]
+    return [_best_first(each for each in candidates if budget.fits(each.cost)) for budget in budgets]
 
 
 def pareto(candidates: Iterable[Candidate], cost: str) -> tuple[Candidate, ...]:

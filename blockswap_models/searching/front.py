@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from ..budget import Budget, BudgetLike
+from ..budget import Budget, BudgetError, BudgetLike
 from ..genome import Genome
 from .candidates import Candidate, candidates_of, common_cost, comparable, estimated, pareto, rank_within
 from .fisher import Score
 from .probe_images import Minibatch
 from .rankings import images_of, score_named
 from .scoring import Progress, Scoring, budget_windows, check_numbers, describe, make_scorer, scores_of_refinement
-from .search import SearchResult, num_classes_of, require_scores
+from .search import SearchResult, require_scores, space_named
 from .space import SearchSpace
 from .strategies import strategy_named
 
@@ -104,7 +104,7 @@ def search_front(
         ```
     """
     if isinstance(space, str):
-        space = SearchSpace(space, num_classes=num_classes_of(data))
+        space = space_named(space, data)
     score = score_named(score, space.has_relus)
     batch_size = images_of(score) if batch_size is None else batch_size
     check_numbers(samples=samples, draws=draws, workers=workers, batch_size=batch_size, seed=seed, refine=refine)
@@ -155,7 +155,9 @@ def search_front(
     return Front(cost, tuple(results), pareto(found, cost))
 
 
-def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: float = 0.025) -> list[Budget]:
+def budgets_along(
+    space: SearchSpace, cost: str, number: int = 6, tolerance: float = 0.025, within: BudgetLike | None = None
+) -> list[Budget]:
     """Spreads budgets of one cost evenly, by factors, from the cheapest genome of a space to the dearest.
 
     Args:
@@ -163,12 +165,14 @@ def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: flo
         cost: `params`, `macs`, `latency` or `size`.
         number: Number of budgets.
         tolerance: The width of each window, as of a `Budget`.
+        within: A budget of other costs, which all genomes meet: the cheapest and the dearest of those are the ends.
 
     Returns:
-        The budgets, from the smallest to the largest, in numbers of two digits; fewer where two would be the same.
+        The budgets, from the smallest to the largest, in numbers of two digits, each with the other costs; fewer where
+        two would be the same, or where no genome meets one.
 
     Raises:
-        BudgetError: There is no such cost, or there are no measured latencies.
+        BudgetError: There is no such cost, or there are no measured latencies; or no genome meets any budget.
 
     Example:
         ```python
@@ -177,9 +181,39 @@ def budgets_along(space: SearchSpace, cost: str, number: int = 6, tolerance: flo
     """
     if number < 1:
         raise ValueError(f"number is at least 1, not {number}")
+    others: dict[str, Any] = {}
+    if within is not None:
+        space, budget = space.resolve(within)
+        others = {name: window for name, window in budget.windows.items() if name != cost}
     least, most = space.range(cost)
+    if others:
+        least = _reach(space, least, most, lambda amount: {**others, cost: (None, amount)})
+        most = _reach(space, most, least, lambda amount: {**others, cost: (amount, None)})
     centres = (least * (most / least) ** ((place + 0.5) / number) for place in range(number))
     # In a narrow range two may be the same.
     digits = dict.fromkeys(int(float(f"{each:.1e}")) if cost != "latency" else float(f"{each:.1e}") for each in centres)
-    arguments: list[dict[str, Any]] = [{cost: amount} for amount in digits]
-    return [Budget(**each, tolerance=tolerance) for each in arguments]
+    arguments: list[dict[str, Any]] = [{cost: amount, **others} for amount in digits]
+    budgets = [Budget(**each, tolerance=tolerance) for each in arguments]
+    met = [each for each in budgets if _is_met(space, each)]
+    if not met:
+        # Which says what can be met.
+        space.sample(1, budgets[0])
+    return met
+
+
+def _is_met(space: SearchSpace, budget: BudgetLike) -> bool:
+    try:
+        space.sample(1, budget)
+    except BudgetError:
+        return False
+    return True
+
+
+def _reach(space: SearchSpace, best: float, worst: float, window: Callable[[float], dict[str, Any]]) -> float:
+    """Finds the first amount on the way from `best` to `worst` of which a genome meets the window, within 1 %."""
+    if _is_met(space, window(best)):
+        return best
+    while max(best, worst) > 1.01 * min(best, worst):
+        middle = (best * worst) ** 0.5
+        best, worst = (best, middle) if _is_met(space, window(middle)) else (middle, worst)
+    return worst

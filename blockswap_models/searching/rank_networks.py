@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from ..budget import Cost
-from ..data.folders import DataError, classes_of
+from ..data.errors import DataError
+from ..data.facts import facts_of_folder
 from ..data.statistics import model_data_config
 from ..genome import BlockType, Genome, GenomeError
 from ..layout import Layout
@@ -105,8 +106,10 @@ def rank_networks(
         draws: Draws of the weights for each network.
         seed: Seed of weights and images.
         num_classes: Classes; by default those of a folder of images, else those of the first network.
-        in_chans: Channels of the images; those of tensors, or of the first network, by default.
-        image_size: Height and width of the images; those of tensors, or of the first network, by default.
+        in_chans: Channels of the images; those of tensors, or of the first network, by default, or 1 where the images
+            of a folder are grey.
+        image_size: Height and width of the images; those of tensors, or of the first network, by default, or less where
+            the images of a folder are smaller.
         workers: Processes on this machine, of one thread each.
         device: Where to score.
         progress: Whether to show a progress bar: by default in a notebook and on a terminal.
@@ -135,19 +138,21 @@ def rank_networks(
     batch_size = images_of(score_named(score)) if batch_size is None else batch_size
     check_numbers(seed=seed, refine=0, draws=draws, workers=workers, batch_size=batch_size, **counts)
     channels, side = _sizes_of(data)
-    in_chans = channels if in_chans is None else in_chans
-    size = side if image_size is None else image_size
-    if num_classes is None and isinstance(data, (str, Path)):
-        classes = classes_of(str(data))
-        num_classes = None if classes is None else len(classes)
+    asked: dict[str, Any] = {name: each for name, each in {"in_chans": channels, "image_size": side}.items() if each}
+    asked |= counts
+    facts = facts_of_folder(data)
     if network is not None:
         if any(isinstance(each, nn.Module) for each in given):
             raise ValueError("network= is what genomes are of; leave it out to rank networks")
-        if not isinstance(network, SearchSpace):
+        if isinstance(network, SearchSpace):
+            _check_sizes(network, counts)
+        else:
             for each in given:
                 if isinstance(each, str) and not _is_genome(each) and _is_network(each):
                     raise GenomeError(f"{quote(each)} is a network, not a genome; leave out network=")
-            network = SearchSpace(network, _types_of(given), num_classes, in_chans, size)
+            if facts is not None:
+                asked = facts.sizes(SearchSpace(network).input_size) | asked
+            network = SearchSpace(network, _types_of(given), **asked)
         result = search(
             network,
             None,
@@ -175,7 +180,12 @@ def rank_networks(
         if isinstance(each, str) and _is_genome(each):
             raise GenomeError(f"{quote(str(each))} is a genome; say of which network, such as network='wrn40_2'")
     found = [find_model(each) if isinstance(each, str) else each for each in given]
-    sources = _Sources(found, num_classes, in_chans, size)
+    if facts is not None:
+        # Networks with weights take what they take.
+        given_as_such = any(isinstance(each, nn.Module) for each in found)
+        classes = {"num_classes": len(facts.classes)}
+        asked = (classes if given_as_such else facts.sizes(_Sources(found).input_size)) | asked
+    sources = _Sources(found, **asked)
     costs, relus = zip(*(sources.facts(index) for index in range(len(found))), strict=True)
     score = score_named(score, all(relus))
     if callable(data):
@@ -204,6 +214,16 @@ def _sizes_of(data: object) -> tuple[int | None, tuple[int, int] | None]:
     if len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4):
         raise DataError(f"images are (N, C, H, W), not {shape}; {CHANNELS_FIRST}")
     return (shape[1], (shape[2], shape[3])) if len(shape) == 4 else (None, None)
+
+
+def _check_sizes(space: SearchSpace, asked: dict[str, int]) -> None:
+    """Raises ValueError where the networks of a space are made for other sizes than are asked for."""
+    channels, height, width = space.input_size
+    own: dict[str, object] = {"num_classes": space.num_classes, "in_chans": channels}
+    own["image_size"] = height if height == width else (height, width)
+    for name, value in asked.items():
+        if own[name] != value:
+            raise ValueError(f"the search space has {name}={own[name]}, not {value}; leave {name} out, or make another")
 
 
 def _types_of(genomes: Iterable[Any]) -> list[BlockType] | None:
@@ -246,9 +266,9 @@ class _Sources:
     def __init__(
         self,
         networks: Sequence[str | nn.Module],
-        num_classes: int | None,
-        in_chans: int | None,
-        size: int | tuple[int, int] | None,
+        num_classes: int | None = None,
+        in_chans: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
     ) -> None:
         self.networks = networks
         asked = {"num_classes": num_classes, "in_chans": in_chans}
@@ -260,7 +280,7 @@ class _Sources:
         self.num_classes: int = getattr(model, "num_classes", 0) if num_classes is None else num_classes
         if self.num_classes < 1:
             raise ValueError(f"{type(model).__name__} does not say how many classes it has; use num_classes=")
-        if size is None:
+        if image_size is None:
             try:
                 channels, *own = own_input_size(model)
             except ValueError:
@@ -270,7 +290,7 @@ class _Sources:
             height, width = own
         else:
             channels = getattr(model, "in_chans", 3)
-            height, width = (size, size) if isinstance(size, int) else size
+            height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.input_size = (channels if in_chans is None else in_chans, height, width)
         self._arguments = {"num_classes": self.num_classes, "in_chans": self.input_size[0]}
 

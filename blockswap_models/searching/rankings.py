@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from ..messages import did_you_mean, listed, quote
 from ..nets.cost import count
+from ..nets.swap import is_activation
 from .fisher import Score, at_least_float, fisher_balanced, fisher_potential, measure_blocks, set_scoring_modes
 from .kernels import cast_like_images
 from .probes import Blocks
@@ -113,14 +114,18 @@ def naswot(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> floa
 
 
 def has_relus(model: nn.Module) -> bool:
-    """Whether `naswot` can score a network."""
-    return any(isinstance(module, nn.ReLU) for module in model.modules())
+    """Whether all activations of a network are ReLUs: of others, and of gates of channels, `naswot` sees nothing."""
+    activations = [module for module in model.modules() if is_activation(module)]
+    return bool(activations) and all(isinstance(module, nn.ReLU) for module in activations)
 
 
 def count_agreements(model: nn.Module, images: torch.Tensor, undo: ExitStack) -> torch.Tensor:
     """Makes the kernel K_H (N, N) of `naswot`, which the next forward pass of the images fills; `undo` ends that."""
-    if not has_relus(model):
-        raise TypeError(f"{type(model).__name__} has no ReLU modules, whose codes naswot compares")
+    relus = [module for module in model.modules() if isinstance(module, nn.ReLU)]
+    if not relus:
+        raise ValueError(
+            f"{type(model).__name__} has no ReLU modules, whose codes naswot compares; use another score, as fisher"
+        )
     kernel = torch.zeros(len(images), len(images), dtype=torch.float64, device=images.device)
 
     def compare(_: nn.Module, __: object, output: torch.Tensor) -> None:
@@ -136,9 +141,8 @@ def count_agreements(model: nn.Module, images: torch.Tensor, undo: ExitStack) ->
         own = both.diagonal()
         kernel.add_(2 * both + codes.shape[1] - own - own[:, None])
 
-    for relu in model.modules():
-        if isinstance(relu, nn.ReLU):
-            undo.callback(relu.register_forward_hook(compare).remove)
+    for relu in relus:
+        undo.callback(relu.register_forward_hook(compare).remove)
     return kernel
 
 
@@ -250,7 +254,7 @@ def score_named(score: Score | str | None, relus: bool = True) -> Score:
     Args:
         score: A name of `SCORES`, or several with `+` between them for the sum of their ranks, such as
             "fisher-balanced+naswot"; or a score, which is returned; or None for `default_score`.
-        relus: Whether the networks have ReLUs (`has_relus`).
+        relus: Whether all activations of the networks are ReLUs (`has_relus`).
 
     Returns:
         The score.
@@ -276,7 +280,7 @@ def default_score(relus: bool = True) -> Score:
     """The score of a search that names none: of the ranks of Fisher potential and NASWOT, or the former alone.
 
     On trained networks this sum agrees better with accuracies than the Fisher potential, and from draw to draw (see
-    `benchmarks/search`). `relus` is whether the networks have ReLUs (`has_relus`), which NASWOT needs.
+    `benchmarks/search`). `relus` is whether all activations of the networks are ReLUs (`has_relus`), as NASWOT needs.
     """
     return score_named("fisher+naswot" if relus else "fisher")
 

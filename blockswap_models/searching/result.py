@@ -108,7 +108,8 @@ class SearchResult:
         """Shows the best genomes as strips of blocks, in a notebook."""
         shown = self.candidates[:_SHOWN]
         measured = any(each.cost.latency is not None for each in shown)
-        titles = ["", "score", "±", "draws", "params", "MACs", *["latency"] * measured]
+        sized = any(each.cost.size is not None for each in shown)
+        titles = ["", "score", "±", "draws", "params", "MACs", *["latency"] * measured, *["bytes"] * sized]
         right = 'style="text-align:right"'
         head = "".join(f"<th {right}>{each}</th>" for each in titles) + '<th style="text-align:left">genome</th>'
         rows = []
@@ -122,6 +123,7 @@ class SearchResult:
                 f"{each.cost.params:,}",
                 f"{each.cost.macs / 1e6:,.1f} M",
                 *([f"{(each.cost.latency or 0) * 1000:,.2f} ms"] if measured else []),
+                *([f"{each.cost.size or 0:,}"] if sized else []),
             ]
             row = "".join(f"<td {right}>{cell}</td>" for cell in cells)
             rows.append(f'<tr>{row}<td style="text-align:left">{genome_html(each.genome)}</td></tr>')
@@ -139,7 +141,8 @@ class SearchResult:
 
         Returns:
             The table, whose index is the rank from 1. Its columns are `genome`, `score`, `spread` (the factor by which
-            the score is uncertain), `draws`, `params`, `macs`, and `latency` in seconds where it was measured.
+            the score is uncertain), `draws`, `params`, `macs`, `latency` in seconds where it was measured, and `size`
+            in bytes where it was asked for.
 
         Raises:
             RuntimeError: There is no pandas.
@@ -162,12 +165,14 @@ class SearchResult:
                 "params": each.cost.params,
                 "macs": each.cost.macs,
                 "latency": each.cost.latency,
+                "size": each.cost.size,
             }
             for each in self
         ]
-        columns = ["genome", "score", "spread", "draws", "params", "macs", "latency"]
+        columns = ["genome", "score", "spread", "draws", "params", "macs", "latency", "size"]
         table = pandas.DataFrame(rows, columns=columns, index=pandas.RangeIndex(1, len(rows) + 1, name="rank"))
-        return table if any(each.cost.latency is not None for each in self) else table.drop(columns="latency")
+        unknown = [name for name in ("latency", "size") if all(getattr(each.cost, name) is None for each in self)]
+        return table.drop(columns=unknown)
 
     def save(self, path: str | Path) -> None:
         """Writes a record, as a search does with `record=`.
@@ -234,6 +239,8 @@ class SearchResult:
                 layout = Layout(**header["layout"]) if "layout" in header else Layout.named(str(header["space"]))
             channels, height, width = header["input_size"]
             space = SearchSpace(layout, header["types"].split(), header["num_classes"], channels, (height, width))
+            # With sizes, where the budget is of one.
+            space, _ = space.resolve(budget_of(header))
         searched = {name: value for name, value in header.items() if name != "record"}
         return cls(space, budget_of(header), ranking, draws=tuple(draws), searched=searched)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from ..budget import Budget, BudgetError, BudgetLike
-from ..data.folders import classes_of
+from ..data.facts import facts_of_folder
 from ..errors import BlockSwapError
 from ..genome import Genome, GenomeError
 from .candidates import Candidate, Scored, candidates_of, comparable, rank
@@ -24,7 +24,7 @@ from .scoring import Progress, Scoring, budget_windows, check_numbers, describe,
 from .space import SearchSpace
 from .strategies import strategy_named
 
-__all__ = ["Candidate", "SearchError", "SearchResult", "num_classes_of", "require_scores", "search"]
+__all__ = ["Candidate", "SearchError", "SearchResult", "require_scores", "search", "space_named"]
 
 
 class SearchError(BlockSwapError, RuntimeError):
@@ -67,7 +67,8 @@ def search(
         genomes: Exactly these genomes are scored, each once. They too must fit the budget.
         data: Images and labels: a pair of tensors or numpy arrays, a dataset or loader of torch, a folder with one
             folder of images for each class, or what `dataset_minibatch` returns. By default images of 1/f noise
-            with random labels. Where the space is a name, its networks have the classes of the folder.
+            with random labels. Where the space is a name, its networks have the classes of a folder, one channel
+            where its images are grey, and a smaller size where they are smaller, as on the command line.
         batch_size: Images in a minibatch: by default 8, and 32 for scores that need more.
         score: A name, such as "fisher" or "naswot" (`score_named`), the sum of several ranks, such as
             "fisher+gradient-norm", or a function of model, images and labels; higher is better. By default
@@ -105,7 +106,7 @@ def search(
         ```
     """
     if isinstance(space, str):
-        space = SearchSpace(space, num_classes=num_classes_of(data))
+        space = space_named(space, data)
     if on_interrupt not in ("return", "raise"):
         raise ValueError(f"on_interrupt is 'return' or 'raise', not {on_interrupt!r}")
     score = score_named(score, space.has_relus)
@@ -165,10 +166,11 @@ def require_scores(ranking: Sequence[Scored], score: Score, where: str = "") -> 
         )
 
 
-def num_classes_of(data: object) -> int | None:
-    """The number of classes in a folder of images; None for other data."""
-    classes = classes_of(str(data)) if isinstance(data, (str, Path)) else None
-    return None if classes is None else len(classes)
+def space_named(name: str, data: object) -> SearchSpace:
+    """The space of a network by its name, for the images of a folder where there is one."""
+    space, facts = SearchSpace(name), facts_of_folder(data)
+    sizes: dict[str, Any] = {} if facts is None else facts.sizes(space.input_size)
+    return SearchSpace(name, **sizes) if sizes else space
 
 
 def _given(space: SearchSpace, budget: Budget, genomes: Iterable[Genome | str]) -> list[Genome]:

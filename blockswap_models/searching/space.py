@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -149,7 +150,17 @@ class SearchSpace:
         """
         budget = Budget(params=(0, None)) if budget is None else Budget.of(budget)
         space = self.sized if budget.size is not None else self
-        return space, budget.of_original(space.original_cost) if budget.is_share else budget
+        if not budget.is_share:
+            return space, budget
+        try:
+            return space, budget.of_original(space.original_cost)
+        except BudgetError:
+            if self.latency is None:
+                raise
+            raise BudgetError(
+                f"a latency in percent is of {self.layout.name}, whose blocks the table does not have; give it in "
+                "milliseconds, or measure a table with them"
+            ) from None
 
     @cached_property
     def sized(self) -> SearchSpace:
@@ -169,10 +180,12 @@ class SearchSpace:
         cost = count(model, self.input_size) if self.network is None else self.network.cost
         if self.has_sizes:
             cost = replace(cost, size=file_size(stored_tensors(model)))
-        table, blocks = self.latency, self.layout.original.blocks
-        if table is not None and all(each in dict(options) for each, options in zip(blocks, self.options, strict=True)):
-            seconds = table.stem + table.head + sum(table.of_block(index, each) for index, each in enumerate(blocks))
-            cost = replace(cost, latency=round(seconds, 9))
+        if (table := self.latency) is not None:
+            blocks = enumerate(self.layout.original.blocks)
+            # A table of some block types may lack those of the original.
+            with suppress(GenomeError):
+                seconds = table.stem + table.head + sum(table.of_block(index, each) for index, each in blocks)
+                cost = replace(cost, latency=round(seconds, 9))
         return cost
 
     # -- costs -------------------------------------------------------------------------------------------------------
@@ -301,7 +314,7 @@ class SearchSpace:
 
     @property
     def has_relus(self) -> bool:
-        """Whether the network has ReLUs, as those of all layouts, which the score NASWOT needs."""
+        """Whether all activations of the network are ReLUs, as those of all layouts, which the score NASWOT needs."""
         return self.network is None or has_relus(self.network.model)
 
     @property

@@ -4,12 +4,14 @@ import errno
 import os
 
 import pytest
+from filelock import FileLock
 
 import blockswap_models.files
 from blockswap_models.files import (
     JsonLineError,
     append_json_line,
     json_line,
+    locked,
     make_folder,
     read_json_lines,
     write_atomic,
@@ -78,3 +80,25 @@ def test_a_whole_line_of_something_else_is_told(tmp_path, line):
 def test_what_json_does_not_know_is_not_written():
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_line({"a": float("nan")})
+
+
+def test_a_lock_is_kept_while_its_file_is_removed(tmp_path, monkeypatch):
+    path, let_in = tmp_path / "lock", []
+    release = FileLock.release
+
+    def released(lock, *arguments, **named):
+        # Another process comes at this instant: after the release, and before what follows it.
+        release(lock, *arguments, **named)
+        if not let_in:
+            let_in.append(locked(path, OwnError("taken"), remove=True))
+            let_in[0].__enter__()
+
+    with locked(path, OwnError("taken"), remove=True):
+        monkeypatch.setattr(FileLock, "release", released)
+    monkeypatch.setattr(FileLock, "release", release)
+    with pytest.raises(OwnError), locked(path, OwnError("taken"), remove=True):
+        pass
+    let_in[0].__exit__(None, None, None)
+    assert not list(tmp_path.iterdir())
+    with locked(path, OwnError("taken"), remove=True):
+        pass

@@ -182,3 +182,48 @@ def test_the_command_refuses_two_fronts(options, message, tmp_path, monkeypatch)
     code, _, err = run("search", "wrn16_1", *options)
     assert code == 2
     assert message in err
+
+
+def test_the_best_within_a_budget_is_the_best_of_it_on_the_front() -> None:
+    # Sums of ranks: a genome has one, whichever budget it fits, also where nothing is estimated.
+    for seed in range(3):
+        front = search_front(SPACE, ["50k", "80k"], samples=15, seed=seed, refine=0, batch_size=4)
+        scores: dict[Genome, set[float]] = {}
+        for each in (*front.candidates, *(each for result in front.results for each in result.candidates)):
+            scores.setdefault(each.genome, set()).add(each.score)
+        assert {len(each) for each in scores.values()} == {1}
+        assert front.candidates[-1].score == max(result.best.score for result in front.results)
+        for result in front.results:
+            assert result.best.score == max(each.score for each in result.candidates)
+
+
+def test_budgets_along_a_cost_leave_out_what_no_genome_meets() -> None:
+    # Four blocks of two types have few different sums.
+    space = SearchSpace("wrn16_1", ["S", "G4"])
+    budgets = budgets_along(space, "params")
+    assert 0 < len(budgets) < 6
+    assert all(space.count(each) for each in budgets)
+    with pytest.raises(BudgetError, match=r"no genome of blockswap_wrn16_1 meets"):
+        budgets_along(space, "params", 1, tolerance=1e-6)
+
+
+def test_budgets_along_a_cost_within_another() -> None:
+    least, most = SPACE.range("macs")
+    budgets = budgets_along(SPACE, "macs", 4, within="..30%")
+    assert len(budgets) == 4
+    highest = 0.3 * SPACE.original_cost.params
+    assert all(budget.windows["params"] == (0, pytest.approx(highest, abs=1)) for budget in budgets)
+    assert all(SPACE.cost(SPACE.sample(1, budget)[0]).params <= highest for budget in budgets)
+    # The dearest of all genomes does not meet it, so the last budget is below that of all.
+    assert budgets[-1].windows["macs"][1] < budgets_along(SPACE, "macs", 4)[-1].windows["macs"][0]
+    assert least < budgets[0].windows["macs"][0] < budgets[-1].windows["macs"][1] < most
+
+
+def test_the_command_searches_along_a_cost_within_another(tmp_path) -> None:
+    options = "--types S,G4,W1,B2 --samples 2 --refine 0 --batch-size 2 --workers 1 --points 3 --json".split()
+    record = tmp_path / "front.jsonl"
+    status, out, err = run("search", "wrn16_1", "--front", "macs", "--params", "..30%", *options, "--out", record)
+    assert status == 0, err
+    budgets = json.loads(out)["budgets"]
+    assert len(budgets) == 3
+    assert all(each["top"][0]["params"] <= 0.3 * SPACE.original_cost.params for each in budgets)

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from command_line import run
+from PIL import Image
 from torch import nn
 
 from blockswap_models import SearchSpace, count, fisher_potential, rank_networks, search
@@ -213,3 +214,34 @@ def test_images_of_a_dataset(imagenet_val1300, tmp_path):
     classes = len([each for each in imagenet_val1300.iterdir() if each.is_dir()])
     model = timm.create_model("test_resnet", num_classes=classes)
     assert json.loads(out)["networks"][0]["params"] == count(model).params
+
+
+def test_images_of_a_folder_say_what_networks_are_made_for(tmp_path):
+    folder = tmp_path / "grey"
+    for label in "abc":
+        (folder / label).mkdir(parents=True)
+        for number in range(6):
+            Image.new("L", (40, 40), 40 * number).save(folder / label / f"{number}.png")
+    given = {"data": str(folder), "batch_size": 4, "score": "params"}
+    (genome,) = rank_networks(["2xS/2xS/2xS"], "wrn16_1", **given)
+    assert genome.cost == SearchSpace("wrn16_1", num_classes=3, in_chans=1).original_cost
+    # As the command does, and a search.
+    (network,) = rank_networks(["resnet18"], **given)
+    assert network.cost == count(timm.create_model("resnet18", num_classes=3, in_chans=1), (1, 32, 32))
+    (tmp_path / "list").write_text("resnet18\n", encoding="utf-8-sig")
+    options = ["--data", folder, "--score", "params", "--batch-size", 4, "--json"]
+    status, out, err = run("rank", tmp_path / "list", *options)
+    assert status == 0, err
+    assert json.loads(out)["networks"][0]["params"] == network.cost.params
+    result = search("wrn16_1", "60k", 2, data=folder, refine=0, batch_size=4, score="params")
+    assert (result.space.input_size, result.space.num_classes) == ((1, 32, 32), 3)
+
+
+@pytest.mark.parametrize("asked", [{"num_classes": 9}, {"in_chans": 1}, {"image_size": 64}])
+def test_a_space_is_of_the_sizes_that_are_asked_for(asked):
+    space = SearchSpace("wrn16_1")
+    own = {"num_classes": 10, "in_chans": 3, "image_size": 32}
+    assert rank_networks(["2xS/2xS/2xS"], space, score="params", batch_size=4, **own)
+    ((name, value),) = asked.items()
+    with pytest.raises(ValueError, match=f"the search space has {name}={own[name]}, not {value}; leave {name} out"):
+        rank_networks(["2xS/2xS/2xS"], space, score="params", batch_size=4, **asked)

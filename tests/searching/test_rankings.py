@@ -259,12 +259,21 @@ def test_a_network_without_relus_is_ranked_by_fisher_where_no_score_is_named():
     assert result.searched["score"] == "fisher"
     networks = rank_networks(["test_efficientnet", "wrn16_1"], num_classes=7, image_size=32, batch_size=4)
     assert not any(each.parts for each in networks)
-    with pytest.raises(TypeError, match="has no ReLU modules, whose codes naswot compares"):
+    with pytest.raises(ValueError, match="has no ReLU modules, whose codes naswot compares"):
         search(space, None, score="fisher+naswot", **given)
 
 
+def test_a_network_whose_relus_are_of_gates_is_ranked_by_fisher_where_no_score_is_named():
+    # Its blocks have SiLU, and their squeeze-and-excite ReLU, which a new block has not.
+    space = SearchSpace("seresnext26ts", ("K", "G4"), num_classes=7, image_size=32)
+    assert any(isinstance(module, nn.ReLU) for module in space.network.model.modules())
+    assert not space.has_relus
+    result = search(space, None, samples=2, refine=0, batch_size=4)
+    assert result.searched["score"] == "fisher"
+
+
 def test_naswot_names_a_network_without_relus():
-    with pytest.raises(TypeError, match="Linear has no ReLU modules, whose codes naswot compares"):
+    with pytest.raises(ValueError, match="Linear has no ReLU modules, whose codes naswot compares"):
         naswot(nn.Linear(2, 2), *minibatch())
 
 

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from command_line import run
 
-from blockswap_models import Budget, BudgetError, Cost, SearchSpace, count, search
+from blockswap_models import Budget, BudgetError, Cost, SearchResult, SearchSpace, count, profile, search
 from blockswap_models.nets.stored import file_size, stored_tensors
 
 SPACE = SearchSpace("wrn16_1", ["S", "G4", "W1", "B2", "M3"])
@@ -99,3 +99,25 @@ def test_a_search_for_a_size_keeps_it_in_its_record(tmp_path, monkeypatch) -> No
     assert "size        " in out
     result = search(space, {"size": "..60%"}, 3, refine=0, batch_size=2, score="params")
     assert result.best.cost.size == best["size"]
+
+
+def test_a_latency_in_percent_needs_the_original_in_the_table_alone() -> None:
+    table = profile(SearchSpace("wrn16_1", ["S", "G4", "B2"]), threads=1, rounds=1, passes=1)
+    space, budget = SearchSpace("wrn16_1", ["G4", "B2"], latency=table).resolve({"latency": "..90%"})
+    assert budget.windows["latency"][1] == pytest.approx(0.9 * table.latency(space.layout.original), abs=1e-8)
+    without = profile(SearchSpace("wrn16_1", ["G4", "B2"]), threads=1, rounds=1, passes=1)
+    with pytest.raises(BudgetError, match=r"a latency in percent is of blockswap_wrn16_1, whose blocks the table"):
+        SearchSpace("wrn16_1", ["G4", "B2"], latency=without).resolve({"latency": "..90%"})
+
+
+def test_a_record_of_a_size_is_loaded_with_sizes(tmp_path) -> None:
+    record = tmp_path / "size.jsonl"
+    found = search("wrn16_1", {"size": "30%"}, 3, refine=0, batch_size=4, record=record)
+    loaded = SearchResult.load(record)
+    assert loaded.budget.fits(loaded.space.cost(loaded.best.genome))
+    assert [each.cost for each in loaded.candidates] == [each.cost for each in found.candidates]
+    assert f"{loaded.best.cost.size:,}" in loaded._repr_html_()
+    pytest.importorskip("pandas", reason="needs pip install pandas")
+    table = loaded.to_pandas()
+    assert list(table["size"]) == [each.cost.size for each in loaded.candidates]
+    assert "latency" not in table
