@@ -22,7 +22,8 @@ from .data.statistics import model_data_config
 from .genome import Genome
 from .nets.copies import plain_copy
 from .nets.networks import WideResNet
-from .zoo.find import create_network, require_model
+from .zoo.cards import MissingWeightsError
+from .zoo.find import create_network, is_all_kept, require_model, swaps
 
 __all__ = ["FPNBackbone", "fpn_backbone", "mask_rcnn"]
 
@@ -121,6 +122,7 @@ def fpn_backbone(
         The backbone.
 
     Raises:
+        MissingWeightsError: Pretrained weights are asked for of a network of timm whose blocks are to be replaced.
         TypeError: The network gives no features.
         ValueError: The name is unknown, or there are no such layers.
 
@@ -231,6 +233,10 @@ def _of_name(
     name: str, genome: Genome | str | None, pretrained: bool, wanted: Sequence[int] | None, kwargs: dict[str, Any]
 ) -> tuple[nn.Module, FeatureInfo]:
     require_model(name)
+    if pretrained and genome is not None and swaps(name, genome) and not is_all_kept(genome):
+        raise MissingWeightsError(
+            f"{name} with other blocks, {genome}", "leave out pretrained weights, or use a network that was trained"
+        )
     with torch.device("meta"):
         body: Any = create_network(name, genome, features_only=True, **kwargs)
     levels = _levels(body.feature_info.info, wanted)

@@ -297,7 +297,7 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
         options.holdout = holdout_of(options.data, options.data_dir, options.val_share, options.val_seed)
     library = BlockLibrary.load(options.library)
     network = options.network.value if isinstance(options.network.value, str) else options.network.value.name
-    if library.header["network"] not in (network, options.network.text):
+    if library.header["network"] not in (network.partition(".")[0], options.network.text):
         raise ValueError(f"the library {quote(options.library)} is of {library.header['network']}, not of {network}")
     model = original_network(library)
     table = _latency_table(options)

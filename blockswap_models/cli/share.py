@@ -54,9 +54,11 @@ def pack(as_json: bool, **arguments: Any) -> None:
     if not options.tag or {".", "/", os.sep, " "} & set(options.tag):
         raise ValueError(f"a tag has no dots, slashes or spaces; {quote(options.tag)} has, or is empty (--tag)")
 
-    from ..zoo.find import find_model
+    from ..training.models import of_summary
 
-    name = f"{find_model(summary['model']).partition('.')[0]}.{options.tag}"
+    model: Any = of_summary(summary)
+    # The network's own name, also where training started from a folder or a repository.
+    name = f"{model.pretrained_cfg['architecture']}.{options.tag}"
     weights, card = (Path(options.out) / f"{name}.{suffix}" for suffix in ("safetensors", "json"))
     for path in (weights, card):
         if path.exists():
@@ -74,14 +76,12 @@ def pack(as_json: bool, **arguments: Any) -> None:
     from ..machine import find_device, keep_memory
     from ..nets.cost import count
     from ..training.evaluate import evaluation_loader, load_weights
-    from ..training.models import of_summary
 
     device = find_device(options.device)
     if device.type == "cpu":
         keep_memory()
     if "command" not in summary:
         raise WeightsError(f"the run in {quote(str(folder))} does not say its command; train it with this version")
-    model = of_summary(summary)
     load_weights(model, folder / "model.safetensors")
     exact = copy.deepcopy(model)
     _halve(model)
@@ -112,6 +112,10 @@ def pack(as_json: bool, **arguments: Any) -> None:
         summary |= {"input_size": size, "macs": count(model, size).macs}
     tested = measure(model, loader, torch.float32)
     errors = {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
+    # Weights of timm under another tag may be of images that are made in another way.
+    summary["data_config"] = {
+        key: each for key, each in model_data_config(model).items() if key not in ("input_size", "num_classes")
+    }
     made = make_card(name, summary, content, _DTYPE, errors, training_command(summary), options.note)
     make_folder(weights.parent, WeightsError)
     write_atomic(weights, content, WeightsError)
@@ -208,8 +212,15 @@ def _model_of(card: dict[str, Any], weights: Path) -> nn.Module:
     name = card["name"].partition(".")[0]
     # Of a name that the zoo has too, the card says whose it is.
     name = name if card.get("swapped") else find_model(name)
-    size = card.get("input_size")
-    own = {} if size is None else {"in_chans": size[0], "pretrained_cfg_overlay": {"input_size": tuple(size)}}
+    size, config = card.get("input_size"), card.get("data_config", {})
+    overlay = {key: tuple(each) if isinstance(each, list) else each for key, each in config.items()}
+    own: dict[str, Any] = {}
+    if size is not None:
+        overlay["input_size"] = tuple(size)
+        own["in_chans"] = size[0]
+    if overlay:
+        overlay["tag"] = card["name"].partition(".")[2]
+        own["pretrained_cfg_overlay"] = overlay
     model: Any = create_network(name, card["genome"], num_classes=card["num_classes"], **own)
     if "label_names" in card:
         model.pretrained_cfg["label_names"] = card["label_names"]

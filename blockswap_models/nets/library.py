@@ -135,8 +135,12 @@ class BlockLibrary:
             )
 
     def original_state(self) -> dict[str, torch.Tensor]:
-        """Reads the weights of the network that was imitated."""
-        return safetensors.torch.load_file(self.folder / "original.safetensors")
+        """Reads the weights of the network that was imitated; raises LibraryError where they cannot be read."""
+        path = self.folder / "original.safetensors"
+        try:
+            return safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError):
+            raise _unreadable(path) from None
 
     def error(self, index: int, block: BlockType) -> float:
         """Looks up the error of a type at a position, from 0; that of a kept block is 0.
@@ -210,6 +214,8 @@ class BlockLibrary:
                     if key.startswith(prefix)
                 }
         except (OSError, safetensors.SafetensorError):
-            raise LibraryError(
-                f"cannot read {quote(str(path))}: it is missing or damaged; train the library anew"
-            ) from None
+            raise _unreadable(path) from None
+
+
+def _unreadable(path: Path) -> LibraryError:
+    return LibraryError(f"cannot read {quote(str(path))}: it is missing or damaged; train the library anew")

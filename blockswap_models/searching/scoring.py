@@ -201,7 +201,8 @@ def describe(scorer: Scorer, strategy: str, within: dict[str, Any]) -> dict[str,
 def describe_space(space: SearchSpace) -> dict[str, Any]:
     """What a record says of the networks that are searched."""
     return {
-        "space": space.layout.name,
+        # Of a network that timm has by name, with its tag, by which it makes its images.
+        "space": space.layout.name if space.network is None else space.network.name or space.layout.name,
         # Of the user's own, the name alone does not say it.
         **({} if space.layout.is_standard else {"layout": _as_json(space.layout)}),
         **({} if space.network is None else {"network": space.network.weights}),

@@ -27,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.folders import plain_name, require_outside
 from ..data.images import ImageFiles
+from ..data.statistics import label_names, model_data_config
 from ..files import append_json_line, json_line, make_folder, read_json_lines, write_atomic
 from ..genome import SEARCH_TYPES, BlockType
 from ..messages import quote
@@ -133,6 +134,7 @@ def train_library(
         "genome": None if own is None else str(own),
         "weights": weights_digest(model),
         "layout": json.loads(json.dumps(asdict(network.layout))),
+        "config": _config_of(model),
         "types": [str(each) for each in chosen],
         "data": plain_name(data),
         "batch_size": getattr(loader, "batch_size", None),
@@ -158,6 +160,15 @@ def train_library(
             module.training = mode
     (folder / "checkpoint.pth").unlink(missing_ok=True)
     return BlockLibrary.load(folder)
+
+
+def _config_of(model: nn.Module) -> dict[str, Any]:
+    """How the images of a network are made, and what its classes are called, as JSON has it."""
+    config = model_data_config(model)
+    if (names := label_names(model)) is not None:
+        config["label_names"] = names
+    as_json: dict[str, Any] = json.loads(json.dumps(config))
+    return as_json
 
 
 def has_random_weights(model: nn.Module) -> bool:

@@ -151,7 +151,10 @@ def train_run(
         names = CIFAR10_NAMES
     else:
         names = names_of(settings.data, settings.data_dir)
-    students = _students(settings, names)
+    students = _students(settings, names, numbers=images is not None)
+    if images is not None:
+        # In the order in which weights that were trained before have them.
+        names = label_names(students[settings.names[0]]) or names
     of_students = {name: _facts(name, student) for name, student in students.items()}
     model = students[settings.names[0]]
     told = of_students[settings.names[0]]
@@ -274,11 +277,14 @@ def _init_digest(path: str) -> str:
     return file_digest(Path(path) / "errors.jsonl" if Path(path).is_dir() else path)
 
 
-def _students(settings: RunSettings, names: Sequence[str] | None) -> dict[str, nn.Module]:
-    """Makes each student, with the initial weights that it would have if trained alone."""
+def _students(settings: RunSettings, names: Sequence[str] | None, numbers: bool) -> dict[str, nn.Module]:
+    """Makes each student, with the initial weights that it would have if trained alone.
+
+    `names` are those of its classes, which `numbers` says whether the images can be numbered by.
+    """
     if settings.init not in (None, "teacher") and Path(settings.init).is_dir():
-        return {settings.names[0]: _joined(settings)}
-    full = [find_model(name, settings.genome) for name in settings.names]
+        return {settings.names[0]: _joined(settings, names, numbers)}
+    full = [_find_network(name, settings.genome) for name in settings.names]
     for name in full:
         if full.count(name) > 1:
             raise ValueError(f"{name} is named twice; use each model once")
@@ -298,25 +304,40 @@ def _students(settings: RunSettings, names: Sequence[str] | None) -> dict[str, n
             own["pretrained_cfg_overlay"] = {"input_size": (channels, settings.image_size, settings.image_size)}
         student: Any = create(name, settings.genome, pretrained=settings.pretrained, **own)
         students[short] = student
-        if names is not None and len(names) == student.num_classes:
-            # As timm has them, so that they are saved with the network.
-            student.pretrained_cfg["label_names"] = list(names)
+        _name_classes(student, names, numbers and settings.pretrained)
         if settings.init not in (None, "teacher"):
             load_initial(students[short], settings.init)
-    wanted = {name: (model_data_config(each), each.num_classes) for name, each in students.items()}
+    wanted = {name: (model_data_config(each), each.num_classes, label_names(each)) for name, each in students.items()}
     for name in settings.names:
         if wanted[name] != wanted[settings.names[0]]:
             raise ValueError(f"{name} has other images or classes than {settings.names[0]}; train it by itself")
     return students
 
 
-def _joined(settings: RunSettings) -> nn.Module:
+def _find_network(name: str, genome: str | None) -> str:
+    """Finds the name under which timm has a student, which may be the folder of a saved network."""
+    return find_model(f"local-dir:{name}" if is_folder(name) else name, genome)
+
+
+def _name_classes(student: Any, names: Sequence[str] | None, has_own: bool) -> None:
+    """Names the classes of a student as timm does, so that they are saved with it.
+
+    The order of weights that were trained for these classes is kept where it `has_own`: their head goes by it.
+    """
+    if names is None or len(names) != student.num_classes:
+        return
+    own = label_names(student)
+    if not (has_own and own is not None and set(own) == set(names)):
+        student.pretrained_cfg["label_names"] = list(names)
+
+
+def _joined(settings: RunSettings, names: Sequence[str] | None, numbers: bool) -> nn.Module:
     """Makes a student of the blocks of a library, which `init` names."""
     library = BlockLibrary.load(str(settings.init))
     if len(settings.names) > 1 or settings.genome is None:
         raise ValueError("a library starts one network of a given genome; use one model and genome=")
     name = find_model(settings.names[0])
-    if name.partition(".")[0] != library.header["network"]:
+    if name.partition(".")[0] != library.header["network"].partition(".")[0]:
         raise ValueError(f"the library {settings.init} is of {library.header['network']}, not of {name}")
     torch.manual_seed(settings.seed)
     original: Any = original_network(library)
@@ -328,6 +349,7 @@ def _joined(settings: RunSettings) -> nn.Module:
         wanted = getattr(settings, key)
         if wanted is not None and wanted != getattr(student, key, wanted):
             raise ValueError(f"the library {settings.init} is of {key}={getattr(student, key)}, not {wanted}")
+    _name_classes(student, names, numbers)
     return student
 
 
@@ -337,7 +359,7 @@ def _facts(name: str, student: nn.Module) -> dict[str, Any]:
     size = list(model_data_config(student)["input_size"])
     facts = {"model": name, "genome": genome, "params": cost.params, "macs": cost.macs, "input_size": size}
     architecture = getattr(student, "pretrained_cfg", {}).get("architecture")
-    if architecture is not None and ":" not in name and swaps(architecture, genome):
+    if architecture is not None and swaps(architecture, genome):
         # Of a name that the zoo has too.
         facts["swapped"] = True
     return facts

@@ -42,7 +42,9 @@ _OF_THE_RUN = (
 )
 
 # What the cards of older runs do not say.
-_OF_LATER_RUNS = ("input_size", "init", "init_weights", "label_names", "val_share", "val_seed", "swapped")
+_OF_LATER_RUNS = (
+    *("input_size", "init", "init_weights", "label_names", "val_share", "val_seed", "swapped", "data_config"),
+)
 
 Card = dict[str, Any]
 

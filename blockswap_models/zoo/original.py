@@ -13,7 +13,7 @@ __all__ = ["original_network"]
 
 
 def original_network(library: BlockLibrary, **kwargs: Any) -> nn.Module:
-    """Makes the network that a library was trained from, with its weights.
+    """Makes the network that a library was trained from, with its weights, images and names of classes.
 
     Args:
         library: The library.
@@ -25,6 +25,9 @@ def original_network(library: BlockLibrary, **kwargs: Any) -> nn.Module:
     header = library.header
     layout = library.layout
     arguments = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0], **kwargs}
-    model = create_network(header["network"], header["genome"], pretrained=False, **arguments)
+    model: Any = create_network(header["network"], header["genome"], pretrained=False, **arguments)
+    # Of a library of an older version it is that of the network's name.
+    for key, value in header.get("config", {}).items():
+        model.pretrained_cfg[key] = tuple(value) if isinstance(value, list) else value
     model.load_state_dict(library.original_state())
     return model.eval()
