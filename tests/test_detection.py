@@ -16,6 +16,7 @@ from blockswap_models import GenomeError, Layout, swap
 from blockswap_models.detection import fpn_backbone, mask_rcnn
 from blockswap_models.nets.blocks import ResidualBlock
 from blockswap_models.nets.networks import build
+from blockswap_models.zoo.cards import MissingWeightsError
 
 GENOME = "B2,W1/G4,B2G4/S,W2/B4,S"
 DRAWS = torch.Generator().manual_seed(0)
@@ -319,3 +320,9 @@ def test_a_name_of_timm_takes_a_genome_too() -> None:
     assert backbone.strides == [4, 8, 16, 32, 64]
     assert [tuple(each.shape[2:]) for each in maps.values()] == [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
     assert sum(isinstance(each, ResidualBlock) for each in backbone.modules()) == 2
+
+
+def test_pretrained_weights_of_a_network_with_new_blocks_are_refused():
+    # They would be random, and frozen.
+    with pytest.raises(MissingWeightsError, match="no pretrained weights for test_resnet with other blocks, K/G4/K/B2"):
+        fpn_backbone("test_resnet", "K/G4/K/B2", pretrained=True)

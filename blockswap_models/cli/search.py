@@ -505,7 +505,7 @@ def _print_front(front: Front, record: str, number: int, as_json: bool) -> None:
 
 
 def _print_result(result: SearchResult, record: str, number: int, as_json: bool) -> None:
-    best, space, layout = result.best, result.space, result.space.layout
+    best, layout = result.best, result.space.layout
     if as_json:
         top = [each.as_json() for each in result.candidates[:number]]
         print_json({"network": layout.name, "best": top[0], "top": top, "rivals": result.num_tied, "record": record})
@@ -521,12 +521,8 @@ def _print_result(result: SearchResult, record: str, number: int, as_json: bool)
             f"\nshare of {best.shares_of} by block: "
             + " / ".join(" ".join(next(shares) for _ in s) for s in best.genome.stages)
         )
-    described: dict[str, Any] = {"space": layout.name, "num_classes": space.num_classes, "input_size": space.input_size}
-    if space.network is not None:
-        described["network"] = space.network.weights
-    elif not layout.is_standard:
-        described["layout"] = layout
-    print(f"record: {record}\n{build_text(described, best.genome)}\n{train_text(read_record(record)[0], record)}")
+    header = read_record(record)[0]
+    print(f"record: {record}\n{build_text(header, best.genome)}\n{train_text(header, record)}")
 
 
 def tied_text(number: int, draws: int) -> str:

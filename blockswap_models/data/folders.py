@@ -324,16 +324,18 @@ def _classes(root: str | Path, folder: Path, flat: bool = False) -> tuple[list[s
     `flat` refuses classes in classes, which timm reads as classes of their own.
     """
     places = [Path(root)]
-    # A folder of test images that is given without the dataset that it belongs to.
-    if folder == Path(root) and known_split(folder.absolute().name) in ("val", "test"):
-        places = [folder.absolute().parent]
+    if folder == Path(root):
+        # A folder of test images that is given without the dataset that it belongs to, perhaps by a link.
+        whole = (each for each in (folder.resolve(), folder.absolute()) if known_split(each.name) in ("val", "test"))
+        places = [each.parent for each in whole] or places
     for place in places:
         try:
-            training = [each for each in splits_in(place) if known_split(each.name) == "train"]
+            kinds = {known_split(each.name) for each in splits_in(place)}
         except (DataError, OSError):
             continue
-        if len(training) == 1:
-            folder = training[0]
+        if "train" in kinds:
+            # The one that training would use.
+            folder = find_split(place, "train")
     return _class_names(folder, flat), folder
 
 

@@ -20,7 +20,16 @@ from tqdm import tqdm
 from ..messages import quote
 from .errors import DataError
 
-__all__ = ["ImageError", "ImageFiles", "InMode", "image_extensions", "image_mode", "read_image", "walk_images"]
+__all__ = [
+    "ImageError",
+    "ImageFiles",
+    "InMode",
+    "image_extensions",
+    "image_mode",
+    "in_mode",
+    "read_image",
+    "walk_images",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +67,7 @@ class InMode(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image, label = self.dataset[index]
-        image = image.convert(self.mode)
+        image = in_mode(image, self.mode)
         return image if self.transform is None else self.transform(image), label
 
 
@@ -104,10 +113,31 @@ def walk_images(folder: str | Path) -> Iterator[tuple[str, list[str], list[str]]
         yield path, folders, [each for each in files if not each.startswith(".") and each.lower().endswith(extensions)]
 
 
-def read_image(file: IO[bytes] | str, mode: str) -> Image.Image:
-    """Reads an image with 8 bits a channel.
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Converts an image to 8 bits a channel.
 
     Grey images of 16 bits are scaled; Pillow's `convert` would clip them at 255.
+
+    Args:
+        image: The image.
+        mode: Pillow's mode: `L`, `RGB` or `RGBA`.
+
+    Returns:
+        The image, in that mode.
+
+    Raises:
+        ImageError: Its values have no known range.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert(mode)
+    if image.mode in ("I", "F"):
+        raise ImageError("its values have 32 bits and no known range; use 8 or 16 bits")
+    return image.convert(mode)
+
+
+def read_image(file: IO[bytes] | str, mode: str) -> Image.Image:
+    """Reads an image with 8 bits a channel, as `in_mode` makes it.
 
     Args:
         file: The open file, or its path.
@@ -121,12 +151,7 @@ def read_image(file: IO[bytes] | str, mode: str) -> Image.Image:
     """
     try:
         with Image.open(file) as image:
-            if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-                grey = np.asarray(image).astype(np.uint32)
-                return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert(mode)
-            if image.mode in ("I", "F"):
-                raise ImageError("its values have 32 bits and no known range; use 8 or 16 bits")
-            return image.convert(mode)
+            return in_mode(image, mode)
     except (ImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError:

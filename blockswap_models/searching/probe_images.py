@@ -20,7 +20,7 @@ from ..data.cifar import normalize
 from ..data.facts import holdout_of
 from ..data.folders import DataError, dataset_text, find_dataset, names_in, open_dataset
 from ..data.holdout import HoldOut
-from ..data.images import image_mode
+from ..data.images import ImageError, image_mode, in_mode
 from ..messages import counted
 from .plain_defaults import plain_defaults
 
@@ -292,7 +292,15 @@ def _transform(space: ImageSpec) -> Callable[[Image.Image], torch.Tensor]:
     config = space.data_config
     names = ("mean", "std", "crop_pct", "interpolation")
     transform = create_transform(input_size=space.input_size, **{name: config[name] for name in names})
-    return lambda image: transform(image.convert(mode))
+
+    def tensor_of(image: Image.Image) -> torch.Tensor:
+        try:
+            tensor: torch.Tensor = transform(in_mode(image, mode))
+        except ImageError as error:
+            raise DataError(f"an image of the dataset cannot be used: {error}") from None
+        return tensor
+
+    return tensor_of
 
 
 def _normalised(space: ImageSpec, images: torch.Tensor) -> torch.Tensor:
@@ -313,7 +321,8 @@ def _normalised(space: ImageSpec, images: torch.Tensor) -> torch.Tensor:
     farthest = 4 * max(1.0, *(max(m, 1 - m) / s for m, s in zip(mean, std, strict=True)))
     if max(-low, high) > farthest:
         raise DataError(f"images of floats run from {low:g} to {high:g}, so they are not normalised; {advice}")
-    if 0 <= low < high <= 1 and all(mean):
+    # Interpolation may go a little beyond.
+    if -0.1 <= low < high <= 1.1 and all(mean):
         raise DataError(f"images of floats run from {low:g} to {high:g}, scaled but not normalised; {advice}")
     return images if images.dtype in (torch.float32, torch.float64) else images.float()
 

@@ -135,6 +135,8 @@ def train_run(
         raise ValueError("there is no teacher to start from; use teacher=, or another init=")
     if settings.teacher is None and recipe.soft_labels:
         raise ValueError("soft labels are a teacher's; use teacher=, or soft_labels=0")
+    # A saved network may be named by its folder.
+    settings = replace(settings, names=[f"local-dir:{name}" if is_folder(name) else name for name in settings.names])
     # A run that goes on has the images that it had, also where their folder is written in another way.
     settings = replace(settings, data=plain_name(settings.data, settings.data_dir))
     holdout = holdout_of(settings.data, settings.data_dir, settings.val_share, settings.val_seed)
@@ -284,7 +286,7 @@ def _students(settings: RunSettings, names: Sequence[str] | None, numbers: bool)
     """
     if settings.init not in (None, "teacher") and Path(settings.init).is_dir():
         return {settings.names[0]: _joined(settings, names, numbers)}
-    full = [_find_network(name, settings.genome) for name in settings.names]
+    full = [find_model(name, settings.genome) for name in settings.names]
     for name in full:
         if full.count(name) > 1:
             raise ValueError(f"{name} is named twice; use each model once")
@@ -312,11 +314,6 @@ def _students(settings: RunSettings, names: Sequence[str] | None, numbers: bool)
         if wanted[name] != wanted[settings.names[0]]:
             raise ValueError(f"{name} has other images or classes than {settings.names[0]}; train it by itself")
     return students
-
-
-def _find_network(name: str, genome: str | None) -> str:
-    """Finds the name under which timm has a student, which may be the folder of a saved network."""
-    return find_model(f"local-dir:{name}" if is_folder(name) else name, genome)
 
 
 def _name_classes(student: Any, names: Sequence[str] | None, has_own: bool) -> None:

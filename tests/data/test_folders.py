@@ -579,3 +579,20 @@ def test_fewer_classes_of_real_images_keep_their_numbers(imagenet_284):
     reader = open_dataset("folder", str(imagenet_284), None).reader
     assert len({label for _, label in reader.samples}) < len(names) == 1000
     assert all(names[label] == Path(path).parent.name for path, label in reader.samples)
+
+
+def test_of_two_folders_of_training_images_the_one_that_training_uses_numbers_the_classes(tmp_path):
+    write(tmp_path, "train/cat/a.png train/dog/a.png train/fox/a.png training/cat/a.png val/cat/a.png val/fox/a.png")
+    assert classes_of(str(tmp_path), split="val") == ("cat", "dog", "fox")
+    write(tmp_path, "val/yak/a.png")
+    with pytest.raises(DataError, match=r"the class 'yak' of .* is none of the 3 of"):
+        open_dataset(*find_dataset(str(tmp_path), None), "val")
+    (tmp_path / "train").rename(tmp_path / "Training")
+    with pytest.raises(DataError, match="are both the split 'train'; use one"):
+        classes_of(str(tmp_path), split="val")
+
+
+def test_a_link_to_test_images_has_the_classes_of_their_dataset(tmp_path):
+    write(tmp_path, "all/train/cat/a.png all/train/dog/a.png all/train/fox/a.png all/val/cat/a.png all/val/fox/a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "all" / "val")
+    assert classes_of(str(tmp_path / "link")) == ("cat", "dog", "fox")

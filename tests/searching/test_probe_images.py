@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -304,3 +305,35 @@ def test_imagenet_folder(imagenet_val1300):
     minibatch = dataset_minibatch(RESNET, "folder", imagenet_val1300, batch_size=8)
     assert minibatch.images.shape == (8, 3, 224, 224)
     assert len(set(minibatch.labels.tolist())) > 4
+
+
+@pytest.mark.parametrize("pixels", [np.full((32, 32), 32768, np.uint16), np.full((32, 32), 128, np.uint8)])
+def test_pictures_of_16_bits_are_scaled(pixels):
+    pictures = [(Image.fromarray(pixels), number % 2) for number in range(4)]
+    images = user_minibatch(WRN, PicturesOf(pictures), 4).images
+    grey = torch.tensor(WRN.data_config["mean"]), torch.tensor(WRN.data_config["std"])
+    assert images.mean(dim=(0, 2, 3)).tolist() == pytest.approx(((128 / 255 - grey[0]) / grey[1]).tolist(), abs=1e-3)
+
+
+def test_pictures_of_floats_have_no_known_range():
+    pictures = [(Image.fromarray(np.full((32, 32), 0.5, np.float32)), number % 2) for number in range(4)]
+    with pytest.raises(DataError, match="an image of the dataset cannot be used: its values have 32 bits"):
+        user_minibatch(WRN, PicturesOf(pictures), 4)
+
+
+class PicturesOf(Dataset):
+    def __init__(self, pictures):
+        self.pictures = pictures
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, index):
+        return self.pictures[index]
+
+
+def test_scaled_images_are_told_a_little_beyond_their_range_too():
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for scaled in (images, 1.05 * images - 0.02):
+        with pytest.raises(DataError, match="scaled but not normalised"):
+            tensor_minibatch(WRN, scaled, torch.zeros(8, dtype=torch.long))
