@@ -33,12 +33,14 @@ class ResidualBlock(nn.Module):
     where there is no branch.
     `norm_acts` names each norm of which an activation is the one user, with that activation.
     `dilations` are those of the first and the second 3x3 in its place, also where the block has one 3x3 only.
+    `has_own_projection` says that its `downsample` is its own, of which a block in its place gets no copy.
     """
 
     branch_end: str | None
     norm_acts: tuple[tuple[str, str], ...] = ()
     # Without a type, which TorchScript could not read.
     dilations = (1, 1)
+    has_own_projection = False
 
     def zero_init_last(self) -> None:
         """Starts the branch at zero, where its last layer is a norm."""

@@ -324,7 +324,7 @@ class _Run:
         # Some pool alone, and what they make has other channels than the block's output.
         fitting = {name for name, _, shape in self._children if name in named and shape == self.made}
         used = [name for name in fitting if not isinstance(modules[name], nn.Identity)]
-        self.shortcut = used[0] if used else None
+        self.shortcut = used[0] if used and not getattr(block, "has_own_projection", False) else None
         branch = [each for each in self._children if each[0] not in named]
         if isinstance(block, ResidualBlock):
             acts_last = is_activation(branch[-1][1])
@@ -437,6 +437,9 @@ def new_block(block: BlockType, old: nn.Module, found: FoundBlock) -> ResidualBl
         skip=not changes or made is not None,
         **dd,
     )
+    if made is not shortcut and found.order == "linear":
+        # The original had none, and a type that needs none has none in its place either.
+        new.has_own_projection = True
     kept = set() if shortcut is None else {*shortcut.modules()}
     for module in new.modules():
         if isinstance(module, nn.Conv2d) and module not in kept:

@@ -238,8 +238,8 @@ def _open(folder: Path, header: dict[str, Any], model: nn.Module, resume: bool) 
         # Older versions wrote a folder as it was given, perhaps with a slash at its end.
         found["data"] = plain_name(found.get("data", ""))
         for name, value in header.items():
-            # Older libraries do not say how many minibatches there were.
-            if found.get(name) != value and (name in found or name != "minibatches"):
+            # Older libraries do not say how many minibatches there were, nor how images were made.
+            if found.get(name) != value and (name in found or name not in ("minibatches", "config")):
                 shown = [quote(each, 60) for each in (found.get(name), value)]
                 raise LibraryError(
                     f"the library in {quote(str(folder))} has {name} {shown[0]}, not {shown[1]}; use what it has, or "

@@ -220,3 +220,14 @@ def test_genomes_that_do_not_fit_are_refused(resnet):
         Layout.named("wrn16_1").fit("2xK/2xS/2xS")
     with pytest.raises(SplitError, match="has no feature_info"):
         swap(nn.Sequential(nn.Conv2d(3, 3, 3)), "K", input_size=(3, 8, 8))
+
+
+def test_what_is_swapped_twice_is_what_is_swapped_once():
+    # A separable convolution makes a projection where the original has none.
+    model = timm.create_model("mobilenetv3_small_050", num_classes=3)
+    twice = swap(swap(model, "D/2xK/3xK/2xK/3xK"), "S/2xK/3xK/2xK/3xK")
+    once = swap(model, "S/2xK/3xK/2xK/3xK")
+    assert twice.genome == once.genome
+    assert {name: each.shape for name, each in twice.state_dict().items()} == {
+        name: each.shape for name, each in once.state_dict().items()
+    }

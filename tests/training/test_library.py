@@ -331,3 +331,13 @@ def test_blocks_that_the_network_has_itself_are_kept(cifar_dir, tmp_path):
     )
     assert code == 2
     assert said.startswith("blockswap library: no checkpoint")
+
+
+def test_a_library_that_does_not_say_how_images_were_made_is_gone_on_with(model, library, tmp_path):
+    folder = tmp_path / "lib"
+    shutil.copytree(library.folder, folder)
+    header = json.loads((folder / "library.json").read_text())
+    del header["config"]
+    (folder / "library.json").write_text(json.dumps(header))
+    again = train_library(model, loader(), folder, **SETTINGS, resume=True)
+    assert again.errors == library.errors
