@@ -11,7 +11,9 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -302,19 +304,32 @@ def _to_onnx(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Writt
     import onnx
     import onnxruntime
 
-    made = torch.onnx.export(
-        model,
-        (x,),
-        dynamo=True,
-        dynamic_shapes=_ANY_BATCH,
-        opset_version=OPSET,
-        input_names=["images"],
-        output_names=list(about["outputs"]),
-        optimize=True,
-        verbose=False,
-    )
-    assert made is not None
-    proto = made.model_proto
+    try:
+        # Some versions of onnxscript print, which would be in the way of --json.
+        with redirect_stdout(io.StringIO()):
+            made = torch.onnx.export(
+                model,
+                (x,),
+                dynamo=True,
+                dynamic_shapes=_ANY_BATCH,
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=list(about["outputs"]),
+                optimize=True,
+                verbose=False,
+            )
+        assert made is not None
+        proto = made.model_proto
+    except Exception as error:
+        # The errors of these packages have no class in common either.
+        raise ExportError(_why_no_onnx(model, error)) from None
+    # torch 2.6 calls the number of images s0.
+    values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
+    sizes = [size for value in values for size in value.type.tensor_type.shape.dim]
+    own_name = sizes[0].dim_param
+    for size in sizes:
+        if size.dim_param == own_name != "":
+            size.dim_param = "batch"
     props = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     onnx.helper.set_model_props(proto, props)
     # The source files of the operations, which lie in folders of this machine.
@@ -327,6 +342,21 @@ def _to_onnx(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Writt
     # The exporter folds by itself, also where the output of the convolution is a map of features.
     left = sum(node.op_type == "BatchNormalization" for node in proto.graph.node)
     return content, lambda images: list(map(torch.from_numpy, session.run(None, {"images": images.numpy()}))), left
+
+
+def _why_no_onnx(model: nn.Module, error: BaseException) -> str:
+    # The first cause says what is wrong, and the errors after it fill a page.
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+    here = ", ".join(f"{name} {version(name)}" for name in ("onnxscript", "onnx", "protobuf"))
+    # Those that came after torch 2.6 do not fit it.
+    old = torch.__version__ < "2.7"
+    install = '"onnxscript<0.3" "protobuf<7"' if old else "-U torch onnxscript onnx"
+    return (
+        f"torch {torch.__version__} with {here} cannot make ONNX of {type(model).__name__}: {reason.rstrip(':.')}; "
+        f"use a .pt2 or .ts file, or pip install {install}"
+    )
 
 
 def _to_torch_export(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Written:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 
 import pytest
 import timm
@@ -13,6 +14,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.utils import prune
+from torch.torch_version import TorchVersion
 
 from blockswap_models import save_pretrained, swap
 from blockswap_models.cli.export import FORMAT_NAMES
@@ -187,6 +189,29 @@ def test_onnx_takes_any_number_of_images(onnxruntime, tmp_path):
     assert (told["name"], told["genome"], told["input_size"]) == ("blockswap_wrn16_1", TINY, "[3, 16, 16]")
     assert json.loads(told["mean"]) == pytest.approx([0.4914, 0.4822, 0.4465])
     assert json.loads(told["std"]) == pytest.approx([0.2023, 0.1994, 0.2010])
+
+
+@pytest.mark.parametrize(
+    ("torchs", "advice"),
+    [("2.6.0+cpu", 'pip install "onnxscript<0.3" "protobuf<7"'), ("2.14.1", "pip install -U torch onnxscript onnx")],
+)
+def test_packages_that_do_not_fit_are_named(capsys, monkeypatch, onnxruntime, tmp_path, torchs, advice):
+    def unfit(*args, **kwargs):
+        try:
+            raise AttributeError("'tuple' object has no attribute 'dtype'")
+        except AttributeError as error:
+            raise RuntimeError("a page\nof advice") from error
+
+    monkeypatch.setattr(torch.onnx, "export", unfit)
+    monkeypatch.setattr(torch, "__version__", TorchVersion(torchs))
+    status, _, err = run(capsys, "wrn16_1", "--out", tmp_path / "net.onnx")
+    here = ", ".join(f"{name} {version(name)}" for name in ("onnxscript", "onnx", "protobuf"))
+    assert (status, err) == (
+        2,
+        f"blockswap export: torch {torchs} with {here} cannot make ONNX of WideResNet: "
+        f"'tuple' object has no attribute 'dtype'; use a .pt2 or .ts file, or {advice}\n",
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_of_timm_with_other_blocks_is_exported(onnxruntime, tmp_path):

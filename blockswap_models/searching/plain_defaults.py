@@ -28,7 +28,8 @@ def plain_defaults(device: torch.device | str = "cpu") -> Iterator[None]:
     with ExitStack() as undo:
         undo.enter_context(_float32_by_default())
         # Each only where it is needed: they cost time.
-        if torch.get_default_device().type != "cpu":
+        # A tensor is asked: get_default_device() of torch 2.6 does not see `with torch.device(…)`.
+        if torch.empty(0).device.type != "cpu":
             undo.enter_context(torch.device("cpu"))
         if torch.is_autocast_enabled(kind):
             undo.enter_context(torch.autocast(kind, enabled=False))
