@@ -322,7 +322,7 @@ def _to_onnx(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Writt
         proto = made.model_proto
     except Exception as error:
         # The errors of these packages have no class in common either.
-        raise ExportError(_why_no_onnx(model, error)) from None
+        raise ExportError(_why_no_onnx(model, error)) from error
     # torch 2.6 calls the number of images s0.
     values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
     sizes = [size for value in values for size in value.type.tensor_type.shape.dim]
@@ -350,7 +350,7 @@ def _why_no_onnx(model: nn.Module, error: BaseException) -> str:
         error = error.__cause__
     reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
     here = ", ".join(f"{name} {version(name)}" for name in ("onnxscript", "onnx", "protobuf"))
-    # Those that came after torch 2.6 do not fit it.
+    # Nearly all of those that came after torch 2.6 do not fit it.
     old = torch.__version__ < "2.7"
     install = '"onnxscript<0.3" "protobuf<7"' if old else "-U torch onnxscript onnx"
     return (
