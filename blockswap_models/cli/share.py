@@ -113,9 +113,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
     tested = measure(model, loader, torch.float32)
     errors = {"top1_error": tested.top1_error, "top5_error": tested.top5_error}
     # Weights of timm under another tag may be of images that are made in another way.
-    summary["data_config"] = {
-        key: each for key, each in model_data_config(model).items() if key not in ("input_size", "num_classes")
-    }
+    summary["data_config"] = {key: each for key, each in model_data_config(model).items() if key != "input_size"}
     made = make_card(name, summary, content, _DTYPE, errors, training_command(summary), options.note)
     make_folder(weights.parent, WeightsError)
     write_atomic(weights, content, WeightsError)
@@ -206,14 +204,14 @@ def _halve(model: nn.Module) -> None:
 
 
 def _model_of(card: dict[str, Any], weights: Path) -> nn.Module:
+    from ..data.statistics import config_from_json
     from ..training.evaluate import load_weights
     from ..zoo.find import create_network, find_model
 
     name = card["name"].partition(".")[0]
     # Of a name that the zoo has too, the card says whose it is.
     name = name if card.get("swapped") else find_model(name)
-    size, config = card.get("input_size"), card.get("data_config", {})
-    overlay = {key: tuple(each) if isinstance(each, list) else each for key, each in config.items()}
+    size, overlay = card.get("input_size"), config_from_json(card.get("data_config", {}))
     own: dict[str, Any] = {}
     if size is not None:
         overlay["input_size"] = tuple(size)

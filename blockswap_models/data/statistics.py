@@ -13,7 +13,16 @@ from torch import nn
 
 from ..layout import Layout
 
-__all__ = ["CIFAR10", "CIFAR10_NAMES", "IMAGENET", "data_config", "for_channels", "label_names", "model_data_config"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR10_NAMES",
+    "IMAGENET",
+    "config_from_json",
+    "data_config",
+    "for_channels",
+    "label_names",
+    "model_data_config",
+]
 
 CIFAR10 = {
     "num_classes": 10,
@@ -74,6 +83,11 @@ def for_channels(config: Mapping[str, Any], channels: int) -> dict[str, Any]:
             # As many digits as those of CIFAR-10 and ImageNet have.
             fitted[key] = (float(f"{fmean(fitted[key]):.4g}"),) * channels
     return fitted
+
+
+def config_from_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Restores a timm cfg that was written as JSON, which makes lists of its tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
 
 def label_names(model: nn.Module) -> tuple[str, ...] | None:

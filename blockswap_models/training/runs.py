@@ -334,7 +334,7 @@ def _joined(settings: RunSettings, names: Sequence[str] | None, numbers: bool) -
     if len(settings.names) > 1 or settings.genome is None:
         raise ValueError("a library starts one network of a given genome; use one model and genome=")
     name = find_model(settings.names[0])
-    if name.partition(".")[0] != library.header["network"].partition(".")[0]:
+    if name.partition(".")[0] != library.header["network"]:
         raise ValueError(f"the library {settings.init} is of {library.header['network']}, not of {name}")
     torch.manual_seed(settings.seed)
     original: Any = original_network(library)

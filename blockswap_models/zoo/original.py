@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ..data.statistics import config_from_json
 from ..nets.library import BlockLibrary
 from .find import create_network
 
@@ -27,7 +28,6 @@ def original_network(library: BlockLibrary, **kwargs: Any) -> nn.Module:
     arguments = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0], **kwargs}
     model: Any = create_network(header["network"], header["genome"], pretrained=False, **arguments)
     # Of a library of an older version it is that of the network's name.
-    for key, value in header.get("config", {}).items():
-        model.pretrained_cfg[key] = tuple(value) if isinstance(value, list) else value
+    model.pretrained_cfg.update(config_from_json(header.get("config", {})))
     model.load_state_dict(library.original_state())
     return model.eval()
