@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from .genome import BlockType, Conv, Genome, GenomeError
 from .messages import did_you_mean, listed, quote
 
-__all__ = ["RANDOM_WEIGHTS", "Layout", "NetworkLayout", "Position", "add_layout", "require_counts"]
+__all__ = ["RANDOM_WEIGHTS", "Layout", "NetworkLayout", "Position", "add_layout"]
 
 _NAME = re.compile(r"(?:blockswap_)?(?:wrn([0-9]{1,3})_([0-9]{1,2})|resnet([0-9]{1,3}))(?:_[0-9]+[km])?")
 # What is said of the weights of a network that was given by its name.
@@ -405,17 +405,3 @@ class NetworkLayout(Layout):
 def add_layout(layout: Layout) -> None:
     """Makes the name of a layout known to `Layout.named`."""
     _registered[layout.name] = layout
-
-
-def require_counts(**counts: int | None) -> None:
-    """Sees that the numbers that are given are numbers of something.
-
-    Args:
-        **counts: Such as `num_classes`, `in_chans` or `batch_size`, by name.
-
-    Raises:
-        ValueError: One is below 1.
-    """
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is at least 1, not {value}")

@@ -16,6 +16,7 @@ from timm.utils.misc import natural_key
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from .counts import require_counts
 from .data.errors import DataError
 from .data.images import ImageError, image_mode, read_image, walk_images
 from .data.loader import plain_errors
@@ -109,9 +110,8 @@ def iter_predictions(
     Raises:
         DataError: As of `predict`.
     """
-    for name, value, least in (("top", top, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
-        if value < least:
-            raise ValueError(f"{name} is at least {least}, not {value}")
+    require_counts(top=top, batch_size=batch_size)
+    require_counts(0, workers=workers)
     files = images_in(images)
     network = make_model(model) if isinstance(model, str) else model
     names = class_names(network)

@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from ..budget import Cost
+from ..counts import require_counts
 from ..genome import BlockType, Genome
-from ..layout import Layout, require_counts
+from ..layout import Layout
 from ..zoo.genomes import own_genome
 from .parameters import GENOME, NETWORK, Given, size_options, subcommand
 from .tables import in_megas, print_json, print_table

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..layout import require_counts
+from ..counts import require_counts
 from ..progress import progress_bar
 from .evaluate import say_which
 from .parameters import (
@@ -48,8 +48,7 @@ def predict_(as_json: bool, **arguments: Any) -> None:
     options = SimpleNamespace(**arguments)
     exclusive("checkpoint", "pretrained")
     require_counts(top=options.top, batch_size=options.batch_size)
-    if options.workers < 0:
-        raise ValueError(f"workers is at least 0, not {options.workers}")
+    require_counts(0, workers=options.workers)
     if as_json and options.as_csv:
         raise ValueError("--csv and --json exclude each other; leave one of them out")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..budget import Budget, BudgetError, amount_text
-from ..layout import require_counts
+from ..counts import require_counts
 from ..machine import default_workers, find_device
 from ..messages import counted, did_you_mean, listed, quote
 from ..progress import progress_bar

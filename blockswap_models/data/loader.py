@@ -13,7 +13,7 @@ from .errors import DataError
 from .images import ImageFiles
 from .shared_memory import full_memory_told, memory_told
 
-__all__ = ["ImageLoader", "collate_good", "plain_errors", "require_readers"]
+__all__ = ["ImageLoader", "collate_good", "plain_errors"]
 
 
 def collate_good(samples: list[tuple[Any, int] | None], channels: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,12 +31,6 @@ def collate_good(samples: list[tuple[Any, int] | None], channels: int = 3) -> tu
         return fast_collate(good)
     # timm takes the mean of each channel out of these too.
     return torch.zeros(0, channels, 1, 1, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
-
-
-def require_readers(workers: int) -> None:
-    """Sees that the number of processes that read images is one; raises DataError."""
-    if workers < 0:
-        raise DataError(f"workers is at least 0, not {workers}")
 
 
 def plain_errors(loader: Iterable[Any]) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..budget import Budget, BudgetError, BudgetLike
+from ..counts import require_counts
 from ..genome import Genome
 from .candidates import Candidate, candidates_of, common_cost, comparable, estimated, pareto, rank_within
 from .fisher import Score
@@ -179,8 +180,7 @@ def budgets_along(
         budgets = budgets_along(SearchSpace("wrn40_2"), "params", 4)  # 130k, 290k, 660k, 1.5m
         ```
     """
-    if number < 1:
-        raise ValueError(f"number is at least 1, not {number}")
+    require_counts(number=number)
     others: dict[str, Any] = {}
     if within is not None:
         space, budget = space.resolve(within)

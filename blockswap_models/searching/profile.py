@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from ..budget import Cost
+from ..counts import require_counts
 from ..genome import BlockType, Genome
 from ..layout import Position
 from ..machine import find_device, threads_set
@@ -72,9 +73,7 @@ def profile(
         table.latency("6xS/6xG4/6xB2")  # seconds
         ```
     """
-    for name, value in {"batch_size": batch_size, "threads": threads, "rounds": rounds, "passes": passes}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is at least 1, not {value}")
+    require_counts(batch_size=batch_size, threads=threads, rounds=rounds, passes=passes)
     _require_alike(space)
     device = find_device(device)
     stopwatch = Stopwatch(device)

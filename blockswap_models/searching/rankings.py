@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from ..counts import require_counts
 from ..messages import did_you_mean, listed, quote
 from ..nets.cost import count
 from ..nets.swap import is_activation
@@ -335,8 +336,7 @@ def parts_of(score: Score) -> tuple[tuple[str, Score], ...]:
 
 def after(score: Score, minibatches: int, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4) -> Score:
     """Makes the score "after n minibatches of training" (paper, Table 1); after 1 it is the score itself."""
-    if minibatches < 1:
-        raise ValueError(f"minibatches is at least 1, not {minibatches}")
+    require_counts(minibatches=minibatches)
     if minibatches == 1:
         return score
     if isinstance(score, RankSum):

@@ -15,8 +15,9 @@ import torch
 
 from .. import __version__
 from ..budget import Budget
+from ..counts import require_counts
 from ..genome import Genome
-from ..layout import Layout, require_counts
+from ..layout import Layout
 from ..machine import find_device
 from ..progress import is_watched
 from .candidates import ETA, Candidate, ScoredDraw, rank
@@ -45,11 +46,9 @@ Progress = Callable[[Iterable[Any], int, int, str], Iterable[Any]]
 
 
 def check_numbers(*, seed: int, refine: int, **counts: int) -> None:
-    """Raises ValueError for a number that is too small; counts are at least 1."""
+    """Raises TypeError or ValueError for what is no whole number, or is too small; counts are at least 1."""
     require_counts(**counts)
-    for name, value in {"seed": seed, "refine": refine}.items():
-        if value < 0:
-            raise ValueError(f"{name} is 0 or more, not {value}")
+    require_counts(0, seed=seed, refine=refine)
 
 
 def make_scorer(
@@ -63,6 +62,8 @@ def make_scorer(
     executor: Executor | None,
 ) -> Scorer:
     """Makes the scorer of a search's arguments; see `search` for what they mean."""
+    # A record cannot have numbers of numpy, and small ones overflow.
+    batch_size, seed = operator.index(batch_size), operator.index(seed)
     if data is None:
         data = noise_minibatch(space, batch_size, seed, affordable_batches(space, batch_size))
     else:
@@ -73,8 +74,7 @@ def make_scorer(
         dtype = fast_dtype(device) if is_fast_in_bfloat16(score) else torch.float32
     elif dtype != torch.float32 and needs_float32(score):
         raise ValueError(f"the score {name_of(score)} is computed in float32; use dtype=float32")
-    # A record cannot have numbers of numpy.
-    return Scorer(space, data, score, operator.index(seed), device, dtype)
+    return Scorer(space, data, score, seed, device, dtype)
 
 
 class Scoring:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..budget import UNMEASURED, Budget, BudgetError, BudgetLike, Cost, amount_text
+from ..counts import require_counts
 from ..data.statistics import data_config, model_data_config
 from ..genome import SEARCH_TYPES, BlockType, Genome, GenomeError
 from ..layout import Layout, NetworkLayout, Position
@@ -111,9 +112,7 @@ class SearchSpace:
         channels, *size = self.layout.input_size
         size = size if image_size is None else [*image_size]
         channels = channels if in_chans is None else in_chans
-        for name, least in {"num_classes": self.num_classes, "in_chans": channels, "image_size": min(size)}.items():
-            if least < 1:
-                raise ValueError(f"{name} is at least 1, not {least}")
+        require_counts(num_classes=self.num_classes, in_chans=channels, image_size=min(size))
         height, width = size
         self.input_size = (channels, height, width)
         self.options = [place.distinct(self.types) for place in self.layout.positions]
@@ -615,8 +614,5 @@ def _network(
         except ValueError:
             if not timm.is_model(network.partition(".")[0]):
                 raise
-    given = {"num_classes": num_classes, "in_chans": in_chans, "image_size": None if size is None else min(size)}
-    for name, value in given.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is at least 1, not {value}")
+    require_counts(num_classes=num_classes, in_chans=in_chans, image_size=None if size is None else min(size))
     return BlockNetwork(network, num_classes, in_chans, size)

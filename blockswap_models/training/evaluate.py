@@ -17,11 +17,12 @@ from timm.models import load_state_dict
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 
+from ..counts import require_counts
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import DataError, dataset_text, find_dataset, number_by, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import ImageFiles, image_mode
-from ..data.loader import ImageLoader, collate_good, require_readers
+from ..data.loader import ImageLoader, collate_good
 from ..data.shared_memory import collate_shared
 from ..data.splits import known_split
 from ..data.statistics import label_names, model_data_config
@@ -206,7 +207,7 @@ def evaluation_loader(
         raise DataError(f"a minibatch has at least 1 image, not {batch_size}")
     if images is not None and images < 1:
         raise DataError(f"an error is measured on at least 1 image, not {images}")
-    require_readers(workers)
+    require_counts(0, workers=workers)
     data, root = find_dataset(data, root)
     config = model_data_config(model)
     if image_size is not None:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..counts import require_counts
 from ..data.folders import plain_name, require_outside
 from ..data.images import ImageFiles
 from ..data.statistics import label_names, model_data_config
@@ -106,9 +107,7 @@ def train_library(
         train_library(model, loader, "lib", data="imagenet")
         ```
     """
-    for name, value in {"steps": steps, "measure": measure, "memory": memory}.items():
-        if value < 1:
-            raise ValueError(f"{name} is at least 1, not {value}")
+    require_counts(steps=steps, measure=measure, memory=memory)
     if not 0 < lr < math.inf:
         raise ValueError(f"lr is above 0 and finite, not {lr}")
     folder = Path(folder)

@@ -12,11 +12,12 @@ from timm.data import create_loader
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from ..counts import require_counts
 from ..data.cifar import CIFAR_CLASSES, CifarLoader, read_cifar
 from ..data.folders import DataError, dataset_text, find_dataset, names_in, number_by, open_dataset
 from ..data.holdout import HoldOut
 from ..data.images import image_mode
-from ..data.loader import ImageLoader, require_readers
+from ..data.loader import ImageLoader
 from ..data.shared_memory import collate_shared
 from ..data.splits import known_split, splits_in
 from ..data.statistics import label_names, model_data_config
@@ -198,7 +199,7 @@ def _timm_loader(
     told: set[str],
     holdout: HoldOut | None,
 ) -> SizedMinibatches:
-    require_readers(workers)
+    require_counts(0, workers=workers)
     if data == "folder":
         require_splits(root, holdout)
     dataset = open_dataset(

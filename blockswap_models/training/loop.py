@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.data.distributed import DistributedSampler
 
+from ..counts import require_counts
 from ..files import make_folder, write_atomic
 from ..nets.native import use_native_convs
 from ..nets.native_norm import use_native_norms
@@ -148,10 +149,7 @@ def train(
     rank, world_size = rank_and_size()
     if dtype not in (torch.float32, torch.bfloat16):
         raise TrainingError(f"training in {dtype} loses small gradients; use torch.bfloat16 or torch.float32 (dtype=)")
-    if log_every < 1:
-        raise TrainingError(f"log_every is at least 1, not {log_every}")
-    if test_every < 1:
-        raise TrainingError(f"test_every is at least 1, not {test_every}")
+    require_counts(log_every=log_every, test_every=test_every)
     if recipe.average_epochs and task.has_ema():
         raise TrainingError("weights are averaged over the last epochs or exponentially; use one (average_epochs, ema)")
     module = task.get_trainable_module()

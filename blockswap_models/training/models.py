@@ -9,9 +9,9 @@ import timm
 from safetensors import SafetensorError
 from torch import nn
 
+from ..counts import require_counts
 from ..errors import BlockSwapError
 from ..genome import Genome
-from ..layout import require_counts
 from ..messages import quote
 from ..zoo.cards import MissingWeightsError
 from ..zoo.find import create_network, find_model, is_all_kept, swaps

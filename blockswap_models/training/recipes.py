@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ..counts import require_counts
 from ..messages import quote
 
 __all__ = ["RECIPES", "Recipe", "learning_rate"]
@@ -81,9 +82,7 @@ class Recipe:
     freeze: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "step_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+        require_counts(epochs=self.epochs, batch_size=self.batch_size, step_epochs=self.step_epochs)
         for name in ("lr", "step_factor", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is above 0, not {getattr(self, name)}")

@@ -12,11 +12,11 @@ import torch
 from timm.task import ClassificationTask, TrainingTask
 from torch import nn
 
+from ..counts import require_counts
 from ..data.cifar import CifarLoader
 from ..data.facts import holdout_of, holdout_text, image_facts
 from ..data.folders import find_dataset, names_of, plain_name, require_outside
 from ..data.statistics import CIFAR10_NAMES, label_names, model_data_config
-from ..layout import require_counts
 from ..machine import computes_bfloat16
 from ..nets.cost import count
 from ..nets.devices import describe_machine

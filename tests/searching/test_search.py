@@ -2,6 +2,7 @@ import functools
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -289,12 +290,37 @@ def test_a_search_whose_scores_are_all_nan_says_so():
         ({"samples": 0}, "samples is at least 1, not 0"),
         ({"draws": 0}, "draws is at least 1, not 0"),
         ({"workers": 0}, "workers is at least 1, not 0"),
-        ({"seed": -1}, "seed is 0 or more, not -1"),
+        ({"seed": -1}, "seed is at least 0, not -1"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         search(SPACE, BUDGET, **{**SMALL, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": 2.5}, "samples is a whole number, not 2.5"),
+        ({"samples": "8"}, "samples is a whole number, not '8'"),
+        ({"workers": 1.5}, "workers is a whole number, not 1.5"),
+        ({"refine": 0.5}, "refine is a whole number, not 0.5"),
+        ({"seed": 1.0}, "seed is a whole number, not 1.0"),
+        ({"batch_size": 2.5}, "batch_size is a whole number, not 2.5"),
+    ],
+)
+def test_arguments_that_are_no_whole_numbers(tmp_path, arguments, message):
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        search(SPACE, BUDGET, **{**SMALL, **arguments}, record=tmp_path / "record.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_whole_numbers_of_numpy_are_numbers(tmp_path):
+    given = {"samples": np.int64(6), "seed": np.int32(1), "refine": np.int8(0), "batch_size": np.uint8(4)}
+    result = search(SPACE, BUDGET, **given, score="fisher", record=tmp_path / "record.jsonl")
+    plain = search(SPACE, BUDGET, **{name: int(value) for name, value in given.items()}, score="fisher")
+    assert result.best.genome == plain.best.genome
+    assert len(read_record(tmp_path / "record.jsonl")[1]) == 6
 
 
 def test_a_budget_that_cannot_be_met_leaves_no_record(tmp_path):
