@@ -182,7 +182,7 @@ def benchmark(options: argparse.Namespace) -> None:
     genomes = space.sample(options.samples, Budget(params=parse_amount(options.params)), options.seed)
     chosen = ways(options)
     if options.smoke:
-        chosen = [replace(way, batch_size=max(2, way.batch_size // 16)) for way in chosen]
+        chosen = [replace(way, batch_size=max(2, way.batch_size // 16), refine=min(way.refine, 1)) for way in chosen]
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     seeds = (options.seed, options.seed + 1)
