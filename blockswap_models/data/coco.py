@@ -206,8 +206,11 @@ def average_precision(
         if not found:
             results[kind] = dict.fromkeys(AP_NAMES, 0.0)
             continue
+        # With a box pycocotools takes its area for that of the mask, and so small masks for medium or large ones.
+        left_out = {"segm": "bbox"}.get(kind)
+        detections = [{key: value for key, value in each.items() if key != left_out} for each in found]
         with redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(coco, coco.loadRes([dict(each) for each in found]), kind)
+            evaluation = COCOeval(coco, coco.loadRes(detections), kind)
             evaluation.params.imgIds = list(image_ids)
             evaluation.evaluate()
             evaluation.accumulate()

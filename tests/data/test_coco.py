@@ -18,6 +18,8 @@ from blockswap_models.training.evaluate import evaluate, evaluation_loader
 
 pytest.importorskip("pycocotools", reason='needs pip install "blockswap_models[detection]"')
 
+from pycocotools.coco import COCO
+
 from blockswap_models.data.coco import AP_NAMES, CocoLabels, CocoObjects, average_precision, detections
 
 SMALL = SearchSpace("resnet18", ["S"], image_size=32)
@@ -127,6 +129,27 @@ def test_average_precision_of_the_truth_is_100(folder):
     # Half of the images without detections, and none at all.
     assert average_precision(dataset.coco, dataset.ids[chosen], found[:3])["bbox"]["AP"] < 90
     assert average_precision(dataset.coco, dataset.ids, [])["segm"]["AP"] == 0
+
+
+def test_the_size_of_a_mask_is_its_own_area_and_not_that_of_its_box():
+    coco = COCO()
+    square = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 20], "area": 400, "iscrowd": 0, "id": 1}
+    square["segmentation"] = [[0, 0, 20, 0, 20, 20, 0, 20]]
+    coco.dataset = {
+        "images": [{"id": 1, "width": 100, "height": 100}],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [square],
+    }
+    coco.createIndex()
+    # A thin line through the whole image is a false alarm among small masks, and among large boxes.
+    masks = torch.zeros(2, 1, 100, 100)
+    masks[0, 0].fill_diagonal_(1)
+    masks[1, 0, :20, :20] = 1
+    boxes = torch.tensor([[0.0, 0.0, 100.0, 100.0], [0.0, 0.0, 20.0, 20.0]])
+    outputs = [{"boxes": boxes, "labels": torch.ones(2).long(), "scores": torch.tensor([0.9, 0.5]), "masks": masks}]
+    figures = average_precision(coco, [1], detections([1], outputs))
+    assert figures["segm"]["APS"] == pytest.approx(50)
+    assert figures["bbox"]["APS"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize(
