@@ -26,7 +26,7 @@ from torch import nn
 from torch.fx import Node, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .data.statistics import label_names, model_data_config
+from .data.statistics import fixed_size, label_names, model_data_config
 from .errors import BlockSwapError
 from .files import write_atomic
 from .messages import quote
@@ -157,6 +157,12 @@ def export_model(
         raise ExportError(
             f"the network takes images of {own[0]} channels, not of {size[0]}; use "
             f"input_size={(own[0], *size[1:])}, or make it with in_chans={size[0]}"
+        )
+    fixed = fixed_size(original)
+    if fixed is not None and size[1:] != fixed:
+        raise ExportError(
+            f"the network takes images of {fixed[0]}x{fixed[1]} only, not of {size[1]}x{size[2]}; use "
+            f"input_size={(size[0], *fixed)}, or leave it out"
         )
     if isinstance(original, FeatureHookNet):
         # Neither torch.fx nor a compiler sees what hooks take.

@@ -19,6 +19,7 @@ from torch.torch_version import TorchVersion
 from blockswap_models import save_pretrained, swap
 from blockswap_models.cli.export import FORMAT_NAMES
 from blockswap_models.cli.main import main
+from blockswap_models.data.statistics import fixed_size
 from blockswap_models.export import ABOUT, FORMATS, OPSET, ExportError, export_model, fold_batchnorm, format_of
 
 TINY = "B2G2,W2/M6,D/S,G2"
@@ -161,7 +162,7 @@ def test_what_cannot_be_traced_is_named():
 
 
 def test_a_network_without_bn_need_not_be_traced():
-    model = timm.create_model("test_vit").eval()
+    model = timm.create_model("test_vit3").eval()
     assert_same(model, fold_batchnorm(model), images(size=160))
 
 
@@ -289,6 +290,17 @@ def test_networks_without_weights_and_sizes_of_one_number_are_refused(tmp_path):
     for size in (32, (32, 32)):
         with pytest.raises(ExportError, match=r"^input_size is channels, height and width, not .*32.*size=\(3, 32,"):
             export_model(timm.create_model("blockswap_wrn16_1"), tmp_path / "net.ts", input_size=size)
+
+
+def test_a_network_of_one_size_is_exported_at_no_other(tmp_path):
+    fixed = timm.create_model("test_vit3", num_classes=3)
+    with pytest.raises(ExportError, match=r"^the network takes images of 160x160 only, not of 64x64; use input_size"):
+        export_model(fixed, tmp_path / "net.ts", input_size=(3, 64, 64))
+    assert not list(tmp_path.iterdir())
+    free = timm.create_model("test_vit3", num_classes=3, dynamic_img_size=True)
+    assert fixed_size(fixed) == (160, 160)
+    assert fixed_size(free) is fixed_size(timm.create_model("test_resnet")) is None
+    assert fixed_size(timm.create_model("test_vit3", img_size=64)) == (64, 64)
 
 
 def test_another_number_of_channels_is_refused(tmp_path):

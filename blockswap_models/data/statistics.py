@@ -19,6 +19,7 @@ __all__ = [
     "IMAGENET",
     "config_from_json",
     "data_config",
+    "fixed_size",
     "for_channels",
     "label_names",
     "model_data_config",
@@ -88,6 +89,24 @@ def for_channels(config: Mapping[str, Any], channels: int) -> dict[str, Any]:
 def config_from_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """Restores a timm cfg that was written as JSON, which makes lists of its tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+
+
+def fixed_size(model: nn.Module) -> tuple[int, int] | None:
+    """Returns the only size of images that a network takes, as most transformers do.
+
+    Args:
+        model: The network, any of timm's.
+
+    Returns:
+        Height and width in pixels; None where it takes other sizes too.
+    """
+    network: Any = unwrap_model(model)
+    cfg = getattr(network, "pretrained_cfg", None) or {}
+    patches = getattr(network, "patch_embed", None)
+    if not cfg.get("fixed_input_size") or not getattr(patches, "strict_img_size", True):
+        return None
+    height, width = getattr(patches, "img_size", None) or cfg["input_size"][-2:]
+    return height, width
 
 
 def label_names(model: nn.Module) -> tuple[str, ...] | None:

@@ -25,7 +25,7 @@ from ..data.images import ImageFiles, image_mode
 from ..data.loader import ImageLoader, collate_good
 from ..data.shared_memory import collate_shared
 from ..data.splits import known_split
-from ..data.statistics import label_names, model_data_config
+from ..data.statistics import fixed_size, label_names, model_data_config
 from ..messages import quote
 from ..nets.networks import checkpoint_filter_fn
 
@@ -201,6 +201,9 @@ def evaluation_loader(
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"images have at least 1 pixel, not {image_size} (image_size=)")
+    fixed = fixed_size(model)
+    if image_size is not None and fixed not in (None, (image_size, image_size)):
+        raise DataError(f"the network takes images of {fixed[0]}x{fixed[1]} only; leave out image_size={image_size}")
     if crop_pct is not None and not 0 < crop_pct <= 1:
         raise DataError(f"a crop is a share above 0 and up to 1, not {crop_pct:g} (crop_pct=)")
     if batch_size < 1:
