@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .counts import require_counts
 from .data.errors import DataError
-from .data.images import ImageError, image_mode, read_image, walk_images
+from .data.images import ImageError, fit_shape, image_mode, read_image, walk_images
 from .data.loader import plain_errors
 from .data.shared_memory import into_shared_memory, memory_told
 from .data.statistics import model_data_config
@@ -51,7 +51,7 @@ class Prediction:
 
 
 def predict(
-    model: nn.Module | str,
+    model: nn.Module | str | Path,
     images: str | Path | Iterable[str | Path],
     *,
     top: int = 5,
@@ -86,7 +86,7 @@ def predict(
 
 
 def iter_predictions(
-    model: nn.Module | str,
+    model: nn.Module | str | Path,
     images: str | Path | Iterable[str | Path],
     *,
     top: int = 5,
@@ -113,7 +113,7 @@ def iter_predictions(
     require_counts(top=top, batch_size=batch_size)
     require_counts(0, workers=workers)
     files = images_in(images)
-    network = make_model(model) if isinstance(model, str) else model
+    network = model if isinstance(model, nn.Module) else make_model(str(model))
     names = class_names(network)
     tensors = [*network.parameters(), *network.buffers()]
     device = next((each.device for each in tensors), torch.device("cpu"))
@@ -247,7 +247,7 @@ class _Files(Dataset):
 
     def __getitem__(self, place: int) -> tuple[int, torch.Tensor | str]:
         try:
-            image = read_image(self.files[place], self.mode)
+            image = fit_shape(read_image(self.files[place], self.mode))
         except ImageError as error:
             return place, str(error)
         except OSError as error:

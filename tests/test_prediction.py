@@ -51,6 +51,12 @@ def test_the_most_probable_classes_come_first_by_name(photos):
     assert {len(prediction.names) for prediction in each} == {3}
 
 
+def test_a_saved_network_may_be_named_by_its_path(photos, tmp_path):
+    save_pretrained(network(), tmp_path / "net")
+    (found,) = predict(tmp_path / "net", photos / "some" / "1.png", top=1)
+    assert found.labels == (2,)
+
+
 def test_an_image_is_seen_as_in_evaluation(photos):
     torch.manual_seed(0)
     model = timm.create_model("blockswap_wrn16_1", in_chans=1).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -24,6 +26,7 @@ __all__ = [
     "ImageError",
     "ImageFiles",
     "InMode",
+    "fit_shape",
     "image_extensions",
     "image_mode",
     "in_mode",
@@ -75,6 +78,8 @@ class InMode(Dataset):
 _NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 # If this many images in a row are damaged, something other than the images is wrong.
 _MOST_IN_A_ROW = 100
+# An image that is more times as long as wide is cut; one with a shorter side is enlarged for random crops.
+_LONGEST, _LEAST_TO_CROP = 64, 4
 
 
 class ImageError(OSError):
@@ -95,7 +100,7 @@ def walk_images(folder: str | Path) -> Iterator[tuple[str, list[str], list[str]]
     """Walks a folder of images, without what is hidden.
 
     Args:
-        folder: The folder. Links in it are followed.
+        folder: The folder. Links in it are followed, but not to a folder that they lie in.
 
     Yields:
         The path of a folder, the names of the folders in it, and those of its images, as `os.walk` does.
@@ -109,8 +114,41 @@ def walk_images(folder: str | Path) -> Iterator[tuple[str, list[str], list[str]]
 
     extensions = image_extensions()
     for path, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [each for each in folders if not each.startswith(".")]
+        folders[:] = [each for each in folders if not each.startswith(".") and not _leads_back(folder, path, each)]
         yield path, folders, [each for each in files if not each.startswith(".") and each.lower().endswith(extensions)]
+
+
+def _leads_back(folder: str | Path, path: str, name: str) -> bool:
+    """Whether a folder is a link to one on the way from `folder` to it, which a walk would find again without end."""
+    place = os.path.join(path, name)
+    if not os.path.islink(place):
+        return False
+    target = os.path.realpath(place)
+    way = itertools.takewhile(lambda each: each != Path(folder).parent, (Path(path), *Path(path).parents))
+    return any(each.resolve().is_relative_to(target) for each in way)
+
+
+def fit_shape(image: Image.Image, least: int = 1) -> Image.Image:
+    """Makes an image fit for timm's transforms, which most images are.
+
+    Args:
+        image: The image.
+        least: The least side in pixels: a random crop of an image of a pixel or two can have none, and timm makes a
+            black image of it.
+
+    Returns:
+        The image; the middle of one that is over 64 times as long as wide, since resizing its shorter side would take
+        gigabytes; enlarged without a new colour where a side is too short.
+    """
+    short, long = sorted(image.size)
+    if long > _LONGEST * short:
+        width, height = (min(side, _LONGEST * short) for side in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    if short < least:
+        factor = -(-least // short)
+        image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+    return image
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -197,6 +235,17 @@ class ImageFiles(ImageDataset):
             f"{_MOST_IN_A_ROW} images in a row cannot be read, from {quote(self._name(index))} on: {reason}"
         )
 
+    def listed(self) -> list[tuple[str, int]] | None:
+        """Lists the files by their paths in the folder, with their labels, as they are numbered.
+
+        Returns:
+            The files; None of a dataset that is no folder of them.
+        """
+        if not isinstance(self.reader, ReaderImageFolder):
+            return None
+        start = len(os.path.join(self.reader.root, ""))
+        return [(path[start:], label) for path, label in self.reader.samples]
+
     def damage(self) -> tuple[str, ...]:
         """Lists the damaged images among those that were read.
 
@@ -228,7 +277,8 @@ class ImageFiles(ImageDataset):
         except OSError as error:
             raise ImageError(error.strerror or str(error)) from error
         with file:
-            return read_image(file, self.input_img_mode), -1 if label is None else label
+            image = fit_shape(read_image(file, self.input_img_mode), _LEAST_TO_CROP if self.replace else 1)
+        return image, -1 if label is None else label
 
     def _name(self, index: int) -> str:
         # Not every image of a dataset of the Hugging Face Hub has a file of its own.
