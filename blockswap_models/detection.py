@@ -105,7 +105,8 @@ def fpn_backbone(
     Args:
         name_or_model: A name, or a network, which is copied.
         genome: The blocks, for a name of the zoo; or for one of timm, whose blocks they replace.
-        pretrained: Whether to load the weights of the name, timm's or the zoo's; of a network, whether its weights are trained ones.
+        pretrained: Whether to load the weights of the name, timm's or the zoo's; of a network, whether its weights are
+            trained ones.
         norm_layer: Takes the place of each BN, whose numbers it inherits. FrozenBatchNorm2d where pretrained, else BN
             stays.
         trainable_layers: How many layers train, counted from the last; a layer is the stem or a stage. 3 where

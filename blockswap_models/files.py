@@ -14,7 +14,16 @@ from typing import Any, BinaryIO
 
 from .messages import quote
 
-__all__ = ["JsonLineError", "append_json_line", "json_line", "locked", "make_folder", "read_json_lines", "write_atomic"]
+__all__ = [
+    "JsonLineError",
+    "append_json_line",
+    "encode_json",
+    "json_line",
+    "locked",
+    "make_folder",
+    "read_json_lines",
+    "write_atomic",
+]
 
 
 def write_atomic(path: str | Path, content: bytes, error: Callable[[str], Exception] = OSError) -> None:
@@ -132,7 +141,23 @@ class JsonLineError(ValueError):
 
 def json_line(value: Mapping[str, Any]) -> bytes:
     """Encodes an object as one line of JSON; raises ValueError for NaN."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return encode_json(value, allow_nan=False) + b"\n"
+
+
+def encode_json(value: Any, **options: Any) -> bytes:
+    """Encodes a value as JSON that people can read.
+
+    Args:
+        value: The value.
+        **options: Arguments of `json.dumps`.
+
+    Returns:
+        UTF-8; all in ASCII where there is text that UTF-8 cannot have, as in names of files of another encoding.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, **options).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, **options).encode()
 
 
 def append_json_line(file: BinaryIO, value: Mapping[str, Any]) -> None:

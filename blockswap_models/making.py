@@ -25,7 +25,7 @@ from .data.folders import DataError, find_dataset, plain_name, require_outside
 from .data.holdout import HoldOut
 from .errors import BlockSwapError
 from .export import export_model, require_onnx
-from .files import write_atomic
+from .files import encode_json, write_atomic
 from .layout import Layout
 from .machine import computes_bfloat16, default_workers, find_device, keep_memory
 from .messages import counted, quote
@@ -47,7 +47,7 @@ from .training.run_folder import read_summary
 from .training.runs import RunSettings, has_other_classes, make_teacher, train_run
 from .zoo.blockswap import save_pretrained
 from .zoo.cards import MissingWeightsError, last_name, make_card, training_command
-from .zoo.find import find_model
+from .zoo.find import find_model, has_source
 
 __all__ = ["Made", "MakeError", "make", "small_data_recipe"]
 
@@ -355,8 +355,7 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
 
 
 def _write_plan(folder: Path, plan: dict[str, Any], **done: Any) -> None:
-    content = json.dumps({"plan": plan, **done}, indent=1, ensure_ascii=False) + "\n"
-    write_atomic(folder / PLAN, content.encode(), MakeError)
+    write_atomic(folder / PLAN, encode_json({"plan": plan, **done}, indent=1) + b"\n", MakeError)
 
 
 def _found(folder: Path) -> str | None:
@@ -459,7 +458,7 @@ def _given_teacher(name: str, settings: RunSettings) -> RunSettings:
         return replace(settings, teacher=settings.names[0], teacher_checkpoint=name)
     if not is_folder(name):
         found = find_model(name)
-        if ":" not in found and not timm.is_model_pretrained(found):
+        if not has_source(found) and not timm.is_model_pretrained(found):
             raise MissingWeightsError(found, "use teacher=FILE for your own, or leave out teacher= to train it")
     return replace(settings, teacher=name)
 

@@ -142,7 +142,7 @@ def measure(model: nn.Module, loader: Minibatches, dtype: torch.dtype) -> Evalua
 
 
 def say_which(name: str, genome: str | None = None) -> None:
-    """Says on stderr which network was taken, where timm and the zoo both have one of that name."""
+    """Says on stderr which network was taken, where timm and the zoo both have one of that name, or a folder has it."""
     from ..training.models import is_folder
     from ..zoo.find import find_model, which_was_taken
 

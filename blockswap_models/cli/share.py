@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import make_folder, write_atomic
+from ..files import encode_json, make_folder, write_atomic
 from ..messages import quote
 from ..zoo.cards import WeightsError, check_weights, make_card, read_card, shipped, training_command
 from .evaluate import measure
@@ -117,7 +116,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
     made = make_card(name, summary, content, _DTYPE, errors, training_command(summary), options.note)
     make_folder(weights.parent, WeightsError)
     write_atomic(weights, content, WeightsError)
-    write_atomic(card, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode(), WeightsError)
+    write_atomic(card, encode_json(made, indent=1) + b"\n", WeightsError)
     if as_json:
         print_json(made)
         return

@@ -182,8 +182,7 @@ def train_(as_json: bool, **arguments: Any) -> None:
         print_json(summary)
         return
     together = len(options.names) > 1
-    for name in options.names:
-        each = summary[name] if together else summary
+    for name, each in summary.items() if together else [(options.names[0], summary)]:
         rows = [
             ("weights", Path(options.out) / (name if together else "") / "model.safetensors"),
             ("data", options.data),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
@@ -11,15 +12,16 @@ from torch import nn
 
 from ..counts import require_counts
 from ..errors import BlockSwapError
+from ..files import encode_json
 from ..genome import Genome
 from ..messages import quote
 from ..zoo.cards import MissingWeightsError
-from ..zoo.find import create_network, find_model, is_all_kept, swaps
+from ..zoo.find import create_network, find_model, has_source, is_all_kept, swaps
 from ..zoo.genomes import GENOMES
 from .evaluate import load_weights
 from .run_folder import WEIGHTS, read_summary
 
-__all__ = ["create", "has_weights", "is_folder", "is_run", "make_model", "of_summary"]
+__all__ = ["CONFIG", "create", "has_weights", "is_folder", "is_run", "make_model", "of_summary"]
 
 # What timm writes into the folder of a network, and a run does not.
 CONFIG = "config.json"
@@ -56,7 +58,7 @@ def make_model(
         name = f"local-dir:{name}"
     full = find_model(name, genome)
     pretrained = pretrained and checkpoint is None
-    if pretrained and ":" not in full and not timm.is_model_pretrained(full):
+    if pretrained and not has_source(full) and not timm.is_model_pretrained(full):
         weights = timm.list_models(f"{full.partition('.')[0]}.*", pretrained=True)
         instead = f"use {weights[0]}" if weights else "use checkpoint=FILE, or pretrained=False for random weights"
         raise MissingWeightsError(full, instead)
@@ -118,7 +120,7 @@ def has_weights(name: str, genome: str | None = None) -> bool:
     if is_folder(name):
         return True
     full = find_model(name, genome)
-    if ":" in full:
+    if has_source(full):
         return True
     if genome is not None and swaps(full, genome):
         return timm.is_model_pretrained(full) and is_all_kept(genome)
@@ -128,7 +130,7 @@ def has_weights(name: str, genome: str | None = None) -> bool:
 
 def is_folder(name: str) -> bool:
     """Says whether a name is that of a folder of a network, and not of a model."""
-    return ":" not in name and Path(name).is_dir() and not timm.is_model(name)
+    return not has_source(name) and Path(name).is_dir() and not timm.is_model(name)
 
 
 def is_run(name: str) -> bool:
@@ -140,13 +142,18 @@ def of_summary(summary: dict[str, Any]) -> nn.Module:
     """Makes the network of a run, with random weights, from what the run wrote to `summary.json`."""
     size = tuple(summary["input_size"])
     name = summary["model"]
-    # A folder or repository has its own genome.
-    genome = None if ":" in name else summary.get("genome")
-    # Of a name that the zoo has too, only the run knows whose it was.
-    full = name if summary.get("swapped") else find_model(name, genome)
-    model: Any = create(
-        full, genome, num_classes=summary["num_classes"], in_chans=size[0], pretrained_cfg_overlay={"input_size": size}
-    )
+    own: dict[str, Any] = {"num_classes": summary["num_classes"], "in_chans": size[0]}
+    own["pretrained_cfg_overlay"] = {"input_size": size}
+    if (config := summary.get("config")) is not None:
+        # It started from a folder, which may be gone, or have another network by now.
+        with TemporaryDirectory() as place:
+            (Path(place) / CONFIG).write_bytes(encode_json(config))
+            model: Any = create(f"local-dir:{place}", **own)
+    else:
+        # A repository has its own genome.
+        genome = None if has_source(name) else summary.get("genome")
+        # Of a name that the zoo has too, only the run knows whose it was.
+        model = create(name if summary.get("swapped") else find_model(name, genome), genome, **own)
     names = summary.get("label_names")
     if names is not None and len(names) == summary["num_classes"]:
         model.pretrained_cfg["label_names"] = list(names)

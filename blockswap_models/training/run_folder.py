@@ -64,6 +64,11 @@ class RunFolder:
         if resume and not started:
             raise TrainingError(f"there is no run to resume in {quote(str(self.path))}; leave out resume=True")
         state = self._state() if self.checkpoint.exists() else None
+        if state is None and (len(rows) > 1 or (self.path / "summary.json").exists()):
+            # What the run learned is not to be overwritten by one from the start.
+            raise TrainingError(
+                f"the run in {quote(str(self.path))} has no {self.checkpoint.name} to go on from; use another folder="
+            )
         if state is not None:
             earlier = state["arguments"]
         else:
@@ -73,6 +78,14 @@ class RunFolder:
             if name == "data" and isinstance(was, str):
                 # Older versions wrote a folder as it was given, perhaps with a slash at its end.
                 was = plain_name(was)
+            if name == "images" and was is None:
+                # Older versions did not write which images they had.
+                continue
+            if name == "images" and was != value:
+                raise TrainingError(
+                    f"the images are not those that the run in {quote(str(self.path))} began with: files or classes "
+                    "were added, removed or renamed; use those, or another folder="
+                )
             if was != value:
                 raise TrainingError(
                     f"the run in {quote(str(self.path))} has {name.replace('_', '-')} {_shown(was)}, "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +18,16 @@ from ..counts import require_counts
 from ..data.cifar import CifarLoader
 from ..data.facts import holdout_of, holdout_text, image_facts
 from ..data.folders import find_dataset, names_of, plain_name, require_outside
+from ..data.images import ImageFiles
 from ..data.statistics import CIFAR10_NAMES, label_names, model_data_config
 from ..machine import computes_bfloat16
+from ..messages import quote
 from ..nets.cost import count
 from ..nets.devices import describe_machine
 from ..nets.library import BlockLibrary
 from ..nets.swap import swap
 from ..zoo.cards import MissingWeightsError, WeightsError, file_digest
-from ..zoo.find import find_model, swaps, which_was_taken
+from ..zoo.find import find_model, has_source, swaps, which_was_taken
 from ..zoo.original import original_network
 from .attention_transfer import AttentionTransferTask
 from .distributed import rank_and_size
@@ -32,7 +36,7 @@ from .freezing import freeze
 from .initial_weights import copy_from_teacher, load_initial
 from .loaders import require_splits, training_loader
 from .loop import train
-from .models import create, is_folder, is_run, make_model
+from .models import CONFIG, create, is_folder, is_run, make_model
 from .recipes import Recipe
 from .run_folder import WEIGHTS, read_summary
 from .shared_teacher import SharedTeacherTask
@@ -135,8 +139,12 @@ def train_run(
         raise ValueError("there is no teacher to start from; use teacher=, or another init=")
     if settings.teacher is None and recipe.soft_labels:
         raise ValueError("soft labels are a teacher's; use teacher=, or soft_labels=0")
-    # A saved network may be named by its folder.
-    settings = replace(settings, names=[f"local-dir:{name}" if is_folder(name) else name for name in settings.names])
+    for name in settings.names:
+        if is_run(name):
+            raise ValueError(
+                f"{quote(name)} is no network, but the folder of a run; to start from its weights use the network's "
+                f"name, and init={Path(name) / WEIGHTS}"
+            )
     # A run that goes on has the images that it had, also where their folder is written in another way.
     settings = replace(settings, data=plain_name(settings.data, settings.data_dir))
     holdout = holdout_of(settings.data, settings.data_dir, settings.val_share, settings.val_seed)
@@ -156,12 +164,13 @@ def train_run(
     students = _students(settings, names, numbers=images is not None)
     if images is not None:
         # In the order in which weights that were trained before have them.
-        names = label_names(students[settings.names[0]]) or names
-    of_students = {name: _facts(name, student) for name, student in students.items()}
-    model = students[settings.names[0]]
-    told = of_students[settings.names[0]]
+        names = label_names(next(iter(students.values()))) or names
+    of_students = {
+        short: _facts(name, student) for name, (short, student) in zip(settings.names, students.items(), strict=True)
+    }
+    model, told = next(iter(students.values())), next(iter(of_students.values()))
     if len(students) > 1:
-        told = {key: [each[key] for each in of_students.values()] for key in told}
+        told = {key: [each.get(key) for each in of_students.values()] for key in told}
     for student in students.values():
         student.to(device)
     loader = training_loader(
@@ -189,8 +198,9 @@ def train_run(
         "in_chans": settings.in_chans,
         "image_size": settings.image_size,
         "init": "pretrained" if settings.pretrained else settings.init,
-        "init_weights": None if settings.init in (None, "teacher") else _init_digest(settings.init),
+        "init_weights": _init_digest(settings),
         "data": settings.data,
+        "images": _images_digest(loader, test_loader),
         "val_share": None if holdout is None else holdout.share,
         "val_seed": None if holdout is None else holdout.seed,
         "amp": settings.amp,
@@ -241,7 +251,7 @@ def make_teacher(settings: RunSettings) -> nn.Module:
     if is_run(settings.teacher):
         return make_model(settings.teacher, checkpoint=settings.teacher_checkpoint)
     name, checkpoint = _find_teacher(settings.teacher), settings.teacher_checkpoint
-    if checkpoint is None and ":" not in name and not timm.is_model_pretrained(name):
+    if checkpoint is None and not has_source(name) and not timm.is_model_pretrained(name):
         raise MissingWeightsError(name, "use teacher_checkpoint=FILE for a teacher of your own")
     # Its classes need not be the student's: attention transfer learns nothing from its answers. Pretrained weights keep
     # theirs, since a new head would have random ones.
@@ -274,9 +284,35 @@ def _find_teacher(name: str) -> str:
     return f"local-dir:{name}" if is_folder(name) else find_model(name)
 
 
-def _init_digest(path: str) -> str:
-    """Names the weights to start from by their content; of a library, by its table of errors."""
-    return file_digest(Path(path) / "errors.jsonl" if Path(path).is_dir() else path)
+def _init_digest(settings: RunSettings) -> str | list[str | None] | None:
+    """Names the weights in files to start from by their content; of a library, by its table of errors."""
+    path = settings.init
+    if path not in (None, "teacher"):
+        return file_digest(Path(path) / "errors.jsonl" if Path(path).is_dir() else path)
+    files = [_weights_in(name) if settings.pretrained else None for name in settings.names]
+    digests = [None if file is None else file_digest(file) for file in files]
+    return digests if any(digests[1:]) else digests[0]
+
+
+def _weights_in(name: str) -> Path | None:
+    """Finds the weights in the folder of a saved network, if a name is that of one."""
+    folder = Path(name.removeprefix("local-dir:"))
+    if not _is_saved(name):
+        return None
+    return next((file for suffix in ("safetensors", "bin", "pth") for file in sorted(folder.glob(f"*.{suffix}"))), None)
+
+
+def _images_digest(*loaders: Any) -> str | None:
+    """Names the image files of a run by their paths in its folder and their labels; None of other datasets."""
+    digest = hashlib.sha256()
+    for loader in loaders:
+        images = getattr(getattr(loader, "whole", loader), "images", None)
+        if not isinstance(images, ImageFiles) or (listed := images.listed()) is None:
+            return None
+        for path, label in listed:
+            digest.update(f"{path}\0{label}\n".encode(errors="surrogateescape"))
+        digest.update(b"\n")
+    return f"sha256 {digest.hexdigest()}"
 
 
 def _students(settings: RunSettings, names: Sequence[str] | None, numbers: bool) -> dict[str, nn.Module]:
@@ -285,8 +321,9 @@ def _students(settings: RunSettings, names: Sequence[str] | None, numbers: bool)
     `names` are those of its classes, which `numbers` says whether the images can be numbered by.
     """
     if settings.init not in (None, "teacher") and Path(settings.init).is_dir():
-        return {settings.names[0]: _joined(settings, names, numbers)}
-    full = [find_model(name, settings.genome) for name in settings.names]
+        return {_short(settings.names[0]): _joined(settings, names, numbers)}
+    # A saved network may be named by its folder.
+    full = [f"local-dir:{name}" if is_folder(name) else find_model(name, settings.genome) for name in settings.names]
     for name in full:
         if full.count(name) > 1:
             raise ValueError(f"{name} is named twice; use each model once")
@@ -295,9 +332,12 @@ def _students(settings: RunSettings, names: Sequence[str] | None, numbers: bool)
         "num_classes": settings.num_classes,
         "in_chans": settings.in_chans,
     }
-    for short, name in zip(settings.names, full, strict=True):
+    for given, name in zip(settings.names, full, strict=True):
+        short = _short(given)
+        if short in students:
+            raise ValueError(f"two of the networks are called {short}; train each alone, or rename a folder")
         torch.manual_seed(settings.seed)
-        if settings.pretrained and ":" not in name and not timm.is_model_pretrained(name):
+        if settings.pretrained and not has_source(name) and not timm.is_model_pretrained(name):
             raise MissingWeightsError(name, "leave out pretrained=True, or use init=FILE")
         if settings.image_size is not None:
             cfg = timm.get_pretrained_cfg(name)
@@ -310,10 +350,21 @@ def _students(settings: RunSettings, names: Sequence[str] | None, numbers: bool)
         if settings.init not in (None, "teacher"):
             load_initial(students[short], settings.init)
     wanted = {name: (model_data_config(each), each.num_classes, label_names(each)) for name, each in students.items()}
-    for name in settings.names:
-        if wanted[name] != wanted[settings.names[0]]:
-            raise ValueError(f"{name} has other images or classes than {settings.names[0]}; train it by itself")
+    first = next(iter(students))
+    for name in students:
+        if wanted[name] != wanted[first]:
+            raise ValueError(f"{name} has other images or classes than {first}; train it by itself")
     return students
+
+
+def _short(name: str) -> str:
+    """What a student is called in the results of a run: a saved network by its folder's own name."""
+    return Path(name.removeprefix("local-dir:")).resolve().name if _is_saved(name) else name
+
+
+def _is_saved(name: str) -> bool:
+    """Whether a name is that of the folder of a saved network, with `local-dir:` or without."""
+    return name.startswith("local-dir:") or is_folder(name)
 
 
 def _name_classes(student: Any, names: Sequence[str] | None, has_own: bool) -> None:
@@ -354,7 +405,12 @@ def _facts(name: str, student: nn.Module) -> dict[str, Any]:
     genome, cost = getattr(student, "genome", None), count(student)
     genome = None if genome is None else str(genome)
     size = list(model_data_config(student)["input_size"])
-    facts = {"model": name, "genome": genome, "params": cost.params, "macs": cost.macs, "input_size": size}
+    model = f"local-dir:{name}" if is_folder(name) else name
+    facts = {"model": model, "genome": genome, "params": cost.params, "macs": cost.macs, "input_size": size}
+    if _is_saved(name):
+        # The run has a copy, which says how to make the network where the folder is not at hand.
+        path = Path(name.removeprefix("local-dir:")) / CONFIG
+        facts["config"] = json.loads(path.read_text(encoding="utf-8"))
     architecture = getattr(student, "pretrained_cfg", {}).get("architecture")
     if architecture is not None and swaps(architecture, genome):
         # Of a name that the zoo has too.
@@ -377,7 +433,8 @@ def _task(
         task = ClassificationTask(student, criterion, device=device, verbose=False)
     else:
         teacher = make_teacher(settings).to(device)
-        number: Any = students[settings.names[0]].num_classes
+        first: Any = next(iter(students.values()))
+        number = first.num_classes
         # Another number of classes is told by the task.
         same_number = getattr(teacher, "num_classes", 0) == number
         if recipe.soft_labels and same_number and has_other_classes(teacher, number, names):
@@ -392,7 +449,7 @@ def _task(
         same = {name: getattr(recipe, name) for name in ("beta", "mode", "soft_labels", "temperature")}
         same |= {"criterion": criterion, "device": device, "verbose": False}
         tasks = {name: AttentionTransferTask(student, teacher, **same) for name, student in students.items()}
-        task = SharedTeacherTask(tasks) if len(tasks) > 1 else tasks[settings.names[0]]
+        task = SharedTeacherTask(tasks) if len(tasks) > 1 else next(iter(tasks.values()))
     if recipe.freeze is not None:
         # Before DDP, which waits for the gradients of all that is trained.
         for student in students.values():
@@ -421,11 +478,12 @@ def _teacher_weights(settings: RunSettings) -> tuple[str | None, str | None]:
     name, file = settings.teacher, settings.teacher_checkpoint
     if name is not None and is_run(name):
         return read_summary(name)["model"], file or str(Path(name) / WEIGHTS)
-    if name is None or file is not None or ":" in name:
+    if name is None or file is not None:
         return name, file
     name = _find_teacher(name)
-    if ":" in name:
-        return name, None
+    if has_source(name):
+        saved = _weights_in(name)
+        return name, None if saved is None else str(saved)
     cfg = timm.get_pretrained_cfg(name)
     tagged = f"{name}.{cfg.tag}" if cfg is not None and cfg.tag and "." not in name else name
     return tagged, None if cfg is None else cfg.file
@@ -435,7 +493,7 @@ def _say_which(settings: RunSettings, say: Callable[[str], None]) -> None:
     """Lists which networks are used, for names that both timm and the zoo have."""
     # What starts from a library is of its network.
     joined = settings.init is not None and Path(settings.init).is_dir()
-    named = [(name, None if joined else settings.genome) for name in settings.names]
+    named = [(name, None if joined else settings.genome) for name in settings.names if not is_folder(name)]
     if settings.teacher is not None and not is_folder(settings.teacher):
         named.append((settings.teacher, None))
     for name, genome in named:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 from contextlib import suppress
@@ -31,7 +30,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from ..data.statistics import CIFAR10, CIFAR10_NAMES, IMAGENET, for_channels
-from ..files import make_folder
+from ..files import encode_json, make_folder
 from ..genome import Genome, GenomeError
 from ..layout import Layout
 from ..nets.copies import plain_copy
@@ -278,8 +277,8 @@ def save_pretrained(
                 raise WeightsError(f"the card of {card['name']} has no error of {dtype} weights; save those it is of")
             card = {**card, "file": describe((folder / "model.safetensors").read_bytes(), dtype)}
             text = model_card(card, f"local-dir:{directory}" if source is None else source)
-            (folder / "README.md").write_text(text, encoding="utf-8")
-            (folder / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            (folder / "README.md").write_text(text, encoding="utf-8", errors="replace")
+            (folder / CARD).write_bytes(encode_json(card, indent=1) + b"\n")
         elif (directory / CARD).exists():
             # That of other weights, which would refuse these, and what it says in words.
             (directory / CARD).unlink()

@@ -19,6 +19,7 @@ __all__ = [
     "create_network",
     "find_model",
     "has_genome",
+    "has_source",
     "is_all_kept",
     "require_model",
     "swaps",
@@ -27,6 +28,7 @@ __all__ = [
 
 _PREFIX = "blockswap_"
 _KEEP = BlockType("K")
+_SOURCES = ("local-dir", "hf-hub", "hf_hub")
 _ADVICE = "see 'blockswap list' and timm.list_models()"
 
 
@@ -43,7 +45,7 @@ def find_model(name: str, genome: str | None = None) -> str:
     Raises:
         ValueError: There is no such model, or it has a genome of its own.
     """
-    if ":" in name:
+    if has_source(name):
         if genome is not None:
             raise ValueError(f"{name} has a genome of its own; leave out genome=, or use a model of 'blockswap list'")
         return name
@@ -75,9 +77,15 @@ def find_model(name: str, genome: str | None = None) -> str:
     raise ValueError(f"unknown model {quote(name)}; {did_you_mean(name.lower(), [*names, *short], _ADVICE)}")
 
 
+def has_source(name: str) -> bool:
+    """Whether a name says where its network is: in a folder (`local-dir:`), or on the Hugging Face Hub (`hf-hub:`)."""
+    source, colon, _ = name.partition(":")
+    return bool(colon) and source.lower() in _SOURCES
+
+
 def swaps(name: str, genome: Genome | str | None) -> bool:
     """Whether a genome takes the place of blocks of timm's: in a found model that is none of the zoo."""
-    return genome is not None and ":" not in name and not has_genome(name)
+    return genome is not None and not has_source(name) and not has_genome(name)
 
 
 def is_all_kept(genome: Genome | str) -> bool:
@@ -100,9 +108,11 @@ def create_network(name: str, genome: Genome | str | None = None, **kwargs: Any)
 
 
 def which_was_taken(name: str, found: str) -> str | None:
-    """Says which network a name stands for, where timm and the zoo both have one of that name."""
+    """Says which network a name stands for, where timm and the zoo both have one of that name, or a folder has it."""
     ours = f"{_PREFIX}{name}"
-    if "." in name or ":" in name or not (timm.is_model(name) and timm.is_model(ours)):
+    if Path(name).is_dir():
+        return f"{name} is the network {found}, not the folder; use ./{name} for what is in that"
+    if "." in name or has_source(name) or not (timm.is_model(name) and timm.is_model(ours)):
         return None
     if found == ours:
         return f"{name} with a genome is {ours} of the zoo, not timm's {name}"
@@ -116,7 +126,7 @@ def has_genome(name: str) -> bool:
 
 def require_model(name: str) -> None:
     """Raises ValueError unless timm has a model of exactly that name."""
-    if ":" not in name and not timm.is_model(name):
+    if not has_source(name) and not timm.is_model(name):
         ours = f"{_PREFIX}{name}"
         # The zoo's network is a better suggestion than the closest name in timm.
         names = [ours] if timm.is_model(ours) else timm.list_models()
