@@ -21,6 +21,7 @@ from timm.layers import LayerNorm2d
 from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..budget import Cost
 from ..errors import BlockSwapError
@@ -39,6 +40,8 @@ __all__ = ["BlockNetwork", "FoundBlock", "SplitError", "find_blocks", "own_input
 Order = Literal["pre", "post", "linear"]
 # The child of a block that maps its input to the shape of its output.
 _SHORTCUTS = ("downsample", "shortcut")
+# What is not in the branch: also a norm of the input, as RepVGG has.
+_BESIDE = (*_SHORTCUTS, "identity")
 _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 _GATES = re.compile("sigmoid|softmax|attention|identity", re.IGNORECASE)
 _KEEP = BlockType("K")
@@ -240,7 +243,8 @@ def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[tuple[Fo
             run.watch(shadow.get_submodule(name))
 
     try:
-        total, *parts = count_parts(shadow, [shadow, *map(shadow.get_submodule, runs)], x, before=watch)
+        with _Additions(runs.values()):
+            total, *parts = count_parts(shadow, [shadow, *map(shadow.get_submodule, runs)], x, before=watch)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if isinstance(error, BlockSwapError):
             raise
@@ -265,6 +269,22 @@ def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[tuple[Fo
     return tuple(found), total, parts
 
 
+class _Additions(TorchDispatchMode):
+    """Tells runs of blocks of each addition."""
+
+    def __init__(self, runs: Iterable[_Run]) -> None:
+        super().__init__()
+        self._runs = runs
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.overloadpacket in (torch.ops.aten.add, torch.ops.aten.add_):
+            for run in self._runs:
+                run.see_addition()
+        return func(*args, **(kwargs or {}))
+
+
 class _Run:
     """What one run of a network tells of a block."""
 
@@ -279,6 +299,9 @@ class _Run:
         self._steps: list[str] = []
         self._halves = False
         self._children: list[tuple[str, nn.Module, Any]] = []
+        # How many modules of the block are running, itself among them; how many children had run at its last addition.
+        self._running = 0
+        self._added: int | None = None
 
     def watch(self, block: nn.Module) -> None:
         """Hooks a block and its parts."""
@@ -286,11 +309,24 @@ class _Run:
             self.end = block.branch_end or ""
         for name, child in block.named_children():
             child.register_forward_hook(self._see_child(name))
-        for part in block.modules():
-            if part is not block:
+        for name, part in block.named_modules():
+            if part is not block and not {*_BESIDE}.intersection(name.split(".")):
                 part.register_forward_pre_hook(self._see_part)
+            part.register_forward_pre_hook(self._enter)
+            part.register_forward_hook(self._leave)
         block.register_forward_pre_hook(self._begin)
         block.register_forward_hook(self._finish)
+
+    def see_addition(self) -> None:
+        """Takes note of an addition of the block itself, not of one in its parts."""
+        if self._running == 1:
+            self._added = len(self._children)
+
+    def _enter(self, *_: object) -> None:
+        self._running += 1
+
+    def _leave(self, *_: object) -> None:
+        self._running -= 1
 
     def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._problem = None if not self.given else "is run more than once"
@@ -325,14 +361,16 @@ class _Run:
         fitting = {name for name, _, shape in self._children if name in named and shape == self.made}
         used = [name for name in fitting if not isinstance(modules[name], nn.Identity)]
         self.shortcut = used[0] if used and not getattr(block, "has_own_projection", False) else None
-        branch = [each for each in self._children if each[0] not in named]
-        if isinstance(block, ResidualBlock):
-            acts_last = is_activation(branch[-1][1])
-        else:
-            while branch and is_activation(branch[-1][1]):
-                branch.pop()
-            acts_last = len(branch) < len(self._children) - len(named)
-            self.end = next((name for name, _, shape in reversed(branch) if shape == self.made), "")
+        branch = [each for each in self._children if each[0] not in _BESIDE]
+        acts_last = bool(branch) and is_activation(branch[-1][1])
+        if not isinstance(block, ResidualBlock):
+            # What runs after the addition is no end of the branch, such as an attention of the whole. Where there is no
+            # shortcut, what is added up are parts of the branch.
+            has_shortcut = self.given == self.made or len(branch) < len(self._children)
+            ran = [each for each in self._children[: self._added if has_shortcut else None] if each[0] not in _BESIDE]
+            while ran and is_activation(ran[-1][1]):
+                ran.pop()
+            self.end = next((name for name, _, shape in reversed(ran) if shape == self.made), "")
         self.order = "pre" if self._steps[:1] == ["norm"] else "post" if acts_last else "linear"
 
     @property

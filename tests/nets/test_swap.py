@@ -96,6 +96,34 @@ def test_new_blocks_are_of_the_family():
     assert nn.BatchNorm2d not in norms
 
 
+@pytest.mark.parametrize(
+    ("name", "order", "ends"),
+    [
+        # A norm of the input beside the branch, and an attention after the addition.
+        ("repvgg_a0", "post", {"drop_path", "attn"}),
+        ("mobileone_s0", "post", {"drop_path", "attn"}),
+        # An activation after the addition that does nothing; blocks that halve images add nothing.
+        ("regnetz_b16", "linear", {"drop_path", "act"}),
+        # A convolution in the shortcut that runs before the first norm.
+        ("coatnet_nano_rw_224", "pre", {"drop_path"}),
+    ],
+)
+def test_what_runs_beside_the_branch_and_after_the_addition_is_none_of_it(name, order, ends):
+    with torch.device("meta"):
+        found = find_blocks(timm.create_model(name))
+    assert {each.order for each in found} == {order}
+    assert {each.end for each in found} == ends
+    if len(ends) > 1:
+        with_shortcut = {each.end for each in found if each.place.in_chs == each.place.out_chs and each.place.stride == 1}
+        assert with_shortcut == {"drop_path"}
+
+
+def test_a_block_that_adds_nothing_has_no_stochastic_depth():
+    model = timm.create_model("mobilenetv3_small_050", num_classes=3, drop_path_rate=0.5)
+    block = swap(model, "K/2xK/3xK/2xK/S,2xK", input_size=(3, 64, 64)).train().blocks[4][0]
+    assert block(torch.randn(64, 24, 4, 4)).flatten(1).any(dim=1).all()
+
+
 def test_all_but_what_is_replaced_keeps_its_weights(resnet):
     before = {name: value.clone() for name, value in resnet.state_dict().items()}
     swapped = swap(resnet, "K/S/G8/K")
