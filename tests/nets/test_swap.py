@@ -114,7 +114,9 @@ def test_what_runs_beside_the_branch_and_after_the_addition_is_none_of_it(name, 
     assert {each.order for each in found} == {order}
     assert {each.end for each in found} == ends
     if len(ends) > 1:
-        with_shortcut = {each.end for each in found if each.place.in_chs == each.place.out_chs and each.place.stride == 1}
+        with_shortcut = {
+            each.end for each in found if each.place.in_chs == each.place.out_chs and each.place.stride == 1
+        }
         assert with_shortcut == {"drop_path"}
 
 
