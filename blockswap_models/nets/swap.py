@@ -123,7 +123,7 @@ def swap(
             memo[id(old)] = new = new_block(block, old, each)
             if library is not None:
                 new.load_state_dict(library.state(index, block))
-    return _described(plain_copy(model, memo), genome, found)
+    return _described(plain_copy(model, memo), genome, found, input_size)
 
 
 def find_blocks(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> tuple[FoundBlock, ...]:
@@ -375,7 +375,9 @@ class _Run:
 
     @property
     def stride(self) -> int:
-        return max(1, round(self.given[2] / self.made[2]))
+        # Of the longer axis: one that is a point already stays one.
+        axis = 2 if self.given[2] >= self.given[3] else 3
+        return max(1, round(self.given[axis] / self.made[axis]))
 
     def _channels_last(self, block: nn.Module) -> bool:
         """Whether a block runs with twice as many of what would be its channels, which then are the height of a map."""
@@ -515,7 +517,9 @@ def _norm_maker(norm: nn.Module | None) -> Callable[..., nn.Module]:
     return lambda width, **dd: kind(width, **like, **dd)
 
 
-def _described(model: nn.Module, genome: Genome, found: tuple[FoundBlock, ...]) -> nn.Module:
+def _described(
+    model: nn.Module, genome: Genome, found: tuple[FoundBlock, ...], input_size: tuple[int, int, int] | None
+) -> nn.Module:
     """Says in a network what its blocks are now."""
     own = getattr(model, "genome", None)
     if own is not None and len(own.blocks) == len(genome.blocks):
@@ -529,13 +533,13 @@ def _described(model: nn.Module, genome: Genome, found: tuple[FoundBlock, ...]) 
         for each in found
     }
     if not hasattr(model, "layout"):
-        described.layout = layout_of(model, found)
+        described.layout = layout_of(model, found, input_size)
     return model
 
 
-def wake(ends: Iterable[nn.Module]) -> None:
-    """Gives the ends of branches that start at zero other weights: a score would see nothing in such a branch."""
-    for module in (module for end in ends for module in end.modules()):
+def wake(blocks: Iterable[nn.Module]) -> None:
+    """Gives weights that are all zero others, as where branches start so: a score would see nothing in them."""
+    for module in (module for block in blocks for module in block.modules()):
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and not weight.any():
             (nn.init.ones_ if weight.ndim == 1 else nn.init.kaiming_normal_)(weight)
@@ -640,15 +644,14 @@ class BlockNetwork:
             for each, block in zip(self.blocks, genome.blocks, strict=True):
                 if block != _KEEP:
                     model.set_submodule(each.name, new_block(block, model.get_submodule(each.name), each))
-        model = _described(model, genome, self.blocks)
+        model = _described(model, genome, self.blocks, self.input_size)
         return model if device is None else model.to(device)
 
     def build_active(self, genome: Genome | str) -> nn.Module:
-        """Makes the network of a genome, for scores: of a name, no branch starts at zero, which would score nothing."""
+        """Makes the network of a genome, for scores: no branch starts at zero, which would score nothing."""
         model = self.build(genome)
-        if self.name is not None:
-            ends: Any = model.branch_ends
-            wake(map(model.get_submodule, ends))
+        names: Any = model.branch_ends
+        wake(map(model.get_submodule, names))
         return model
 
     @cached_property

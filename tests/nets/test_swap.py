@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from timm.models._features import FeatureGetterNet, FeatureListNet
+from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 from blockswap_models import Genome, GenomeError, Layout, SplitError, count, count_blocks, swap
@@ -239,6 +240,19 @@ def test_a_stride_that_small_images_hide_is_not_taken_for_1(resnet):
     assert [each.place.stride for each in find_blocks(resnet, (3, 32, 32))] == [1, 2, 2, 2]
     with pytest.raises(SplitError, match=r"'layer4.0' \(BasicBlock\) is given images of 1x1, which do not show its "):
         swap(resnet, "K/K/K/S", input_size=(3, 16, 16))
+
+
+def test_the_stride_of_narrow_images_is_that_of_their_longer_axis(resnet):
+    for size in ((3, 16, 64), (3, 64, 16)):
+        assert [each.place.stride for each in find_blocks(resnet, size)] == [1, 2, 2, 2]
+
+
+def test_a_network_that_does_not_say_its_size_is_given_one():
+    with torch.device("meta"):
+        model = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=5)
+    swapped = swap(model, "K/S/K/K", input_size=(3, 64, 64))
+    assert (swapped.genome, swapped.layout.input_size) == ("K/S/K/K", (3, 64, 64))
+    assert BlockNetwork(model, image_size=(64, 64)).build("K/S/K/K").layout == swapped.layout
 
 
 def test_genomes_that_do_not_fit_are_refused(resnet):
