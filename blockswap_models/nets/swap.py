@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, RmsNorm2d, SimpleNorm2d
+from timm.models.nfnet import GammaAct
 from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import FrozenBatchNorm2d
 
 from ..budget import Cost
 from ..errors import BlockSwapError
@@ -42,6 +44,8 @@ Order = Literal["pre", "post", "linear"]
 _SHORTCUTS = ("downsample", "shortcut")
 # What is not in the branch: also a norm of the input, as RepVGG has.
 _BESIDE = (*_SHORTCUTS, "identity")
+# Modules of Python that hold nothing but norms, some with an activation, and nothing but activations.
+_NORMS = ("timm.layers.norm", "timm.layers.evo_norm", "timm.layers.filter_response_norm")
 _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 _GATES = re.compile("sigmoid|softmax|attention|identity", re.IGNORECASE)
 _KEEP = BlockType("K")
@@ -410,12 +414,15 @@ class _Run:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a layer of normalisation."""
-    return isinstance(module, (_BatchNorm, nn.GroupNorm, nn.LayerNorm))
+    known = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
+    return isinstance(module, known) or type(module).__module__.startswith(_NORMS)
 
 
 def is_activation(module: nn.Module) -> bool:
     """Whether a module is an activation, and not a gate of channels."""
     kind = type(module)
+    if kind is GammaAct:
+        return True
     return kind.__module__.startswith(_ACTIVATIONS) and not _GATES.search(kind.__name__)
 
 
@@ -505,13 +512,18 @@ def _like(act: nn.Module, inplace: bool) -> nn.Module:
 
 
 def _norm_maker(norm: nn.Module | None) -> Callable[..., nn.Module]:
-    """Makes norms like one, of other widths."""
+    """Makes norms like one, of other widths; BN in the place of what is also an activation, or frozen."""
     if isinstance(norm, nn.GroupNorm):
         groups, eps = norm.num_groups, norm.eps
         return lambda width, **dd: nn.GroupNorm(math.gcd(groups, width), width, eps, **dd)
     if isinstance(norm, nn.LayerNorm):
         eps = norm.eps
         return lambda width, **dd: LayerNorm2d(width, eps=eps, **dd)
+    for name, rms in (("RmsNorm", RmsNorm2d), ("SimpleNorm", SimpleNorm2d)):
+        # Also of channels that come last.
+        if type(norm).__name__.startswith(name):
+            eps = cast(Any, norm).eps
+            return lambda width, **dd: rms(width, eps=eps, **dd)
     kind = nn.SyncBatchNorm if isinstance(norm, nn.SyncBatchNorm) else nn.BatchNorm2d
     like: dict[str, Any] = {"eps": norm.eps, "momentum": norm.momentum} if isinstance(norm, _BatchNorm) else {}
     return lambda width, **dd: kind(width, **like, **dd)

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
+from timm.layers import freeze_batch_norm_2d
 from timm.models._features import FeatureGetterNet, FeatureListNet
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
@@ -125,6 +126,33 @@ def test_a_block_that_adds_nothing_has_no_stochastic_depth():
     model = timm.create_model("mobilenetv3_small_050", num_classes=3, drop_path_rate=0.5)
     block = swap(model, "K/2xK/3xK/2xK/S,2xK", input_size=(3, 64, 64)).train().blocks[4][0]
     assert block(torch.randn(64, 24, 4, 4)).flatten(1).any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "norm", "act"),
+    [
+        ("convnext_zepto_rms", "linear", "SimpleNorm2d", "GELU"),
+        ("dm_nfnet_f0", "linear", "BatchNorm2d", "GammaAct"),
+        # Their norms are activations too, and a new block has BN and ReLU.
+        ("resnetv2_50d_evos", "pre", "BatchNorm2d", "ReLU"),
+        ("resnetv2_50d_frn", "pre", "BatchNorm2d", "ReLU"),
+    ],
+)
+def test_norms_and_activations_of_timm_s_own_are_known(name, order, norm, act):
+    with torch.device("meta"):
+        network = BlockNetwork(timm.create_model(name))
+    assert network.blocks[-1].order == order
+    block = network.build(Genome.from_blocks([*network.layout.original.blocks[:-1], "B2"], network.layout.depths))
+    kinds = {type(each).__name__ for each in block.get_submodule(network.blocks[-1].name).modules()}
+    assert {norm, act} <= kinds
+    assert not {"BatchNorm2d", "ReLU"} - {norm, act} & kinds
+
+
+def test_a_frozen_norm_is_a_norm_and_a_new_block_learns_its_own():
+    network = BlockNetwork(freeze_batch_norm_2d(timm.create_model("resnetv2_18")), image_size=(64, 64))
+    assert {each.order for each in network.blocks} == {"pre"}
+    block = network.build("S,K/2xK/2xK/2xK").get_submodule(network.blocks[0].name)
+    assert sum(isinstance(each, nn.BatchNorm2d) for each in block.modules()) == 2
 
 
 def test_all_but_what_is_replaced_keeps_its_weights(resnet):
