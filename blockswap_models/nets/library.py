@@ -30,7 +30,7 @@ from ..messages import quote
 __all__ = ["BlockLibrary", "LibraryError", "tensor_name", "weights_digest"]
 
 KIND = "blockswap library"
-HOW_TO_FINISH = "finish it by train_library(…, resume=True) or 'blockswap library … --resume'"
+HOW_TO_FINISH = "finish it by train_library(…, resume=True) or 'blockswap library'"
 
 
 class LibraryError(BlockSwapError):
