@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -301,7 +302,10 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
         raise ValueError(f"the library {quote(options.library)} is of {library.header['network']}, not of {network}")
     model = original_network(library)
     table = _latency_table(options)
-    space = space_of_library(model, library, table)
+    with warnings.catch_warnings(record=True) as said:
+        space = space_of_library(model, library, table)
+    for each in said:
+        click.echo(each.message, err=True)
     budgets = _budgets(options, space)
     if len(budgets) > 1:
         raise ValueError("a library is searched at one budget; use one amount")
@@ -317,17 +321,20 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
     )
     number = min(_JOINED, options.samples)
     advise_when_interrupted(_how_to_go_on(options))
-    result = search_library(
-        model,
-        library,
-        budget,
-        images,
-        number,
-        latency=table,
-        record=record,
-        resume=options.resume is not None,
-        progress=lambda each: progress_bar(each, "genome"),
-    )
+    with warnings.catch_warnings():
+        # It has been said.
+        warnings.filterwarnings("ignore", "the library .* is unfinished")
+        result = search_library(
+            model,
+            library,
+            budget,
+            images,
+            number,
+            latency=table,
+            record=record,
+            resume=options.resume is not None,
+            progress=lambda each: progress_bar(each, "genome"),
+        )
     least = best_by_errors(space, budget, library, 1)[0]
     best = result.best
     if as_json:

@@ -137,9 +137,9 @@ class PostActBasic(ResidualBlock):
             x = self.act_projected(shortcut)
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        x = self.drop_path(x)
+        # Where nothing is added, stochastic depth would leave nothing.
         if self.skip:
-            x = x + shortcut
+            x = self.drop_path(x) + shortcut
         return self.act2(x)
 
 
@@ -166,9 +166,9 @@ class PostActBottleneck(ResidualBlock):
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.act2(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(x))
-        x = self.drop_path(x)
+        # Where nothing is added, stochastic depth would leave nothing.
         if self.skip:
-            x = x + shortcut
+            x = self.drop_path(x) + shortcut
         return self.act3(x)
 
 

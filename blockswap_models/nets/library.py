@@ -11,12 +11,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from timm.utils import unwrap_model
 from torch import nn
 
 from ..errors import BlockSwapError
@@ -28,6 +30,7 @@ from ..messages import quote
 __all__ = ["BlockLibrary", "LibraryError", "tensor_name", "weights_digest"]
 
 KIND = "blockswap library"
+HOW_TO_FINISH = "finish it by train_library(…, resume=True) or 'blockswap library'"
 
 
 class LibraryError(BlockSwapError):
@@ -35,9 +38,9 @@ class LibraryError(BlockSwapError):
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Names the weights of a network by a hash of their names and values."""
+    """Names the weights of a network by a hash of their names and values, as they are without a wrapper."""
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in unwrap_model(model).state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return f"sha256 {digest.hexdigest()[:16]}"
@@ -155,7 +158,7 @@ class BlockLibrary:
         Raises:
             LibraryError: The library has no such block.
         """
-        if str(block) in ("K", self._own[index]):
+        if self.is_kept(index, block):
             return 0.0
         known = self._known(index, block)
         return self.errors[index, known]
@@ -169,26 +172,50 @@ class BlockLibrary:
         return True
 
     @property
-    def _own(self) -> list[str | None]:
+    def is_unfinished(self) -> bool:
+        """Whether it was killed, so that there are blocks which it has yet to train."""
+        return not all(
+            self.has(index, block)
+            for index, place in enumerate(self._places)
+            for block, _ in place.distinct(self._types)
+        )
+
+    @cached_property
+    def _places(self) -> tuple[Position, ...]:
+        return self.layout.places
+
+    @cached_property
+    def _types(self) -> list[BlockType]:
+        return [BlockType.parse(each) for each in self.header["types"]]
+
+    @cached_property
+    def _own(self) -> tuple[BlockType, ...]:
         """The types of the original's own blocks, where it has a genome."""
         own = self.header.get("genome")
-        return [None] * len(self.layout.places) if own is None else [str(block) for block in Genome(own).blocks]
+        return () if own is None else Genome(own).blocks
 
     def _known(self, index: int, block: BlockType) -> str:
         """The name under which a structure is in the library."""
-        place = self.layout.places[index]
+        place = self._places[index]
         structure = place.structure(block)
         for at, name in self.errors:
             if at == index and structure is not None and place.structure(BlockType.parse(name)) == structure:
                 return name
+        where = f"stage {place.stage}, block {place.block} '{block}'"
+        if structure is not None and structure in map(place.structure, self._types):
+            raise LibraryError(
+                f"{where}: not yet in the library {quote(str(self.folder))}, which is unfinished; {HOW_TO_FINISH}"
+            )
         raise LibraryError(
-            f"stage {place.stage}, block {place.block} '{block}': not in the library {quote(str(self.folder))}, whose "
-            f"types are {', '.join(self.header['types'])}"
+            f"{where}: not in the library {quote(str(self.folder))}, whose types are {', '.join(self.header['types'])}"
         )
 
     def is_kept(self, index: int, block: BlockType) -> bool:
-        """Whether a type at a position is the original's own block, which keeps its weights."""
-        return str(block) in ("K", self._own[index])
+        """Whether a type at a position is the original's own block, by whatever name, which keeps its weights."""
+        if block.family == "K":
+            return True
+        place = self._places[index]
+        return bool(self._own) and place.structure(block) == place.structure(self._own[index])
 
     def state(self, index: int, block: BlockType) -> dict[str, torch.Tensor]:
         """Reads the tensors of a trained block.

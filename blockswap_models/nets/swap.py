@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, RmsNorm2d, SimpleNorm2d
+from timm.models.nfnet import GammaAct
 from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import FrozenBatchNorm2d
 
 from ..budget import Cost
 from ..errors import BlockSwapError
@@ -39,6 +42,10 @@ __all__ = ["BlockNetwork", "FoundBlock", "SplitError", "find_blocks", "own_input
 Order = Literal["pre", "post", "linear"]
 # The child of a block that maps its input to the shape of its output.
 _SHORTCUTS = ("downsample", "shortcut")
+# What is not in the branch: also a norm of the input, as RepVGG has.
+_BESIDE = (*_SHORTCUTS, "identity")
+# Modules of Python that hold nothing but norms, some with an activation, and nothing but activations.
+_NORMS = ("timm.layers.norm", "timm.layers.evo_norm", "timm.layers.filter_response_norm")
 _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 _GATES = re.compile("sigmoid|softmax|attention|identity", re.IGNORECASE)
 _KEEP = BlockType("K")
@@ -120,7 +127,7 @@ def swap(
             memo[id(old)] = new = new_block(block, old, each)
             if library is not None:
                 new.load_state_dict(library.state(index, block))
-    return _described(plain_copy(model, memo), genome, found)
+    return _described(plain_copy(model, memo), genome, found, input_size)
 
 
 def find_blocks(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> tuple[FoundBlock, ...]:
@@ -240,7 +247,8 @@ def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[tuple[Fo
             run.watch(shadow.get_submodule(name))
 
     try:
-        total, *parts = count_parts(shadow, [shadow, *map(shadow.get_submodule, runs)], x, before=watch)
+        with _Additions(runs.values()):
+            total, *parts = count_parts(shadow, [shadow, *map(shadow.get_submodule, runs)], x, before=watch)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if isinstance(error, BlockSwapError):
             raise
@@ -265,6 +273,22 @@ def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[tuple[Fo
     return tuple(found), total, parts
 
 
+class _Additions(TorchDispatchMode):
+    """Tells runs of blocks of each addition."""
+
+    def __init__(self, runs: Iterable[_Run]) -> None:
+        super().__init__()
+        self._runs = runs
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.overloadpacket in (torch.ops.aten.add, torch.ops.aten.add_):
+            for run in self._runs:
+                run.see_addition()
+        return func(*args, **(kwargs or {}))
+
+
 class _Run:
     """What one run of a network tells of a block."""
 
@@ -279,6 +303,9 @@ class _Run:
         self._steps: list[str] = []
         self._halves = False
         self._children: list[tuple[str, nn.Module, Any]] = []
+        # How many modules of the block are running, itself among them; how many children had run at its last addition.
+        self._running = 0
+        self._added: int | None = None
 
     def watch(self, block: nn.Module) -> None:
         """Hooks a block and its parts."""
@@ -286,11 +313,24 @@ class _Run:
             self.end = block.branch_end or ""
         for name, child in block.named_children():
             child.register_forward_hook(self._see_child(name))
-        for part in block.modules():
-            if part is not block:
+        for name, part in block.named_modules():
+            if part is not block and not {*_BESIDE}.intersection(name.split(".")):
                 part.register_forward_pre_hook(self._see_part)
+            part.register_forward_pre_hook(self._enter)
+            part.register_forward_hook(self._leave)
         block.register_forward_pre_hook(self._begin)
         block.register_forward_hook(self._finish)
+
+    def see_addition(self) -> None:
+        """Takes note of an addition of the block itself, not of one in its parts."""
+        if self._running == 1:
+            self._added = len(self._children)
+
+    def _enter(self, *_: object) -> None:
+        self._running += 1
+
+    def _leave(self, *_: object) -> None:
+        self._running -= 1
 
     def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._problem = None if not self.given else "is run more than once"
@@ -325,19 +365,23 @@ class _Run:
         fitting = {name for name, _, shape in self._children if name in named and shape == self.made}
         used = [name for name in fitting if not isinstance(modules[name], nn.Identity)]
         self.shortcut = used[0] if used and not getattr(block, "has_own_projection", False) else None
-        branch = [each for each in self._children if each[0] not in named]
-        if isinstance(block, ResidualBlock):
-            acts_last = is_activation(branch[-1][1])
-        else:
-            while branch and is_activation(branch[-1][1]):
-                branch.pop()
-            acts_last = len(branch) < len(self._children) - len(named)
-            self.end = next((name for name, _, shape in reversed(branch) if shape == self.made), "")
+        branch = [each for each in self._children if each[0] not in _BESIDE]
+        acts_last = bool(branch) and is_activation(branch[-1][1])
+        if not isinstance(block, ResidualBlock):
+            # What runs after the addition is no end of the branch, such as an attention of the whole. Where there is no
+            # shortcut, what is added up are parts of the branch.
+            has_shortcut = self.given == self.made or len(branch) < len(self._children)
+            ran = [each for each in self._children[: self._added if has_shortcut else None] if each[0] not in _BESIDE]
+            while ran and is_activation(ran[-1][1]):
+                ran.pop()
+            self.end = next((name for name, _, shape in reversed(ran) if shape == self.made), "")
         self.order = "pre" if self._steps[:1] == ["norm"] else "post" if acts_last else "linear"
 
     @property
     def stride(self) -> int:
-        return max(1, round(self.given[2] / self.made[2]))
+        # Of the longer axis: one that is a point already stays one.
+        axis = 2 if self.given[2] >= self.given[3] else 3
+        return max(1, round(self.given[axis] / self.made[axis]))
 
     def _channels_last(self, block: nn.Module) -> bool:
         """Whether a block runs with twice as many of what would be its channels, which then are the height of a map."""
@@ -370,12 +414,15 @@ class _Run:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a layer of normalisation."""
-    return isinstance(module, (_BatchNorm, nn.GroupNorm, nn.LayerNorm))
+    known = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
+    return isinstance(module, known) or type(module).__module__.startswith(_NORMS)
 
 
 def is_activation(module: nn.Module) -> bool:
     """Whether a module is an activation, and not a gate of channels."""
     kind = type(module)
+    if kind is GammaAct:
+        return True
     return kind.__module__.startswith(_ACTIVATIONS) and not _GATES.search(kind.__name__)
 
 
@@ -465,19 +512,26 @@ def _like(act: nn.Module, inplace: bool) -> nn.Module:
 
 
 def _norm_maker(norm: nn.Module | None) -> Callable[..., nn.Module]:
-    """Makes norms like one, of other widths."""
+    """Makes norms like one, of other widths; BN in the place of what is also an activation, or frozen."""
     if isinstance(norm, nn.GroupNorm):
         groups, eps = norm.num_groups, norm.eps
         return lambda width, **dd: nn.GroupNorm(math.gcd(groups, width), width, eps, **dd)
     if isinstance(norm, nn.LayerNorm):
         eps = norm.eps
         return lambda width, **dd: LayerNorm2d(width, eps=eps, **dd)
+    for name, rms in (("RmsNorm", RmsNorm2d), ("SimpleNorm", SimpleNorm2d)):
+        # Also of channels that come last.
+        if type(norm).__name__.startswith(name):
+            eps = cast(Any, norm).eps
+            return lambda width, **dd: rms(width, eps=eps, **dd)
     kind = nn.SyncBatchNorm if isinstance(norm, nn.SyncBatchNorm) else nn.BatchNorm2d
     like: dict[str, Any] = {"eps": norm.eps, "momentum": norm.momentum} if isinstance(norm, _BatchNorm) else {}
     return lambda width, **dd: kind(width, **like, **dd)
 
 
-def _described(model: nn.Module, genome: Genome, found: tuple[FoundBlock, ...]) -> nn.Module:
+def _described(
+    model: nn.Module, genome: Genome, found: tuple[FoundBlock, ...], input_size: tuple[int, int, int] | None
+) -> nn.Module:
     """Says in a network what its blocks are now."""
     own = getattr(model, "genome", None)
     if own is not None and len(own.blocks) == len(genome.blocks):
@@ -491,13 +545,13 @@ def _described(model: nn.Module, genome: Genome, found: tuple[FoundBlock, ...]) 
         for each in found
     }
     if not hasattr(model, "layout"):
-        described.layout = layout_of(model, found)
+        described.layout = layout_of(model, found, input_size)
     return model
 
 
-def wake(ends: Iterable[nn.Module]) -> None:
-    """Gives the ends of branches that start at zero other weights: a score would see nothing in such a branch."""
-    for module in (module for end in ends for module in end.modules()):
+def wake(blocks: Iterable[nn.Module]) -> None:
+    """Gives weights that are all zero others, as where branches start so: a score would see nothing in them."""
+    for module in (module for block in blocks for module in block.modules()):
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and not weight.any():
             (nn.init.ones_ if weight.ndim == 1 else nn.init.kaiming_normal_)(weight)
@@ -602,15 +656,14 @@ class BlockNetwork:
             for each, block in zip(self.blocks, genome.blocks, strict=True):
                 if block != _KEEP:
                     model.set_submodule(each.name, new_block(block, model.get_submodule(each.name), each))
-        model = _described(model, genome, self.blocks)
+        model = _described(model, genome, self.blocks, self.input_size)
         return model if device is None else model.to(device)
 
     def build_active(self, genome: Genome | str) -> nn.Module:
-        """Makes the network of a genome, for scores: of a name, no branch starts at zero, which would score nothing."""
+        """Makes the network of a genome, for scores: no branch starts at zero, which would score nothing."""
         model = self.build(genome)
-        if self.name is not None:
-            ends: Any = model.branch_ends
-            wake(map(model.get_submodule, ends))
+        names: Any = model.branch_ends
+        wake(map(model.get_submodule, names))
         return model
 
     @cached_property

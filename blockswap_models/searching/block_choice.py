@@ -6,6 +6,7 @@ Under one cost the best genomes are found by dynamic programming over totals, un
 from __future__ import annotations
 
 import heapq
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..budget import Budget, BudgetError, BudgetLike, Cost
 from ..genome import Genome
-from ..nets.library import BlockLibrary
+from ..messages import quote
+from ..nets.library import HOW_TO_FINISH, BlockLibrary
 from ..nets.swap import swap
 from ..zoo.cards import file_digest
 from .candidates import Candidate, ScoredDraw, rank
@@ -75,8 +77,18 @@ def space_of_library(model: nn.Module, library: BlockLibrary, latency: LatencyTa
 
     Raises:
         LibraryError: The library is of other weights.
+
+    Warns:
+        UserWarning: The library is unfinished, so that types are left out where it has yet to train them.
     """
     library.require(model)
+    if library.is_unfinished:
+        warnings.warn(
+            f"the library {quote(str(library.folder))} is unfinished: blocks that it has yet to train are left out; "
+            + HOW_TO_FINISH,
+            UserWarning,
+            stacklevel=2,
+        )
     trained = dict.fromkeys(block for _, block in library.errors)
     return SearchSpace(model, ["K", *trained], latency=latency)
 

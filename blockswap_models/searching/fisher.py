@@ -213,7 +213,7 @@ def measure_blocks(
             raise ValueError(f"module {name!r} of blocks= was not run")
         else:
             measured.append(Measured(float(scores[0][end]), float(scores[1][block]) if whole else 0.0))
-    if scores[0] and not any(each.branch for each in measured) and all(map(_is_zero, scores[0])):
+    if branches and not any(each.branch for each in measured) and not any(output.any() for _, output in branches):
         raise ValueError(
             "every branch of this network starts at zero, so that it scores 0; build it with zero_init_last=False"
         )
@@ -229,11 +229,6 @@ def _square_of_sum(product: torch.Tensor) -> torch.Tensor:
 def at_least_float(tensor: torch.Tensor) -> torch.dtype:
     """The type to add up in: the tensor's own, or float32 if that is finer."""
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _is_zero(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, torch.Tensor) and not weight.any()
 
 
 def set_scoring_modes(model: nn.Module, undo: ExitStack, train_norms: bool = True) -> None:

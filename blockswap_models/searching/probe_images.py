@@ -91,6 +91,8 @@ def noise_minibatch(space: ImageSpec, batch_size: int = 32, seed: int = 0, num_b
 
 
 def _noise_minibatch(space: ImageSpec, batch_size: int, seed: int, num_batches: int) -> Minibatch:
+    if space.num_classes < 1:
+        raise DataError("the network has no classes, which a score needs; use one with a head, such as num_classes=10")
     generator = torch.Generator().manual_seed(_data_seed(seed))
     channels, height, width = space.input_size
     number = num_batches * batch_size

@@ -317,7 +317,7 @@ class _Sources:
             except TypeError:
                 # It does not split into blocks: only some scores know it, and they see whether they can score it.
                 return model
-            wake(probe.end for probe in probes if probe.end is not None)
+            wake(probe.block for probe in probes)
         return model
 
     def facts(self, index: int) -> tuple[Cost, bool]:

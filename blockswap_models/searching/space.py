@@ -112,7 +112,8 @@ class SearchSpace:
         channels, *size = self.layout.input_size
         size = size if image_size is None else [*image_size]
         channels = channels if in_chans is None else in_chans
-        require_counts(num_classes=self.num_classes, in_chans=channels, image_size=min(size))
+        # A network may have no head, and so no classes of its own.
+        require_counts(num_classes=num_classes, in_chans=channels, image_size=min(size))
         height, width = size
         self.input_size = (channels, height, width)
         self.options = [place.distinct(self.types) for place in self.layout.positions]

@@ -22,6 +22,9 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
+from timm.models import get_model_args
+from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,10 +32,10 @@ from ..counts import require_counts
 from ..data.folders import plain_name, require_outside
 from ..data.images import ImageFiles
 from ..data.statistics import label_names, model_data_config
-from ..files import append_json_line, json_line, make_folder, read_json_lines, write_atomic
+from ..files import append_json_line, json_line, locked, make_folder, read_json_lines, write_atomic
 from ..genome import SEARCH_TYPES, BlockType
 from ..messages import quote
-from ..nets.blocks import PreActBasic, PreActBottleneck, ResidualBlock
+from ..nets.blocks import IdentityBlock, PreActBasic, PreActBottleneck, ResidualBlock
 from ..nets.library import KIND, BlockLibrary, LibraryError, tensor_name, weights_digest
 from ..nets.swap import BlockNetwork, FoundBlock, is_norm, new_block
 from .evaluate import Minibatches
@@ -121,6 +124,8 @@ def train_library(
             UserWarning,
             stacklevel=2,
         )
+    # Names of weights are those that they have without it, whoever uses the library.
+    model = unwrap_model(model)
     length = _length(loader)
     if length == 0 or (length is None and next(iter(loader), None) is None):
         raise LibraryError("the loader gives no minibatch; use more images, or a smaller batch_size=")
@@ -134,6 +139,7 @@ def train_library(
         "weights": weights_digest(model),
         "layout": json.loads(json.dumps(asdict(network.layout))),
         "config": _config_of(model),
+        "arguments": _arguments_of(model),
         "types": [str(each) for each in chosen],
         "data": plain_name(data),
         "batch_size": getattr(loader, "batch_size", None),
@@ -144,20 +150,25 @@ def train_library(
         "memory": memory,
         "seed": seed,
     }
-    _open(folder, header, model, resume)
-    trainer = _Trainer(network, loader, folder, header, checkpoint_minutes)
-    parts = _parts(network, _items(network, chosen, own), _batch_size(loader), memory)
-    done = {row["part"] for row in read_json_lines(folder / "errors.jsonl")[0]}
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        for number, part in enumerate(parts, start=1):
-            if number not in done:
-                trainer.train(number, len(parts), part, progress)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    (folder / "checkpoint.pth").unlink(missing_ok=True)
+    if resume and not (folder / "library.json").exists():
+        raise LibraryError(f"there is no library to resume in {quote(str(folder))}; leave out resume=True")
+    make_folder(folder, LibraryError)
+    taken = f"another process trains the library {quote(str(folder))}; wait for its end, or use another folder="
+    with locked(folder / ".lock", LibraryError(taken), remove=True):
+        _open(folder, header, model, resume)
+        trainer = _Trainer(network, loader, folder, header, checkpoint_minutes)
+        parts = _parts(network, _items(network, chosen, own), _batch_size(loader), memory)
+        done = {row["part"] for row in read_json_lines(folder / "errors.jsonl")[0]}
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            model.eval()
+            for number, part in enumerate(parts, start=1):
+                if number not in done:
+                    trainer.train(number, len(parts), part, progress)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        (folder / "checkpoint.pth").unlink(missing_ok=True)
     return BlockLibrary.load(folder)
 
 
@@ -167,6 +178,16 @@ def _config_of(model: nn.Module) -> dict[str, Any]:
     if (names := label_names(model)) is not None:
         config["label_names"] = names
     as_json: dict[str, Any] = json.loads(json.dumps(config))
+    return as_json
+
+
+def _arguments_of(model: nn.Module) -> dict[str, Any] | None:
+    """What a network was made with, beside its name and blocks; None where JSON cannot hold it, such as a class."""
+    arguments = {name: each for name, each in get_model_args(model).items() if name not in ("network", "genome")}
+    try:
+        as_json: dict[str, Any] = json.loads(json.dumps(arguments))
+    except (TypeError, ValueError):
+        return None
     return as_json
 
 
@@ -237,8 +258,8 @@ def _open(folder: Path, header: dict[str, Any], model: nn.Module, resume: bool) 
         # Older versions wrote a folder as it was given, perhaps with a slash at its end.
         found["data"] = plain_name(found.get("data", ""))
         for name, value in header.items():
-            # Older libraries do not say how many minibatches there were, nor how images were made.
-            if found.get(name) != value and (name in found or name not in ("minibatches", "config")):
+            # Older libraries do not say how many minibatches there were, nor how images and the network were made.
+            if found.get(name) != value and (name in found or name not in ("minibatches", "config", "arguments")):
                 shown = [quote(each, 60) for each in (found.get(name), value)]
                 raise LibraryError(
                     f"the library in {quote(str(folder))} has {name} {shown[0]}, not {shown[1]}; use what it has, or "
@@ -249,9 +270,6 @@ def _open(folder: Path, header: dict[str, Any], model: nn.Module, resume: bool) 
         if torn:
             write_atomic(folder / "errors.jsonl", b"".join(map(json_line, rows)), LibraryError)
         return
-    if resume:
-        raise LibraryError(f"there is no library to resume in {quote(str(folder))}; leave out resume=True")
-    make_folder(folder, LibraryError)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     write_atomic(folder / "original.safetensors", safetensors.torch.save(state), LibraryError)
     write_atomic(folder / "errors.jsonl", b"", LibraryError)
@@ -278,29 +296,13 @@ class _Trainer:
     ) -> None:
         """Trains one part, from its checkpoint where there is one, and writes it."""
         blocks = {item: self._new(*item) for item in part}
+        # An identity has nothing to learn, and its error is measured only.
+        learning = {item: block for item, block in blocks.items() if not isinstance(block, IdentityBlock)}
         watch = _Watch(self.network, {index for index, _ in part})
-        parameters = [each for block in blocks.values() for each in block.parameters()]
-        optimizer = torch.optim.Adam(parameters, lr=self.header["lr"])
-        steps = self.header["steps"]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
         with watch:
             added = self._added(watch)
-            start = self._restore(number, blocks, optimizer, schedule)
-            saved = time.monotonic()
-            images = self._minibatches(start)
-            every: Iterable[int] = range(start, steps)
-            for step in progress(every) if progress else every:
-                watch.run(next(images))
-                optimizer.zero_grad()
-                for (index, _), block in blocks.items():
-                    given, wanted = watch.seen[index]
-                    # At once, so that the activations of one block only are kept.
-                    (F.mse_loss(block(given), wanted) / added[index]).backward()
-                optimizer.step()
-                schedule.step()
-                if time.monotonic() - saved > self.seconds and step + 1 < steps:
-                    self._checkpoint(number, step + 1, blocks, optimizer, schedule)
-                    saved = time.monotonic()
+            if learning:
+                self._learn(number, watch, learning, added, progress)
             self._measure_norms(watch, blocks)
             errors = self._solve_last(watch, blocks, added)
         tensors = {
@@ -316,12 +318,47 @@ class _Trainer:
         with open(self.folder / "errors.jsonl", "ab") as table:
             append_json_line(table, {"part": number, "parts": parts, "file": file, "blocks": rows})
 
+    def _learn(
+        self,
+        number: int,
+        watch: _Watch,
+        blocks: dict[tuple[int, BlockType], ResidualBlock],
+        added: dict[int, float],
+        progress: Callable[[Iterable[int]], Iterable[int]] | None,
+    ) -> None:
+        """Trains the blocks of a part, with checkpoints."""
+        parameters = [each for block in blocks.values() for each in block.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=self.header["lr"])
+        steps = self.header["steps"]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+        start = self._restore(number, blocks, optimizer, schedule)
+        saved = time.monotonic()
+        images = self._minibatches(start)
+        every: Iterable[int] = range(start, steps)
+        for step in progress(every) if progress else every:
+            watch.run(next(images))
+            optimizer.zero_grad()
+            for (index, _), block in blocks.items():
+                given, wanted = watch.seen[index]
+                # At once, so that the activations of one block only are kept.
+                (F.mse_loss(block(given), wanted) / added[index]).backward()
+            optimizer.step()
+            schedule.step()
+            if time.monotonic() - saved > self.seconds and step + 1 < steps:
+                self._checkpoint(number, step + 1, blocks, optimizer, schedule)
+                saved = time.monotonic()
+
     def _new(self, index: int, block: BlockType) -> ResidualBlock:
         found: FoundBlock = self.network.blocks[index]
         digest = hashlib.sha256(f"library/{self.header['seed']}/{index}/{block}".encode()).digest()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            return new_block(block, self.network.model.get_submodule(found.name), found).train()
+            new = new_block(block, self.network.model.get_submodule(found.name), found).train()
+        # What is imitated is evaluated; and nothing random makes a run that was resumed another one.
+        for each in new.modules():
+            if isinstance(each, DropPath):
+                each.eval()
+        return new
 
     def _minibatches(self, start: int) -> Iterator[torch.Tensor]:
         """Gives images from a step on, in the order of the seed, epoch after epoch."""

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from ..data.statistics import config_from_json
-from ..nets.library import BlockLibrary
+from ..messages import quote
+from ..nets.library import BlockLibrary, LibraryError
 from .find import create_network
 
 __all__ = ["original_network"]
@@ -22,10 +23,20 @@ def original_network(library: BlockLibrary, **kwargs: Any) -> nn.Module:
 
     Returns:
         The network, in evaluation mode.
+
+    Raises:
+        LibraryError: The network was made with arguments that no file can hold.
     """
     header = library.header
     layout = library.layout
-    arguments = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0], **kwargs}
+    # Older libraries have none.
+    own = header.get("arguments", {})
+    if own is None:
+        raise LibraryError(
+            f"the library {quote(str(library.folder))} is of a {header['network']} made with arguments that no file "
+            "can hold; use swap(model, genome, library=…), or a network made with names such as act_layer='silu'"
+        )
+    arguments = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0], **own, **kwargs}
     model: Any = create_network(header["network"], header["genome"], pretrained=False, **arguments)
     # Of a library of an older version it is that of the network's name.
     model.pretrained_cfg.update(config_from_json(header.get("config", {})))

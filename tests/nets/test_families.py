@@ -13,6 +13,11 @@ from blockswap_models.nets.swap import BlockNetwork, find_blocks
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "any-network.md"
 # Families, an example, and its blocks, or what the error says.
 ROWS = re.findall(r"^\| ([^|]+) \| `(\w+)` \| (?:`([^`]+)`|(no: [^|]+)) \|", PAGE.read_text(), re.MULTILINE)
+# The order of norms and activations in the blocks of an example; of all others it is linear.
+ORDERS = {
+    **dict.fromkeys(("resnet26", "skresnet18", "regnety_002", "repvgg_a0"), "post"),
+    **dict.fromkeys(("resnetv2_50x1_bit", "densenet121"), "pre"),
+}
 TYPES = [BlockType.parse(each) for each in ("S", "G4", "B2", "W1", "D", "M2")]
 
 
@@ -36,6 +41,7 @@ def test_a_family_splits_as_the_guide_says(name):
         return
     network = BlockNetwork(model)
     assert network.layout.original == blocks
+    assert {each.order for each in network.blocks} == {ORDERS.get(name, "linear")}
     # Every block can be replaced, by what its channels divide by: counting runs the network.
     chosen = [[block for block, _ in place.distinct(TYPES)] for place in network.layout.places]
     genome = Genome.from_blocks([each[at % len(each)] for at, each in enumerate(chosen)], network.layout.depths)

@@ -6,7 +6,9 @@ import pickle
 import pytest
 import timm
 import torch
+from timm.layers import freeze_batch_norm_2d
 from timm.models._features import FeatureGetterNet, FeatureListNet
+from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 from blockswap_models import Genome, GenomeError, Layout, SplitError, count, count_blocks, swap
@@ -94,6 +96,63 @@ def test_new_blocks_are_of_the_family():
     assert halving(y).shape == (1, 8, 4, 4)
     norms = {type(each) for each in swap(timm.create_model("test_convnext"), "S/2xK/4xK/2xK").stages[0].modules()}
     assert nn.BatchNorm2d not in norms
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "ends"),
+    [
+        # A norm of the input beside the branch, and an attention after the addition.
+        ("repvgg_a0", "post", {"drop_path", "attn"}),
+        ("mobileone_s0", "post", {"drop_path", "attn"}),
+        # An activation after the addition that does nothing; blocks that halve images add nothing.
+        ("regnetz_b16", "linear", {"drop_path", "act"}),
+        # A convolution in the shortcut that runs before the first norm.
+        ("coatnet_nano_rw_224", "pre", {"drop_path"}),
+    ],
+)
+def test_what_runs_beside_the_branch_and_after_the_addition_is_none_of_it(name, order, ends):
+    with torch.device("meta"):
+        found = find_blocks(timm.create_model(name))
+    assert {each.order for each in found} == {order}
+    assert {each.end for each in found} == ends
+    if len(ends) > 1:
+        with_shortcut = {
+            each.end for each in found if each.place.in_chs == each.place.out_chs and each.place.stride == 1
+        }
+        assert with_shortcut == {"drop_path"}
+
+
+def test_a_block_that_adds_nothing_has_no_stochastic_depth():
+    model = timm.create_model("mobilenetv3_small_050", num_classes=3, drop_path_rate=0.5)
+    block = swap(model, "K/2xK/3xK/2xK/S,2xK", input_size=(3, 64, 64)).train().blocks[4][0]
+    assert block(torch.randn(64, 24, 4, 4)).flatten(1).any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "norm", "act"),
+    [
+        ("convnext_zepto_rms", "linear", "SimpleNorm2d", "GELU"),
+        ("dm_nfnet_f0", "linear", "BatchNorm2d", "GammaAct"),
+        # Their norms are activations too, and a new block has BN and ReLU.
+        ("resnetv2_50d_evos", "pre", "BatchNorm2d", "ReLU"),
+        ("resnetv2_50d_frn", "pre", "BatchNorm2d", "ReLU"),
+    ],
+)
+def test_norms_and_activations_of_timm_s_own_are_known(name, order, norm, act):
+    with torch.device("meta"):
+        network = BlockNetwork(timm.create_model(name))
+    assert network.blocks[-1].order == order
+    block = network.build(Genome.from_blocks([*network.layout.original.blocks[:-1], "B2"], network.layout.depths))
+    kinds = {type(each).__name__ for each in block.get_submodule(network.blocks[-1].name).modules()}
+    assert {norm, act} <= kinds
+    assert not {"BatchNorm2d", "ReLU"} - {norm, act} & kinds
+
+
+def test_a_frozen_norm_is_a_norm_and_a_new_block_learns_its_own():
+    network = BlockNetwork(freeze_batch_norm_2d(timm.create_model("resnetv2_18")), image_size=(64, 64))
+    assert {each.order for each in network.blocks} == {"pre"}
+    block = network.build("S,K/2xK/2xK/2xK").get_submodule(network.blocks[0].name)
+    assert sum(isinstance(each, nn.BatchNorm2d) for each in block.modules()) == 2
 
 
 def test_all_but_what_is_replaced_keeps_its_weights(resnet):
@@ -209,6 +268,19 @@ def test_a_stride_that_small_images_hide_is_not_taken_for_1(resnet):
     assert [each.place.stride for each in find_blocks(resnet, (3, 32, 32))] == [1, 2, 2, 2]
     with pytest.raises(SplitError, match=r"'layer4.0' \(BasicBlock\) is given images of 1x1, which do not show its "):
         swap(resnet, "K/K/K/S", input_size=(3, 16, 16))
+
+
+def test_the_stride_of_narrow_images_is_that_of_their_longer_axis(resnet):
+    for size in ((3, 16, 64), (3, 64, 16)):
+        assert [each.place.stride for each in find_blocks(resnet, size)] == [1, 2, 2, 2]
+
+
+def test_a_network_that_does_not_say_its_size_is_given_one():
+    with torch.device("meta"):
+        model = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=5)
+    swapped = swap(model, "K/S/K/K", input_size=(3, 64, 64))
+    assert (swapped.genome, swapped.layout.input_size) == ("K/S/K/K", (3, 64, 64))
+    assert BlockNetwork(model, image_size=(64, 64)).build("K/S/K/K").layout == swapped.layout
 
 
 def test_genomes_that_do_not_fit_are_refused(resnet):

@@ -267,6 +267,13 @@ def test_names_a_network_that_starts_at_zero():
         fisher_potential(model, *minibatch())
 
 
+def test_names_a_network_whose_branches_end_in_stochastic_depth_and_start_at_zero():
+    model = timm.create_model("regnetx_002", num_classes=7)
+    assert isinstance(model.s1.b1.drop_path, nn.Identity)
+    with pytest.raises(ValueError, match="build it with zero_init_last=False"):
+        fisher_potential(model, *minibatch())
+
+
 def test_names_a_network_without_blocks():
     with pytest.raises(TypeError, match="Linear has no feature_info that names its stages; use a CNN of timm; or name"):
         fisher_potential(nn.Linear(2, 2), *minibatch())

@@ -52,6 +52,11 @@ def test_whole_networks_have_the_scores_of_fisher_potential():
     assert ranking[0].score == pytest.approx(math.sqrt(math.prod(ranking[0].scores)))
 
 
+def test_no_branch_of_a_name_starts_at_zero_whatever_it_ends_in():
+    (found,) = rank_networks(["regnetx_002"], score="fisher", **SMALL)
+    assert found.score > 0
+
+
 def test_genomes_are_scored_as_by_a_search():
     ranking = rank_networks(GENOMES[:2], "wrn16_1", draws=2, seed=3, batch_size=4)
     found = search(WRN, None, genomes=GENOMES[:2], draws=2, refine=0, seed=3, batch_size=4)

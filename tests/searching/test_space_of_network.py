@@ -20,7 +20,9 @@ from blockswap_models import (
     count,
     profile,
     search,
+    swap,
 )
+from blockswap_models.data.folders import DataError
 from blockswap_models.searching.record import build_text, network_of
 from tests.command_line import run
 
@@ -111,6 +113,25 @@ def test_a_given_network_keeps_its_weights_and_its_record_is_of_them(tmp_path):
         network_of(record)
     with pytest.raises(ValueError, match="has num_classes=5, not 7"):
         SearchSpace(model, num_classes=7)
+
+
+def test_kept_blocks_of_a_fresh_network_have_a_part_in_the_score():
+    model = timm.create_model("test_resnet", num_classes=5)
+    assert not model.layer1[0].bn2.weight.any()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    kept = search(SearchSpace(model, TYPES, image_size=32), None, genomes=["K/K/K/K"], batch_size=4, refine=0)
+    assert min(kept.best.shares) > 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_network_without_a_head_is_counted_and_not_scored():
+    model = timm.create_model("test_resnet", num_classes=0)
+    space = SearchSpace(model, TYPES, image_size=32)
+    assert space.cost("K/S/K/K") == count(swap(model, "K/S/K/K"), (3, 32, 32))
+    with pytest.raises(DataError, match=r"^the network has no classes, which a score needs; use one with a head, such"):
+        search(space, None, samples=1, refine=0, batch_size=4)
+    with pytest.raises(ValueError, match="num_classes is at least 1, not 0"):
+        SearchSpace("test_resnet", num_classes=0)
 
 
 def test_latencies_of_a_network_are_measured_and_added_up(space, tmp_path):

@@ -15,10 +15,12 @@ from command_line import run
 import blockswap_models.training.library
 from blockswap_models import BlockLibrary, BlockType, LibraryError, swap, train_library
 from blockswap_models.data.cifar import CifarLoader
-from blockswap_models.files import append_json_line, json_line, write_atomic
+from blockswap_models.files import append_json_line, json_line, locked, write_atomic
 from blockswap_models.nets.cost import count
 from blockswap_models.nets.swap import BlockNetwork, new_block
+from blockswap_models.searching.block_choice import space_of_library
 from blockswap_models.training.library import has_random_weights
+from blockswap_models.zoo.original import original_network
 
 TYPES = ("G4", "B2")
 
@@ -341,3 +343,98 @@ def test_a_library_that_does_not_say_how_images_were_made_is_gone_on_with(model,
     (folder / "library.json").write_text(json.dumps(header))
     again = train_library(model, loader(), folder, **SETTINGS, resume=True)
     assert again.errors == library.errors
+
+
+SHORT = {"data": "noise", "types": ("G4",), "steps": 1, "measure": 1}
+
+
+def test_an_identity_is_measured_and_has_nothing_to_learn(model, tmp_path):
+    for types in (("G4", "I"), ("I",)):
+        library = train_library(model, loader(), tmp_path / types[0], **{**SHORT, "types": types})
+        # It fits where the widths stay.
+        assert [at for at, block in library.errors if block == "I"] == [0]
+        assert swap(model, "I/K/K/K", library=library).genome == "I/K/K/K"
+    # It lacks what the original adds, so that its error is that of the sum of squares over the variance.
+    assert 0.5 < library.errors[0, "I"] < 10
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_a_library_of_a_wrapped_network_is_that_of_the_network(model, tmp_path, wrap):
+    wrapped = wrap(model)
+    library = train_library(wrapped, loader(), tmp_path / "lib", **SHORT)
+    assert swap(model, "G4/K/K/K", library=library).genome == "G4/K/K/K"
+    assert space_of_library(wrapped, library).options == space_of_library(model, library).options
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(original_network(library)(x), model.eval()(x))
+
+
+def test_the_original_is_made_with_its_arguments(tmp_path):
+    arguments = {"num_classes": 5, "output_stride": 8, "act_layer": "silu", "global_pool": "max"}
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", **arguments)
+    with torch.no_grad():
+        model.train()(next(iter(loader()))[0])
+    library = train_library(model, loader(), tmp_path / "lib", **SHORT)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(original_network(library)(x), model.eval()(x))
+    # A library that does not say with which is gone on with.
+    header = json.loads((tmp_path / "lib" / "library.json").read_text())
+    assert {name: header["arguments"][name] for name in arguments} == arguments
+    del header["arguments"]
+    (tmp_path / "lib" / "library.json").write_text(json.dumps(header))
+    assert train_library(model, loader(), tmp_path / "lib", **SHORT, resume=True).errors == library.errors
+    theirs = timm.create_model("test_resnet", num_classes=5, act_layer=torch.nn.SiLU)
+    theirs.load_state_dict(model.state_dict())
+    other = train_library(theirs, loader(), tmp_path / "other", **SHORT)
+    with pytest.raises(LibraryError, match="is of a test_resnet made with arguments that no file can hold; use swap"):
+        original_network(other)
+
+
+def test_blocks_learn_without_stochastic_depth(model, library, tmp_path):
+    deep = timm.create_model("test_resnet", num_classes=5, zero_init_last=False, drop_path_rate=0.5)
+    deep.load_state_dict(model.state_dict())
+    for item, error in train_library(deep, loader(), tmp_path / "lib", **SETTINGS).errors.items():
+        assert error == pytest.approx(library.errors[item], rel=1e-3), item
+
+
+def test_a_type_by_another_name_is_the_same_block(tmp_path):
+    torch.manual_seed(0)
+    # On 16 channels W1 is G16.
+    model = timm.create_model("blockswap_wrn16_1", num_classes=5, genome="W1,S/2xS/2xS")
+    with torch.no_grad():
+        model.train()(next(iter(loader()))[0])
+    library = train_library(model, loader(), tmp_path / "lib", **{**SHORT, "types": ("G16",)})
+    same = BlockType.parse("G16")
+    assert (0, "G16") not in library.errors
+    assert library.is_kept(0, same)
+    assert library.error(0, same) == 0
+    assert not library.is_unfinished
+    student = swap(model, "G16,K/2xK/2xK", library=library)
+    assert torch.equal(student.stages[0][0].bn1.weight, model.stages[0][0].bn1.weight)
+
+
+def test_an_unfinished_library_says_so(model, in_parts, tmp_path):
+    folder = tmp_path / "lib"
+    shutil.copytree(in_parts.folder, folder)
+    first, *_ = (folder / "errors.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "errors.jsonl").write_bytes(first)
+    library = BlockLibrary.load(folder)
+    assert library.is_unfinished
+    assert not in_parts.is_unfinished
+    with pytest.raises(LibraryError, match=r"stage 4, block 1 'B2': not yet in the library .*, which is unfinished; "):
+        swap(model, "K/K/K/B2", library=library)
+    with pytest.raises(LibraryError, match=r"stage 4, block 1 'W1': not in the library .*, whose types are G4, B2$"):
+        swap(model, "K/K/K/W1", library=library)
+    with pytest.warns(UserWarning, match="is unfinished: blocks that it has yet to train are left out; finish it"):
+        space_of_library(model, library)
+
+
+def test_one_process_trains_a_library(model, tmp_path):
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    with (
+        locked(folder / ".lock", Killed()),
+        pytest.raises(LibraryError, match=r"another process trains the library .*; wait for its end, or use another f"),
+    ):
+        train_library(model, loader(), folder, **SHORT)
+    assert not (folder / "library.json").exists()
