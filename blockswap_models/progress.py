@@ -181,6 +181,7 @@ class LogLines:
             **words,
         )
         state = f"{self.n}/{self._description}/{self._postfix}"
-        if state != self._last:
+        # A program may have no standard error, and Python would print it among the answers then.
+        if state != self._last and sys.stderr is not None:
             print(line, file=sys.stderr, flush=True)
         self._written, self._last = time.monotonic(), state

@@ -65,7 +65,7 @@ class _Blockswap(click.Group):
                 return super().parse_args(ctx, args)
             finally:
                 # Help and version are printed as the arguments are read.
-                sys.stdout.flush()
+                _flush()
         except click.UsageError as error:
             _print_usage_error(error)
         except BrokenPipeError:
@@ -82,10 +82,10 @@ class _Blockswap(click.Group):
                 result = super().invoke(ctx)
             except click.exceptions.Exit:
                 # Such as after the help of a subcommand.
-                sys.stdout.flush()
+                _flush()
                 raise
             # What is buffered is written here: when Python ends, an error could not be answered any more.
-            sys.stdout.flush()
+            _flush()
             return result
         except click.UsageError as error:
             _print_usage_error(error)
@@ -98,7 +98,7 @@ class _Blockswap(click.Group):
             raise
         except (ValueError, OSError, RuntimeError) as error:
             try:
-                sys.stdout.flush()
+                _flush()
             except OSError:
                 _drop_output()
             message, code = (str(error).splitlines() or [type(error).__name__])[0], 2
@@ -109,6 +109,12 @@ class _Blockswap(click.Group):
         assert command is not None
         _print_error(f"{ctx.command_path} {command}", as_options(message, self.get_command(ctx, command)))
         ctx.exit(code)
+
+
+def _flush() -> None:
+    """Writes what standard output still holds; a program may have none, as a service."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _drop_output() -> None:

@@ -268,7 +268,8 @@ def search_(as_json: bool, **arguments: Any) -> None:
         result = search(space, budgets[0], options.samples, options.seed, progress=True, on_interrupt="raise", **given)
         _print_result(result, record, options.top, as_json)
     else:
-        front = search_front(space, budgets, options.samples, options.seed, progress=True, **given)
+        along = options.front
+        front = search_front(space, budgets, options.samples, options.seed, cost=along, progress=True, **given)
         _print_front(front, record, options.top, as_json)
 
 
@@ -451,7 +452,6 @@ def _budgets(options: SimpleNamespace, space: SearchSpace) -> list[Budget]:
         along = budgets_along(space, options.front, options.points, options.tolerance, within)
         amounts[options.front] = [getattr(each, options.front) for each in along]
     several = next((name for name, each in amounts.items() if len(each) > 1), next(iter(amounts)))
-    # The cost that a front is along comes first.
     others: dict[str, Any] = {name: each[0] for name, each in amounts.items() if name != several}
     return [Budget(**{several: each}, **others, tolerance=options.tolerance) for each in amounts[several]]
 

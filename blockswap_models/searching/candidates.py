@@ -341,7 +341,7 @@ def _estimated_sums(
         ranks.append([[_rank_share(among, each) for each in interval] for interval in known])
     found = []
     for of_genome in zip(*ranks, strict=True):
-        score = statistics.fmean(middle for _, middle, _ in of_genome)
+        score = _mean_share(middle for _, middle, _ in of_genome)
         deviation = math.hypot(*((high - low) / 2 for low, _, high in of_genome)) / len(of_genome)
         found.append((score, 1 + deviation / score))
     return found
@@ -350,6 +350,11 @@ def _estimated_sums(
 def _rank_share(among: Sequence[float], value: float) -> float:
     """The share of sorted values that a value is not below; ties have the mean."""
     return (bisect_left(among, value) + bisect_right(among, value) + 1) / (2 * len(among))
+
+
+def _mean_share(shares: Iterable[float]) -> float:
+    """The mean of rank shares; equal sums of ranks have equal means, of whatever shares they are."""
+    return round(statistics.fmean(shares), 12)
 
 
 def sum_ranks(candidates: Iterable[AnyScored]) -> list[AnyScored]:
@@ -377,7 +382,7 @@ def sum_ranks(candidates: Iterable[AnyScored]) -> list[AnyScored]:
         each
         if each.parts is None
         else replace(  # type: ignore[type-var]  # each that is scored is a dataclass
-            each, scores=tuple(statistics.fmean(share(*part) for part in parts.items()) for parts in each.parts)
+            each, scores=tuple(_mean_share(share(*part) for part in parts.items()) for parts in each.parts)
         )
         for each in candidates
     ]

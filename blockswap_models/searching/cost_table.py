@@ -24,6 +24,8 @@ _CACHED = 1 << 15
 _JOINT = 12_000_000
 # Samples are drawn in chunks of a fixed size, so that the first n of a longer list are the same.
 _CHUNK = 1024
+# Numbers of choices beyond this power of two are kept in units of it.
+_UNIT = 512
 
 
 class _Axis(NamedTuple):
@@ -68,21 +70,32 @@ class _Table:
         # (options, costs) at each position.
         self._steps = [np.array(each).T for each in zip(*(axis.steps for axis in axes), strict=True)]
 
-    @cached_property
+    @property
     def _ways(self) -> list[np.ndarray]:
-        """The numbers of choices for the blocks from i on, `_ways[i]`, by the steps of each cost that they spend."""
+        """The numbers of choices for the blocks from i on, `_ways[i]`, by the steps of each cost that they spend.
+
+        In units of their own at each position where they are many; at the first of 2 to the power of `_grown[1]`.
+        """
+        return self._grown[0]
+
+    @cached_property
+    def _grown(self) -> tuple[list[np.ndarray], int]:
         # Double precision: sums of positive numbers, so that each probability is right to about 1e-15.
         shape = tuple(last + 1 for last in self._last)
         ways = [np.zeros(shape)]
         ways[0].flat[0] = 1
+        power = 0
         for steps in reversed(self._steps):
             grown = np.zeros(shape)
             for spend in steps.tolist():
                 if all(each < size for each, size in zip(spend, shape, strict=True)):
                     before = tuple(slice(size - each) for each, size in zip(spend, shape, strict=True))
                     grown[tuple(slice(each, None) for each in spend)] += ways[0][before]
+            if grown.max() > 2.0**_UNIT:
+                # Some 200 blocks have more choices than a number of double precision can be.
+                grown, power = np.ldexp(grown, -_UNIT), power + _UNIT
             ways.insert(0, grown)
-        return ways
+        return ways, power
 
     def _within(self, position: int, spent: Sequence[int]) -> np.ndarray:
         """The ways of the blocks from a position on that end within all windows, where so many steps are spent."""
@@ -198,7 +211,9 @@ class JointTable(_Table):
         # More steps for the first cost, which usually has the narrower window.
         seconds = int((_JOINT / (len(totals[0]) + 1) / 2) ** 0.5)
         super().__init__(*map(_Axis.of, fixed, totals, windows, (2 * seconds, seconds)))
-        self.total = float(self._all_within().sum()) if min(self._last) >= 0 else 0.0
+        total = float(self._all_within().sum()) if min(self._last) >= 0 else 0.0
+        with np.errstate(over="ignore"):
+            self.total = float(np.ldexp(total, self._grown[1])) if total else 0.0
 
 
 def _pick(cumulated: np.ndarray, random: np.random.Generator) -> np.ndarray:

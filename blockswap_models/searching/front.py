@@ -49,6 +49,7 @@ def search_front(
     samples: int = 1000,
     seed: int = 0,
     *,
+    cost: str | None = None,
     data: Minibatch | tuple[Any, Any] | Iterable[Any] | None = None,
     batch_size: int | None = None,
     score: Score | str | None = None,
@@ -74,6 +75,7 @@ def search_front(
             makes some.
         samples: Genomes to score for each budget.
         seed: Seed of genomes, weights and noise.
+        cost: The cost that the front is along: by default the first in which the budgets differ.
         data: Images and labels, as for `search`.
         batch_size: Images in a minibatch: by default 8, and 32 for scores that need more.
         score: A name or a function, as for `search`.
@@ -92,7 +94,7 @@ def search_front(
         The front, and the ranking within each budget.
 
     Raises:
-        BudgetError: No genome fits one of the budgets, or they are not of one cost.
+        BudgetError: No genome fits one of the budgets, or they are not of the same costs.
         RecordError: The record is of another search, or cannot be written.
         SearchError: No score is finite, or all are 0.
         WorkerError: Workers died.
@@ -115,15 +117,23 @@ def search_front(
         # The space of the first budget of a size is that of all.
         space, budget = space.resolve(each)
         wanted.append(budget)
-    cost = common_cost(wanted)
+    given, cost = cost, common_cost(wanted)
+    if given not in (None, *wanted[0].windows):
+        raise BudgetError(f"the budgets are not of {given}; use cost={cost!r}, or leave it out")
     # Before any score: a budget that cannot be met is refused before there is a record.
     chosen = [propose(space, budget, seed, [], samples) for budget in wanted]
     scorer = make_scorer(space, data, batch_size, score, seed, device, dtype, executor)
     described = describe(
         scorer,
         strategy,
-        {"budgets": [budget_windows(budget) for budget in wanted], "asked": [budget.as_json() for budget in wanted]},
+        {
+            "budgets": [budget_windows(budget) for budget in wanted],
+            "asked": [budget.as_json() for budget in wanted],
+            # Where the budgets themselves do not say it.
+            **({} if given in (None, cost) else {"along": given}),
+        },
     )
+    cost = given or cost
     with Scoring(scorer, workers, executor, record, resume, described, progress) as scoring:
         planned = [len(each) if strategy == "random" else samples for each in chosen]
         scoring.total = sum(each * draws + scores_of_refinement(each, draws, refine) for each in planned)

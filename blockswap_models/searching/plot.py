@@ -145,7 +145,7 @@ def _figure(header: Mapping[str, Any], ranking: Sequence[Candidate]) -> Figure:
     _draw_shares(shares, top[0], median_shares(finite))
     _draw_histogram(histogram, finite, len(ranking) - len(finite))
     limited = header.get("budget") or ["params"]
-    _draw_costs(costs, finite, next((each for each in ("params", "macs", "latency") if each in limited), "params"))
+    _draw_costs(costs, finite, next((each for each in _COST_NAMES if each in limited), "params"))
     return figure
 
 
@@ -200,7 +200,7 @@ def _draw_title(part: SubFigure, header: Mapping[str, Any], count: int, width: f
 def _draw_strips(axes: Axes, top: Sequence[Candidate], inches: float) -> None:
     """Draws the best genomes as strips of blocks, the best on top; `inches` is the width of a block."""
     _draw_genomes(axes, [each.genome for each in top], ["best", *map(str, range(2, len(top) + 1))], inches)
-    measured = any(each.cost.latency is not None for each in top)
+    measured, sized = (any(getattr(each.cost, name) is not None for each in top) for name in ("latency", "size"))
     columns = {
         "score": [f"{each.score:.4g}" for each in top],
         "±": [_error(each) for each in top],
@@ -208,6 +208,7 @@ def _draw_strips(axes: Axes, top: Sequence[Candidate], inches: float) -> None:
         "params": [f"{each.cost.params:,}" for each in top],
         "MACs": [f"{each.cost.macs / 1e6:,.1f} M" for each in top],
         **({"latency": [f"{(each.cost.latency or 0) * 1000:.3g} ms" for each in top]} if measured else {}),
+        **({"bytes": [f"{each.cost.size or 0:,}" for each in top]} if sized else {}),
     }
     right = 0.0
     for title, column in columns.items():
@@ -325,7 +326,8 @@ def _draw_histogram(axes: Axes, ranking: Sequence[Candidate], left_out: int) -> 
     axes.set_ylim(0, axes.get_ylim()[1] * 1.22)
     middle = float(numpy.median(scores))
     axes.axvline(middle, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-    text = f"best {best.score:.3g}" + (f" ± {_error(best)}, {len(best.scores)} draws" if len(best.scores) > 1 else "")
+    sure = f" ± {_error(best)}" if _error(best) else ""
+    text = f"best {best.score:.3g}" + (f"{sure}, {len(best.scores)} draws" if len(best.scores) > 1 else "")
     for place, shown, weight, down in ((best.score, text, "bold", 2), (middle, f"median {middle:.3g}", "normal", 16)):
         style = {"ha": "right", "va": "top", "weight": weight, "bbox": _WHITE}
         _note(axes, shown, (place, 1), (-5, -down), ("data", "axes fraction"), **style)
@@ -376,7 +378,7 @@ def _draw_costs(axes: Axes, finite: Sequence[Candidate], cost: str) -> None:
     _note(axes, f"best: {_cost_text(best, cost)}, {best.score:.3g}", at, (0, 11), weight="bold", bbox=_WHITE, **style)
     axes.margins(y=0.12)
     axes.set_title("Cost and score")
-    axes.set_xlabel({"params": "parameters", "macs": "MACs", "latency": "latency"}[cost])
+    axes.set_xlabel("latency" if cost == "latency" else _COST_NAMES[cost])
     axes.set_ylabel("score")
     axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value * 1000:.3g} ms" if cost == "latency" else _amount(value))
@@ -435,7 +437,8 @@ def _genome_figure(layout: Layout, network: str, genome: Genome) -> Figure:
     from ..nets.cost import count, count_blocks
     from ..nets.networks import build
 
-    models = [build(layout, each, device="meta") for each in (genome, layout.original)]
+    own = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0]}
+    models = [build(layout, each, device="meta", **own) for each in (genome, layout.original)]
     totals = [count(each, layout.input_size) for each in models]
     blocks = [count_blocks(each, layout.input_size) for each in models]
     number = len(genome.blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ class RankedNetwork(Scored):
     """A network with its score.
 
     Attributes:
-        name: The genome or the name that was given; of a network, the name of its class.
+        name: The genome or the name that was given; of a network, the name of its class, with a number where several
+            have it: `ResNet 2` is the second of them that was given.
         cost: What it costs.
         scores: The score of each draw.
         parts: For a sum of ranks, the scores that are ranked, by name, for each draw.
@@ -196,15 +198,21 @@ def rank_networks(
         minibatch = user_minibatch(sources, data, batch_size, seed)
     job = _NetworkScorer(sources, minibatch, score, seed, find_device(device))
     scored = _scores(job, [(index, draw) for index in range(len(found)) for draw in range(draws)], workers, progress)
-    ranking = []
-    for index, (each, cost) in enumerate(zip(given, costs, strict=True)):
+    ranking, names = [], _names_of(given)
+    for index, cost in enumerate(costs):
         own = scored[index * draws : (index + 1) * draws]
-        name = each if isinstance(each, str) else type(each).__name__
         parts = tuple(draw.parts for draw in own if draw.parts is not None) or None
-        ranking.append(RankedNetwork(name, cost, tuple(draw.score for draw in own), parts))
+        ranking.append(RankedNetwork(names[index], cost, tuple(draw.score for draw in own), parts))
     ranking = rank(ranking)
     require_scores(ranking, score)
     return tuple(ranking)
+
+
+def _names_of(given: Sequence[Any]) -> list[str]:
+    """Names networks by their classes, numbered where several are of one; names stay as they are."""
+    names = [each if isinstance(each, str) else type(each).__name__ for each in given]
+    several = {name for name, number in Counter(names).items() if number > 1}
+    return [f"{name} {names[: at + 1].count(name)}" if name in several else name for at, name in enumerate(names)]
 
 
 def _sizes_of(data: object) -> tuple[int | None, tuple[int, int] | None]:
@@ -301,8 +309,7 @@ class _Sources:
 
     def name(self, index: int) -> str:
         """What a network is called in messages."""
-        each = self.networks[index]
-        return each if isinstance(each, str) else type(each).__name__
+        return _names_of(self.networks)[index]
 
     def model(self, index: int) -> nn.Module:
         """Makes a network of a name, with random weights of which no branch starts at zero; a given one is itself."""

@@ -97,21 +97,35 @@ class Record:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._file.close()
-        # A search that failed before its first score leaves no file that would block the next try.
-        if self._new and not self.draws and kind is not None and issubclass(kind, Exception):
-            self.path.unlink()
-        self.close()
+        with ExitStack() as stack:
+            stack.enter_context(self._lock)
+            # What a full disk did not take has been told, and is not tried again.
+            with suppress(*([OSError] if kind is not None else [])):
+                self._file.close()
+            # A search that failed before its first score leaves no file that would block the next try.
+            if self._new and not self.draws and kind is not None and issubclass(kind, Exception):
+                self.path.unlink()
 
     def close(self) -> None:
         """Closes the file, which others may then write; what was added is on disk already."""
-        self._file.close()
-        self._lock.close()
+        try:
+            self._file.close()
+        finally:
+            # Also where the last line could not be written, as on a full disk.
+            self._lock.close()
 
     def add(self, scored: ScoredDraw) -> None:
         """Adds the score of one genome and draw; one that is not finite is null in the file."""
-        append_json_line(self._file, scored.to_json())
+        try:
+            append_json_line(self._file, scored.to_json())
+        except OSError as error:
+            raise self._unwritten(error) from None
         self.draws[scored.genome, scored.draw] = scored
+
+    def _unwritten(self, error: OSError) -> RecordError:
+        return RecordError(
+            f"cannot write the record {self.path}: {error.strerror or error}; continue it with resume=True"
+        )
 
 
 def record_header(search: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +236,7 @@ def read_front(path: str | Path) -> FrontRecord | None:
         windows = header["budgets"]
         asked = header.get(_ASKED) or [None] * len(windows)
         budgets = [_as_asked(*each) for each in zip(windows, asked, strict=True)]
-        cost = common_cost(budgets)
+        cost = header.get("along") or common_cost(budgets)
     except (AttributeError, TypeError, ValueError):
         raise RecordError(f"{path} has unknown budgets: {json.dumps(header['budgets'])}") from None
     candidates = estimated(candidates)
@@ -353,8 +367,10 @@ def build_text(header: dict[str, Any], genome: str) -> str:
             layout = Layout.named(str(name))
             first = "" if name in GENOMES else f"blockswap_models.register('{name}'); "
             own = {"num_classes": layout.num_classes, "in_chans": layout.input_size[0]}
-            wanted = {"num_classes": header["num_classes"], "in_chans": header["input_size"][0]}
-            more = "".join(f", {key}={value}" for key, value in wanted.items() if value != own[key])
+        else:
+            own = {"num_classes": header["layout"]["num_classes"], "in_chans": header["layout"]["input_size"][0]}
+        wanted = {"num_classes": header["num_classes"], "in_chans": header["input_size"][0]}
+        more = "".join(f", {key}={value}" for key, value in wanted.items() if value != own[key])
     return f"build it: {first}timm.create_model('{name}', genome='{genome}'{more})"
 
 
@@ -363,6 +379,9 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[ScoredDraw], int]:
     try:
         lines, torn = read_json_lines(path)
     except JsonLineError as error:
+        if error.number == 1:
+            # Some other file, which is not to be changed.
+            raise RecordError(f"{path} is not the record of a search") from None
         raise RecordError(
             f"line {error.number} of {path} is not a line of a record; remove it, or start another record"
         ) from None

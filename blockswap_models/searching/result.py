@@ -178,7 +178,8 @@ class SearchResult:
         """Writes a record, as a search does with `record=`.
 
         Args:
-            path: The file; a record of the same search is replaced where all of its scores are in this result.
+            path: The file; a record of the same search is replaced where all of its scores are in this result. A sum of
+                ranks is one among the genomes in it, so that those of a part, such as the best ten, rank anew.
 
         Raises:
             RecordError: The file is something else or holds other scores, or cannot be written.

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import subprocess
 import sys
@@ -37,6 +38,24 @@ def test_streams_that_have_their_own_way_stay():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
     make_writable(stream, io.StringIO())
     assert stream.errors == "backslashreplace"
+
+
+def test_a_program_without_standard_output_or_error_says_nothing_there(tmp_path):
+    record = tmp_path / "a.jsonl"
+    options = ["--params", "60k", "--samples", "2", "--refine", "0", "--batch-size", "2", "--workers", "1", "--json"]
+    code = (
+        "import os, sys, runpy\n"
+        "closed = sys.argv.pop(1)\n"
+        "setattr(sys, closed, None)\n"
+        "runpy.run_module('blockswap_models', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code]
+    search = ["search", "wrn16_1", *options, "--out", str(record)]
+    done = subprocess.run([*command, "stderr", *search], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["network"] == "blockswap_wrn16_1"
+    done = subprocess.run([*command, "stdout", "show", str(record)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_standard_output_of_a_terminal_with_another_encoding():

@@ -115,6 +115,22 @@ def test_a_front_is_along_the_cost_in_which_its_budgets_differ() -> None:
     assert common_cost(budgets[:1]) == "params"
 
 
+def test_a_front_of_one_budget_is_along_the_cost_that_was_asked_for(tmp_path) -> None:
+    budgets = [Budget(params=(None, 90_000), macs=(None, 10_000_000))]
+    given = {"samples": 3, "refine": 0, "batch_size": 2, "score": additive, "record": tmp_path / "front.jsonl"}
+    front = search_front(SPACE, budgets, **given, cost="macs")
+    read = read_front(tmp_path / "front.jsonl")
+    assert front.cost == read.cost == "macs"
+    assert front.candidates == read.front == pareto(front.results[0].candidates, "macs")
+    # The record of a front along the first cost is as it was before, and can be gone on with.
+    given["record"] = tmp_path / "first.jsonl"
+    search_front(SPACE, budgets, **given)
+    assert "along" not in read_record(tmp_path / "first.jsonl")[0]
+    assert search_front(SPACE, budgets, **given, cost="params", resume=True).cost == "params"
+    with pytest.raises(BudgetError, match="the budgets are not of size; use cost='params', or leave it out"):
+        search_front(SPACE, budgets, **given, cost="size")
+
+
 def test_budgets_along_a_cost() -> None:
     least, most = SPACE.range("params")
     amounts = [each.params for each in budgets_along(SPACE, "params", 4)]

@@ -9,8 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+from registered import forget_entry
 
-from blockswap_models import Cost, Genome, Layout, count_blocks
+from blockswap_models import Cost, Genome, Layout, count, count_blocks, register
 from blockswap_models.cli.main import main
 from blockswap_models.nets.networks import build
 from blockswap_models.searching.candidates import ScoredDraw
@@ -184,6 +185,17 @@ def test_no_colour_but_those_of_families(tmp_path):
         assert all(max(each) - min(each) < 1e-6 for each in colours)
 
 
+def test_a_network_of_a_layout_of_ones_own_has_its_own_classes_and_channels():
+    layout = Layout.custom("drawn_net", (1, 1, 1), (16, 32, 64), num_classes=1000, input_size=(4, 32, 32))
+    register(layout)
+    try:
+        title, *_ = plot_genome("drawn_net", "S/S/S").axes
+        model = build(layout, "S/S/S", num_classes=1000, in_chans=4, device="meta")
+        assert texts(title)[1].startswith(f"{count(model).params / 1e3:.1f} k parameters")
+    finally:
+        forget_entry("drawn_net")
+
+
 def test_a_network_beside_its_original(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     figure = plot_genome("wrn16_1", "S,G4/2xB2/2xW4")
@@ -312,3 +324,19 @@ def test_needs_no_torch_display_or_pyplot(record):
         "assert not {'torch', 'timm', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_picture_of_a_search_by_size_shows_the_bytes(tmp_path):
+    search = {**SEARCH, "budget": {"size": [0.0, 900_000.0]}}
+    with Record(tmp_path / "search.jsonl", search) as record:
+        for draw, score in enumerate((0.2, 0.0)):
+            for genome in ("6xS", "6xG4"):
+                text = f"2x{genome[2:]}/2x{genome[2:]}/2x{genome[2:]}"
+                cost = Cost(50_000, 9_000_000, size=123_456 if genome == "6xS" else 99_999)
+                record.add(ScoredDraw(Genome(text), cost, draw, score, None))
+    strips, _, histogram, costs = plot_record(tmp_path / "search.jsonl", tmp_path / "search.svg").axes
+    assert {"bytes", "123,456", "99,999"} <= set(texts(strips))
+    assert costs.get_xlabel() == "bytes of the weights file"
+    # A draw of 0 leaves the error unknown.
+    assert any("best" in each for each in texts(histogram))
+    assert not any("± ," in each for each in texts(histogram))

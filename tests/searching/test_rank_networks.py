@@ -85,6 +85,14 @@ def test_sums_of_ranks_and_functions_are_scores():
     assert [each.score for each in by_number] == sorted((each.score for each in by_number), reverse=True)
 
 
+def test_given_networks_of_one_class_are_told_apart():
+    models = [timm.create_model("blockswap_wrn16_1", genome=each) for each in GENOMES[:2]]
+    ranking = rank_networks([models[0], "test_resnet", models[1]], score="params", **SMALL)
+    found = {each.name: each.cost.params for each in ranking}
+    assert found["WideResNet 1"] == count(models[0]).params != found["WideResNet 2"] == count(models[1]).params
+    assert found.keys() == {"WideResNet 1", "WideResNet 2", "test_resnet"}
+
+
 def test_a_network_that_is_given_keeps_its_weights():
     torch.manual_seed(0)
     model = timm.create_model("blockswap_wrn16_1")

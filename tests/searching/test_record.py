@@ -1,17 +1,23 @@
 """The record of a search: written as it goes, taken up again, never taken for something else."""
 
+import errno
+import functools
 import json
 import math
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from blockswap_models import Cost, Genome
+from blockswap_models import Cost, Genome, Layout, SearchSpace
+from blockswap_models.searching import record as record_module
 from blockswap_models.searching.candidates import ScoredDraw
-from blockswap_models.searching.record import Record, RecordError, read_record, require_new
+from blockswap_models.searching.record import Record, RecordError, build_text, read_record, require_new
+from blockswap_models.searching.scoring import describe_space
 
 SEARCH = {"space": "blockswap_wrn16_1", "seed": 0, "budget": {"params": [390000.0, None]}, "data": "1/f “noise”"}
 # As a version before wrote them: `draws_of` must read these, and write them again byte for byte.
@@ -139,9 +145,9 @@ def test_a_record_that_says_more_is_of_another_search(tmp_path: Path) -> None:
         (b'{"record": "blockswap bench', "{path} is not the record of a search"),
         (b'{"a": 1}\n', "{path} is not the record of a search"),
         (b'{"record": "blockswap search"}\n{"genome": "S"}\n', "{path} is not the record of a search"),
-        (b"dear diary\n", "line 1 of {path} is not a line of a record; remove it, or start another record"),
-        (b"[1, 2]\n", "line 1 of {path} is not a line of a record; remove it, or start another record"),
-        (b"\xff\x00\n", "line 1 of {path} is not a line of a record; remove it, or start another record"),
+        (b"dear diary\n", "{path} is not the record of a search"),
+        (b"[1, 2]\n", "{path} is not the record of a search"),
+        (b"\xff\x00\n", "{path} is not the record of a search"),
         (
             b'{"record": "blockswap search"}\n\n',
             "line 2 of {path} is not a line of a record; remove it, or start another record",
@@ -262,3 +268,48 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError) as caught:
         read_record(tmp_path)
     assert str(caught.value) == f"cannot read the record {tmp_path}: Is a directory"
+
+
+@pytest.mark.parametrize("written", [0, 3])
+def test_a_disk_that_fills_during_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = draws_of(ROWS)
+
+    def fill(file: BinaryIO, value: object) -> None:
+        # What does not fit stays in the buffer of the file, and is tried again as it is closed.
+        file.write(b"x")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def search() -> None:
+        with Record(path, SEARCH) as record:
+            for each in rows[:written]:
+                record.add(each)
+            monkeypatch.setattr(record_module, "append_json_line", fill)
+            monkeypatch.setattr(record._file, "close", functools.partial(close_in_vain, record._file.close))
+            record.add(rows[0])
+
+    with pytest.raises(RecordError) as caught:
+        search()
+    assert str(caught.value) == (
+        f"cannot write the record {path}: No space left on device; continue it with resume=True"
+    )
+    monkeypatch.undo()
+    # The exception, which has the frames of the search, does not keep others out.
+    assert path.exists() == bool(written)
+    write(path, resume=bool(written))
+
+
+def close_in_vain(close: Callable[[], None]) -> None:
+    close()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("classes", [7, 5])
+def test_a_layout_of_ones_own_is_built_for_the_classes_of_the_search(classes: int) -> None:
+    layout = Layout.custom("of_my_own", (1, 1, 1), (8, 16, 32), num_classes=7)
+    space = SearchSpace(layout, num_classes=classes, in_chans=1)
+    header = json.loads(json.dumps(describe_space(space)))
+    more = "" if classes == 7 else ", num_classes=5"
+    assert build_text(header, "S/S/S") == (
+        f"build it: timm.create_model('of_my_own', genome='S/S/S'{more}, in_chans=1)"
+    )

@@ -13,7 +13,7 @@ from blockswap_models.layout import Layout, Position
 from blockswap_models.nets.networks import build, residual_blocks
 from blockswap_models.searching import cost_table
 from blockswap_models.searching import space as space_
-from blockswap_models.searching.cost_table import CostTable
+from blockswap_models.searching.cost_table import CostTable, JointTable
 
 EVERYTHING = Budget(params=(0, None))
 # G16 is W1 on 16 channels, and G32 is W1 on 32, though not where a block goes from 16 to 32; G32 does not divide 16.
@@ -420,3 +420,17 @@ def test_what_types_cost_is_counted_once_for_all_spaces(monkeypatch):
     for another in ({"num_classes": 4}, {"num_classes": 3, "image_size": 16}):
         with pytest.raises(TypeError):
             _ = SearchSpace(layout, ["G4"], **another).option_costs
+
+
+@pytest.mark.parametrize("blocks", [40, 250, 600])
+def test_more_genomes_than_a_double_can_count_are_drawn_uniformly(blocks: int) -> None:
+    costs = [list(range(20))] * blocks
+    table = CostTable(0, costs, [[1] * 20] * blocks, (0, np.inf))
+    (picks,) = itertools.islice(table.draw(0), 1)
+    # Their mean is 9.5, and its standard error 5.77 / sqrt(1024 blocks).
+    assert picks.shape == (1024, blocks)
+    assert abs(picks.mean() - 9.5) < 4 * 5.77 / (1024 * blocks) ** 0.5
+    both = JointTable((0, 0), (costs, costs), ((0, np.inf), (0, np.inf)))
+    (picks,) = itertools.islice(both.draw(0), 1)
+    assert abs(picks.mean() - 9.5) < 4 * 5.77 / (1024 * blocks) ** 0.5
+    assert both.total == pytest.approx(20.0**blocks if blocks < 200 else np.inf)
