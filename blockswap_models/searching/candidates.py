@@ -214,7 +214,8 @@ class Candidate(Scored):
 def rank(candidates: Iterable[AnyScored]) -> list[AnyScored]:
     """Sorts candidates from best to worst: by estimates where there are any; those without a score are last.
 
-    Ties keep their order. Sums of ranks are those among these candidates.
+    Sums of ranks are those among these candidates. Of equal sums the first of their scores decides; other ties keep
+    their order.
     """
     return _best_first(estimated(candidates))
 
@@ -234,7 +235,15 @@ def _best_first(candidates: Iterable[AnyScored]) -> list[AnyScored]:
     candidates = list(candidates)
     if not any(isinstance(each, Candidate) and each.estimate for each in candidates):
         return _most_refined_first(candidates)
-    return sorted(candidates, key=lambda each: -each.score if math.isfinite(each.score) else math.inf)
+    return sorted(candidates, key=lambda each: (-each.score if math.isfinite(each.score) else math.inf, _tie(each)))
+
+
+def _tie(each: Scored) -> float:
+    """What decides between equal sums of ranks: the first score that is ranked, the highest first."""
+    if not each.parts:
+        return 0.0
+    first = statistics.fmean(next(iter(parts.values())) for parts in each.parts)
+    return -first if math.isfinite(first) else math.inf
 
 
 def _most_refined_first(candidates: Iterable[AnyScored]) -> list[AnyScored]:
@@ -242,11 +251,11 @@ def _most_refined_first(candidates: Iterable[AnyScored]) -> list[AnyScored]:
     candidates = list(candidates)
     fewest = min((len(each.scores) for each in candidates), default=1)
 
-    def place(each: AnyScored) -> tuple[bool, int, float]:
+    def place(each: AnyScored) -> tuple[bool, int, float, float]:
         if not math.isfinite(each.score):
-            return True, 0, 0.0
+            return True, 0, 0.0, 0.0
         # A draw that others still lack is no round of refinement.
-        return False, -int(math.log(len(each.scores) / fewest, ETA) + 1e-9), -each.score
+        return False, -int(math.log(len(each.scores) / fewest, ETA) + 1e-9), -each.score, _tie(each)
 
     return sorted(candidates, key=place)
 
