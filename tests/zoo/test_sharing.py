@@ -391,7 +391,7 @@ PINNED = {
     "blockswap_resnet34_3m.at_in284_15": ("d23a5b1dfade67cd", 54.6),
     "blockswap_resnet34_8m.at_in284_9": ("ef00827c354e18c6", 58.2),
     "blockswap_wrn16_1.at_cifar10_12": ("a878f0566956af81", 12.3),
-    "blockswap_wrn40_2.cifar10_24": ("e0416f4ec23f1ad9", 8.4),
+    "blockswap_wrn40_2.cifar10_32": ("8c9425e2bb55ebaf", 8.3),
     "blockswap_wrn40_2_162k.at_cifar10_22": ("ca20550983eed04a", 10.0),
     "blockswap_wrn40_2_217k.at_cifar10_22": ("031feb3313bdb240", 9.7),
     "blockswap_wrn40_2_289k.at_cifar10_20": ("17c1a49ff03b6b63", 10.5),
