@@ -162,7 +162,7 @@ def test_what_cannot_be_traced_is_named():
 
 
 def test_a_network_without_bn_need_not_be_traced():
-    model = timm.create_model("test_vit3").eval()
+    model = timm.create_model("test_vit").eval()
     assert_same(model, fold_batchnorm(model), images(size=160))
 
 
