@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 
-__all__ = ["advise_when_interrupted", "as_options", "given_words", "interruption_advice", "remember_words"]
+__all__ = [
+    "advise_when_interrupted",
+    "as_options",
+    "given_words",
+    "interruption_advice",
+    "remember_words",
+    "without_warning",
+]
 
 # Arguments of Python that have another name as options.
 _ALIASES = {
@@ -87,3 +96,11 @@ def given_words() -> list[str]:
     """The words of the running command as they were given, from the name of the subcommand on."""
     words: list[str] = click.get_current_context().meta[_WORDS]
     return words
+
+
+@contextmanager
+def without_warning(pattern: str) -> Iterator[None]:
+    """Leaves out a warning of Python that the command has said already, by the start of its text."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", pattern)
+        yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..genome import SEARCH_TYPES, BlockType
 from ..messages import quote
 from ..progress import progress_bar
 from ..training.recipes import RECIPES
-from .errors import advise_when_interrupted
+from .errors import advise_when_interrupted, without_warning
 from .parameters import TYPES, dataset_options, device_option, holdout_options, reader_option, subcommand
 from .tables import print_json, print_table
 
@@ -110,9 +109,7 @@ def library_(
     advise_when_interrupted("continue with the same command and --resume")
     if has_random_weights(model):
         click.echo(f"{network} has random weights: there is nothing to imitate; use trained ones", err=True)
-    with warnings.catch_warnings():
-        # It has been said.
-        warnings.filterwarnings("ignore", ".* to imitate has random weights")
+    with without_warning(".* to imitate has random weights"):
         library = train_library(
             model,
             loader,

@@ -17,7 +17,7 @@ from ..messages import counted, did_you_mean, listed, quote
 from ..progress import progress_bar
 from ..searching.latency import LatencyTable
 from ..searching.record import RecordError, build_text, read_header, read_record, require_new
-from .errors import advise_when_interrupted
+from .errors import advise_when_interrupted, without_warning
 from .parameters import (
     AMOUNT,
     AMOUNTS,
@@ -322,9 +322,7 @@ def _search_library(options: SimpleNamespace, as_json: bool) -> None:
     )
     number = min(_JOINED, options.samples)
     advise_when_interrupted(_how_to_go_on(options))
-    with warnings.catch_warnings():
-        # It has been said.
-        warnings.filterwarnings("ignore", "the library .* is unfinished")
+    with without_warning("the library .* is unfinished"):
         result = search_library(
             model,
             library,

@@ -207,7 +207,7 @@ def average_precision(
             results[kind] = dict.fromkeys(AP_NAMES, 0.0)
             continue
         # With a box pycocotools takes its area for that of the mask, and so small masks for medium or large ones.
-        left_out = {"segm": "bbox"}.get(kind)
+        left_out = "bbox" if kind == "segm" else None
         detections = [{key: value for key, value in each.items() if key != left_out} for each in found]
         with redirect_stdout(io.StringIO()):
             evaluation = COCOeval(coco, coco.loadRes(detections), kind)

@@ -119,13 +119,10 @@ class Record:
         try:
             append_json_line(self._file, scored.to_json())
         except OSError as error:
-            raise self._unwritten(error) from None
+            raise RecordError(
+                f"cannot write the record {self.path}: {error.strerror or error}; continue it with resume=True"
+            ) from None
         self.draws[scored.genome, scored.draw] = scored
-
-    def _unwritten(self, error: OSError) -> RecordError:
-        return RecordError(
-            f"cannot write the record {self.path}: {error.strerror or error}; continue it with resume=True"
-        )
 
 
 def record_header(search: Mapping[str, Any]) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def evaluation_loader(
         raise DataError(f"a minibatch has at least 1 image, not {batch_size}")
     if images is not None and images < 1:
         raise DataError(f"an error is measured on at least 1 image, not {images}")
-    require_counts(0, workers=workers)
+    require_counts(0, DataError, workers=workers)
     data, root = find_dataset(data, root)
     config = model_data_config(model)
     if image_size is not None:

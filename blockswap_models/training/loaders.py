@@ -199,7 +199,7 @@ def _timm_loader(
     told: set[str],
     holdout: HoldOut | None,
 ) -> SizedMinibatches:
-    require_counts(0, workers=workers)
+    require_counts(0, DataError, workers=workers)
     if data == "folder":
         require_splits(root, holdout)
     dataset = open_dataset(

@@ -149,7 +149,7 @@ def train(
     rank, world_size = rank_and_size()
     if dtype not in (torch.float32, torch.bfloat16):
         raise TrainingError(f"training in {dtype} loses small gradients; use torch.bfloat16 or torch.float32 (dtype=)")
-    require_counts(log_every=log_every, test_every=test_every)
+    require_counts(1, TrainingError, log_every=log_every, test_every=test_every)
     if recipe.average_epochs and task.has_ema():
         raise TrainingError("weights are averaged over the last epochs or exponentially; use one (average_epochs, ema)")
     module = task.get_trainable_module()

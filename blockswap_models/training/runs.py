@@ -250,7 +250,7 @@ def make_teacher(settings: RunSettings) -> nn.Module:
     assert settings.teacher is not None
     if is_run(settings.teacher):
         return make_model(settings.teacher, checkpoint=settings.teacher_checkpoint)
-    name, checkpoint = _find_teacher(settings.teacher), settings.teacher_checkpoint
+    name, checkpoint = _found(settings.teacher), settings.teacher_checkpoint
     if checkpoint is None and not has_source(name) and not timm.is_model_pretrained(name):
         raise MissingWeightsError(name, "use teacher_checkpoint=FILE for a teacher of your own")
     # Its classes need not be the student's: attention transfer learns nothing from its answers. Pretrained weights keep
@@ -279,9 +279,9 @@ def has_other_classes(teacher: nn.Module, number: int, names: Sequence[str] | No
     return theirs is not None and names is not None and list(theirs) != list(names)
 
 
-def _find_teacher(name: str) -> str:
-    """Finds the name under which timm has a teacher, which may be the folder of a saved network."""
-    return f"local-dir:{name}" if is_folder(name) else find_model(name)
+def _found(name: str, genome: str | None = None) -> str:
+    """Finds the name under which timm has a network, which may be the folder of a saved one."""
+    return f"local-dir:{name}" if is_folder(name) else find_model(name, genome)
 
 
 def _init_digest(settings: RunSettings) -> str | list[str | None] | None:
@@ -296,8 +296,8 @@ def _init_digest(settings: RunSettings) -> str | list[str | None] | None:
 
 def _weights_in(name: str) -> Path | None:
     """Finds the weights in the folder of a saved network, if a name is that of one."""
-    folder = Path(name.removeprefix("local-dir:"))
-    if not _is_saved(name):
+    folder = _saved_folder(name)
+    if folder is None:
         return None
     return next((file for suffix in ("safetensors", "bin", "pth") for file in sorted(folder.glob(f"*.{suffix}"))), None)
 
@@ -322,8 +322,7 @@ def _students(settings: RunSettings, names: Sequence[str] | None, numbers: bool)
     """
     if settings.init not in (None, "teacher") and Path(settings.init).is_dir():
         return {_short(settings.names[0]): _joined(settings, names, numbers)}
-    # A saved network may be named by its folder.
-    full = [f"local-dir:{name}" if is_folder(name) else find_model(name, settings.genome) for name in settings.names]
+    full = [_found(name, settings.genome) for name in settings.names]
     for name in full:
         if full.count(name) > 1:
             raise ValueError(f"{name} is named twice; use each model once")
@@ -359,12 +358,13 @@ def _students(settings: RunSettings, names: Sequence[str] | None, numbers: bool)
 
 def _short(name: str) -> str:
     """What a student is called in the results of a run: a saved network by its folder's own name."""
-    return Path(name.removeprefix("local-dir:")).resolve().name if _is_saved(name) else name
+    folder = _saved_folder(name)
+    return name if folder is None else folder.resolve().name
 
 
-def _is_saved(name: str) -> bool:
-    """Whether a name is that of the folder of a saved network, with `local-dir:` or without."""
-    return name.startswith("local-dir:") or is_folder(name)
+def _saved_folder(name: str) -> Path | None:
+    """The folder of a saved network, if a name is that of one, with `local-dir:` or without."""
+    return Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") or is_folder(name) else None
 
 
 def _name_classes(student: Any, names: Sequence[str] | None, has_own: bool) -> None:
@@ -407,10 +407,9 @@ def _facts(name: str, student: nn.Module) -> dict[str, Any]:
     size = list(model_data_config(student)["input_size"])
     model = f"local-dir:{name}" if is_folder(name) else name
     facts = {"model": model, "genome": genome, "params": cost.params, "macs": cost.macs, "input_size": size}
-    if _is_saved(name):
+    if (folder := _saved_folder(name)) is not None:
         # The run has a copy, which says how to make the network where the folder is not at hand.
-        path = Path(name.removeprefix("local-dir:")) / CONFIG
-        facts["config"] = json.loads(path.read_text(encoding="utf-8"))
+        facts["config"] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     architecture = getattr(student, "pretrained_cfg", {}).get("architecture")
     if architecture is not None and swaps(architecture, genome):
         # Of a name that the zoo has too.
@@ -480,7 +479,7 @@ def _teacher_weights(settings: RunSettings) -> tuple[str | None, str | None]:
         return read_summary(name)["model"], file or str(Path(name) / WEIGHTS)
     if name is None or file is not None:
         return name, file
-    name = _find_teacher(name)
+    name = _found(name)
     if has_source(name):
         saved = _weights_in(name)
         return name, None if saved is None else str(saved)

@@ -339,7 +339,7 @@ def test_the_test_images_are_looked_at_as_often_as_one_says(tmp_path):
     run_tiny(tmp_path, test_every=2)
     _, rows = log_of(tmp_path)
     assert ["top1_error" in row for row in rows] == [False, True, True]
-    with pytest.raises(ValueError, match=r"^test_every is at least 1, not 0$"):
+    with pytest.raises(TrainingError, match=r"^test_every is at least 1, not 0$"):
         run_tiny(tmp_path / "b", test_every=0)
 
 
