@@ -72,10 +72,11 @@ _recipe_options = together(
     click.option("--small-size", type=int, help="side of the images of the first epochs (0: as the others)"),
     click.option("--small-share", type=float, metavar="SHARE", help="share of the epochs with small images"),
     click.option("--average-epochs", type=int, help="average the weights after so many last epochs"),
-    click.option("--beta", type=float, help="weight of attention transfer"),
+    click.option("--beta", type=float, help="weight of attention transfer (0: soft labels alone)"),
     click.option("--mode", type=click.Choice(("code", "paper")), help="loss of the authors' code, or equation 1"),
     click.option("--soft-labels", type=float, metavar="WEIGHT", help="weight of the teacher's soft labels, 0 to 1"),
     click.option("--temperature", type=float, help="temperature of soft labels"),
+    click.option("--teacher-size", type=int, help="side of the teacher's images in pixels (0: the student's images)"),
     click.option("--layer-decay", type=float, help="factor of the learning rate from each block to the one before"),
     click.option("--freeze", metavar="STAGES", help="stages to keep, with the stem: a number, or conv1,stages.0"),
 )
@@ -154,7 +155,7 @@ def train_(as_json: bool, **arguments: Any) -> None:
         if options.genome is not None:
             raise ValueError("a genome is for one model; leave out --genome, or use one model")
     if options.teacher is None:
-        for name in ("teacher_checkpoint", "beta", "mode", "soft_labels", "temperature"):
+        for name in ("teacher_checkpoint", "beta", "mode", "soft_labels", "temperature", "teacher_size"):
             if getattr(options, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')} is for learning from a teacher; use --teacher MODEL")
         if options.init == "teacher":

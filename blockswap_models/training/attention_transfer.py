@@ -15,6 +15,7 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..counts import require_counts
 from ..data.statistics import model_data_config
 
 __all__ = ["AttentionTransferTask", "TeacherOutputs", "attention_maps", "attention_transfer_loss"]
@@ -105,6 +106,8 @@ class _Student(FeatureDistillationTrainableModule):
     def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:  # type: ignore[override]
         """Gives logits and attention maps, in one pass."""
         student: Any = self.student
+        if not self.stages:
+            return student(input), []
         features, intermediates = student.forward_intermediates(input, indices=self.stages)
         return student.forward_head(features), attention_maps(intermediates)
 
@@ -117,6 +120,8 @@ class TeacherOutputs(NamedTuple):
 
 
 def _run_teacher(model: Any, input: torch.Tensor, stages: list[int], logits: bool) -> TeacherOutputs:
+    if not stages:
+        return TeacherOutputs([], model(input) if logits else None)
     if not logits:
         maps = model.forward_intermediates(input, indices=stages, stop_early=True, intermediates_only=True)
         return TeacherOutputs(attention_maps(maps))
@@ -138,7 +143,8 @@ class AttentionTransferTask(TrainingTask):
         student: The network to train.
         teacher: A network, the name of one that timm has weights for, or timm's `DistillationTeacher`.
         criterion: The loss of hard labels; cross-entropy by default.
-        beta: Weight of attention transfer; the paper has 1000 for CIFAR and 750 for ImageNet.
+        beta: Weight of attention transfer; the paper has 1000 for CIFAR and 750 for ImageNet. With 0 no stages are
+            compared, so that soft labels can come from any network that classifies.
         mode: Form of the loss, as of `attention_transfer_loss`.
         stages: Indices, in `feature_info`, of the outputs to compare: of both networks, unless `teacher_stages` is
             given. Where both are left out it is every output of the student but the stem's, and, where the teacher has
@@ -146,6 +152,8 @@ class AttentionTransferTask(TrainingTask):
         teacher_stages: Those of the teacher.
         soft_labels: Weight, 0 to 1, of the teacher's soft labels; hard labels have the rest.
         temperature: Temperature of soft labels.
+        teacher_size: Side in pixels to which the teacher's images are resized, for one that knows larger images than
+            the student's; None gives it the student's. Attention is compared where the maps have one size.
         criterion_kwargs: Arguments for timm's choice of a criterion.
         device: The device of the task.
         dtype: The type of the task's buffers.
@@ -176,6 +184,7 @@ class AttentionTransferTask(TrainingTask):
         teacher_stages: Sequence[int] | None = None,
         soft_labels: float = 0.0,
         temperature: float = 4.0,
+        teacher_size: int | None = None,
         criterion_kwargs: dict[str, Any] | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -193,14 +202,17 @@ class AttentionTransferTask(TrainingTask):
                 device=self.device,
                 dtype=self.dtype,
             )
-        own = _stages_of(student, stages, "student")
-        others = _stages_of(teacher.model, stages if teacher_stages is None else teacher_stages, "teacher")
+        own = others = []
+        if beta:
+            own = _stages_of(student, stages, "student")
+            others = _stages_of(teacher.model, stages if teacher_stages is None else teacher_stages, "teacher")
         if stages is None and teacher_stages is None and len(others) > len(own):
             others = _stages_like(student, own, teacher.model, others)
         if len(own) != len(others):
             raise ValueError(
                 f"the student has {_described(student, own)} and the teacher {_described(teacher.model, others)}; "
-                "name as many of each, of the same reductions, by stages=(…) and teacher_stages=(…)"
+                "name as many of each, of the same reductions, by stages=(…) and teacher_stages=(…), or use beta=0 "
+                "for soft labels alone"
             )
         self.trainable_module: nn.Module = _Student(student, own)
         self.teacher = teacher.eval().requires_grad_(False)
@@ -215,7 +227,8 @@ class AttentionTransferTask(TrainingTask):
                 f"soft labels are for a teacher of the student's {classes[0]} classes, this one has {classes[1]}; use "
                 "soft_labels=0, which leaves attention transfer"
             )
-        self.soft_labels, self.temperature = soft_labels, temperature
+        require_counts(teacher_size=teacher_size)
+        self.soft_labels, self.temperature, self.teacher_size = soft_labels, temperature, teacher_size
         self.criterion = resolve_classification_loss(criterion, self.device, criterion_kwargs=criterion_kwargs)
         models = inner, unwrap_model(teacher.model)
         channels = [getattr(model, "in_chans", None) for model in models]
@@ -276,11 +289,15 @@ class AttentionTransferTask(TrainingTask):
         """Computes the teacher's outputs for images; several students can share them.
 
         Args:
-            input: Images (N, C, H, W), normalised for the student.
+            input: Images (N, C, H, W), normalised for the student, of its size.
 
         Returns:
             What `forward` of each task takes.
         """
+        if self.teacher_size is not None and tuple(input.shape[-2:]) != (self.teacher_size, self.teacher_size):
+            # Antialiased bicubic interpolation is Pillow's, by which timm's loaders resize.
+            size = (self.teacher_size, self.teacher_size)
+            input = F.interpolate(input, size, mode="bicubic", antialias=True)
         input = self.teacher.normalize_input(input, self.student_mean, self.student_std)
         return self._run_teacher(self.teacher.model, input, self.teacher_stages, self.soft_labels > 0)
 
@@ -302,7 +319,9 @@ class AttentionTransferTask(TrainingTask):
         if teacher_outputs is None:
             teacher_outputs = self.teacher_outputs(input)
         task_loss = self.criterion(output, target)
-        attention_loss = _loss_of_maps(student_maps, teacher_outputs.maps, self.beta, self.mode)
+        attention_loss = task_loss.new_zeros(())
+        if self.beta:
+            attention_loss = _loss_of_maps(student_maps, teacher_outputs.maps, self.beta, self.mode)
         result = {"output": output, "task_loss": task_loss, "attention_loss": attention_loss}
         if not self.soft_labels:
             return {"loss": task_loss + attention_loss, **result}

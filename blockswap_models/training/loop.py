@@ -274,8 +274,9 @@ def _hyperparameters(recipe: Recipe, tasks: Collection[TrainingTask]) -> dict[st
     """Lists a recipe's hyperparameters, of attention transfer those of the tasks; a list where they differ."""
     result = asdict(recipe)
     if all(isinstance(task, AttentionTransferTask) for task in tasks):
-        for name in ("beta", "mode", "soft_labels", "temperature"):
-            values = [getattr(task, name) for task in tasks]
+        for name in ("beta", "mode", "soft_labels", "temperature", "teacher_size"):
+            # As a recipe has it: 0 where the teacher's images are the student's.
+            values = [getattr(task, name) or 0 for task in tasks]
             result[name] = values[0] if values.count(values[0]) == len(values) else values
     return result
 

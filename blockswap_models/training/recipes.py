@@ -42,10 +42,11 @@ class Recipe:
         small_share: Share of the epochs, rounded, that have images of `small_size`.
         average_epochs: Number of last epochs whose final weights are averaged, with BN statistics measured
             again; 0 takes the weights of the last step.
-        beta: Weight of attention transfer, where there is a teacher.
+        beta: Weight of attention transfer, where there is a teacher; with 0 soft labels alone are learned.
         mode: Form of the attention loss; see `attention_transfer_loss`.
         soft_labels: Weight, 0 to 1, of the teacher's soft labels; hard labels have the rest.
         temperature: Temperature of soft labels (arXiv:1503.02531).
+        teacher_size: Side in pixels to which the images are resized for the teacher; 0 gives it the student's.
         layer_decay: Factor of the learning rate from each block to the one before it, 0 to 1, as timm's; None has one
             rate for all.
         freeze: Parts that keep the weights they start from, as `freezing.freeze` takes them: a number of stages, with
@@ -78,6 +79,7 @@ class Recipe:
     mode: Literal["code", "paper"] = "code"
     soft_labels: float = 0.0
     temperature: float = 4.0
+    teacher_size: int = 0
     layer_decay: float | None = None
     freeze: str | None = None
 
@@ -86,7 +88,7 @@ class Recipe:
         for name in ("lr", "step_factor", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is above 0, not {getattr(self, name)}")
-        for name in ("weight_decay", "padding", "cutout", "beta", "small_size", "average_epochs"):
+        for name in ("weight_decay", "padding", "cutout", "beta", "small_size", "average_epochs", "teacher_size"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is at least 0, not {getattr(self, name)}")
         for name in ("momentum", "warmup", "label_smoothing"):
@@ -132,9 +134,10 @@ class Recipe:
             "small_share": not self.small_size,
             "average_epochs": not self.average_epochs,
             "beta": not teacher,
-            "mode": not teacher,
+            "mode": not (teacher and self.beta),
             "soft_labels": not teacher,
             "temperature": not (teacher and self.soft_labels),
+            "teacher_size": not (teacher and self.teacher_size),
             "flip": not cifar,
             "padding": not cifar,
             "cutout": not cifar,

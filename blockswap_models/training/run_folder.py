@@ -16,6 +16,7 @@ from ..data.folders import plain_name
 from ..errors import BlockSwapError
 from ..files import JsonLineError, append_json_line, json_line, locked, make_folder, read_json_lines, write_atomic
 from ..messages import quote
+from .recipes import Recipe
 
 __all__ = ["WEIGHTS", "RunFolder", "TrainingError", "read_summary"]
 
@@ -74,7 +75,8 @@ class RunFolder:
         else:
             earlier = self.arguments if header is None else {**header["recipe"], **header}
         for name, value in self.arguments.items():
-            was = earlier.get(name)
+            # A hyperparameter that an older version had not is as it was there, off.
+            was = earlier.get(name, getattr(Recipe, name, None))
             if name == "data" and isinstance(was, str):
                 # Older versions wrote a folder as it was given, perhaps with a slash at its end.
                 was = plain_name(was)

@@ -139,6 +139,8 @@ def train_run(
         raise ValueError("there is no teacher to start from; use teacher=, or another init=")
     if settings.teacher is None and recipe.soft_labels:
         raise ValueError("soft labels are a teacher's; use teacher=, or soft_labels=0")
+    if settings.teacher is not None and not recipe.soft_labels and not recipe.beta:
+        raise ValueError("nothing is learned from the teacher; use beta above 0, soft_labels above 0, or no teacher=")
     for name in settings.names:
         if is_run(name):
             raise ValueError(
@@ -446,6 +448,7 @@ def _task(
             for student in students.values():
                 copy_from_teacher(student, teacher)
         same = {name: getattr(recipe, name) for name in ("beta", "mode", "soft_labels", "temperature")}
+        same["teacher_size"] = recipe.teacher_size or None
         same |= {"criterion": criterion, "device": device, "verbose": False}
         tasks = {name: AttentionTransferTask(student, teacher, **same) for name, student in students.items()}
         task = SharedTeacherTask(tasks) if len(tasks) > 1 else next(iter(tasks.values()))

@@ -142,6 +142,11 @@ def _check_alike(students: Mapping[str, AttentionTransferTask]) -> None:
             )
         if bool(other.soft_labels) != bool(task.soft_labels):
             raise ValueError(f"only one of {first} and {name} learns from soft labels; train each alone")
+        if other.teacher_size != task.teacher_size:
+            raise ValueError(
+                f"{first} gives the teacher images of teacher_size={task.teacher_size} and {name} of "
+                f"{other.teacher_size}; use the same for both"
+            )
         for ours, theirs in [(task.student_mean, other.student_mean), (task.student_std, other.student_std)]:
             same = ours is theirs if ours is None or theirs is None else torch.equal(ours, theirs)
             if not same:

@@ -195,9 +195,9 @@ def model_card(card: Card, source: str) -> str:
     """
     name, error = card["name"], card["test"][card["file"]["dtype"]]
     data = card["data"].rpartition("/")[2]
-    teacher = "none" if card["teacher"] is None else f"`{card['teacher']}`, by attention transfer"
-    if card["recipe"].get("soft_labels"):
-        teacher += " and soft labels"
+    learned = {"beta": "attention transfer", "soft_labels": "soft labels"}
+    by = " and ".join(words for key, words in learned.items() if card["recipe"].get(key))
+    teacher = "none" if card["teacher"] is None else f"`{card['teacher']}`, by {by}"
     recipe = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in card["recipe"].items())
     versions = ", ".join(f"{key} {value}" for key, value in card["versions"].items())
     hardware = ", ".join(f"{key} {value}" for key, value in card["hardware"].items())

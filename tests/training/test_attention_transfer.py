@@ -2,10 +2,12 @@ import copy
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.optim import create_optimizer_v2
 from timm.task import DistillationTeacher
 from timm.utils import CheckpointSaver
@@ -13,6 +15,7 @@ from torch import nn
 
 import blockswap_models
 from blockswap_models import Layout
+from blockswap_models.data.statistics import model_data_config
 from blockswap_models.nets.networks import build
 from blockswap_models.training.attention_transfer import AttentionTransferTask, attention_maps, attention_transfer_loss
 
@@ -241,7 +244,8 @@ def test_stages_must_be_as_many():
         AttentionTransferTask(wrn(), timm.create_model("test_resnet"))
     assert str(error.value) == (
         "the student has 3 stages (1, 2, 3, of reduction 1, 2, 4) and the teacher 4 stages (1, 2, 3, 4, of reduction "
-        "4, 8, 16, 32); name as many of each, of the same reductions, by stages=(…) and teacher_stages=(…)"
+        "4, 8, 16, 32); name as many of each, of the same reductions, by stages=(…) and teacher_stages=(…), or use "
+        "beta=0 for soft labels alone"
     )
 
 
@@ -311,6 +315,42 @@ def test_the_teacher_gets_images_in_its_own_normalisation():
         task = AttentionTransferTask(*pair)
         expected = attention_maps(pair[1].eval().forward_intermediates(images)[1][1:])
         torch.testing.assert_close(task.teacher_outputs(images).maps, expected)
+
+
+def test_the_teacher_gets_larger_images():
+    student, teacher = timm.create_model("blockswap_wrn16_1"), timm.create_model("test_resnet", num_classes=10).eval()
+    task = AttentionTransferTask(student, teacher, stages=(1, 2, 3), teacher_stages=(1, 2, 3), teacher_size=64)
+    given = []
+    teacher.conv1[0].register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    # Of little contrast: Pillow cuts what is beyond black and white.
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(80, 176, (2, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    mean, std = torch.tensor((0.4914, 0.4822, 0.4465)), torch.tensor((0.2023, 0.1994, 0.2010))
+    images = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    # Maps of reduction 4, 8 and 16 have the student's sizes now.
+    loss = task(images, torch.tensor([3, 1]))["attention_loss"]
+    assert 0 < loss < math.inf
+    theirs = model_data_config(teacher)
+    back = given[0] * torch.tensor(theirs["std"]).view(3, 1, 1) + torch.tensor(theirs["mean"]).view(3, 1, 1)
+    for image, enlarged in zip(pixels, back, strict=True):
+        by_pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((64, 64), Image.Resampling.BICUBIC)
+        expected = torch.from_numpy(np.array(by_pillow)).permute(2, 0, 1) / 255
+        # Pillow rounds after rows and after columns.
+        torch.testing.assert_close(enlarged, expected, atol=1.5 / 255, rtol=0)
+
+
+def test_without_attention_any_network_that_classifies_will_do():
+    student = timm.create_model("test_resnet", num_classes=10)
+    teacher = timm.create_model("test_vit", num_classes=10).eval()
+    images, labels = batch()
+    task = AttentionTransferTask(student, teacher, beta=0, soft_labels=0.75, temperature=2.0, teacher_size=160)
+    result = task(images, labels)
+    with torch.no_grad():
+        larger = F.interpolate(images, (160, 160), mode="bicubic", antialias=True)
+        theirs = F.softmax(teacher(larger) / 2, dim=1)
+    soft = (theirs * (theirs.log() - F.log_softmax(student(images) / 2, dim=1))).sum(dim=1).mean() * 4
+    torch.testing.assert_close(result["loss"], 0.25 * F.cross_entropy(student(images), labels) + 0.75 * soft)
+    assert result["attention_loss"] == 0
 
 
 # timm keeps a cfg of three channels for its own networks.

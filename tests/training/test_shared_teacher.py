@@ -183,6 +183,9 @@ def test_what_several_students_cannot_do_is_refused():
     deep = AttentionTransferTask(alone("w").get_eval_model(), network, stages=[3])
     with pytest.raises(ValueError, match=r"^w learns from stages \[1, 2, 3\] of the teacher and v from \[3\]; use"):
         SharedTeacherTask({"w": alone("w", network), "v": deep})
+    larger = AttentionTransferTask(alone("w").get_eval_model(), network, teacher_size=64)
+    with pytest.raises(ValueError, match=r"^w gives the teacher images of teacher_size=None and v of 64; use the same"):
+        SharedTeacherTask({"w": alone("w", network), "v": larger})
     student = alone("w").get_eval_model()
     student.pretrained_cfg = {**student.pretrained_cfg, "mean": (0.1, 0.2, 0.3)}
     with pytest.raises(ValueError, match=r"^w and v want images of another mean and standard deviation; train each"):

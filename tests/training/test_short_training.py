@@ -106,7 +106,11 @@ def test_a_card_lists_what_a_run_used():
     taught = replace(recipe, soft_labels=0.5, small_size=0).used(teacher=True, cifar=False)
     assert {"beta", "mode", "soft_labels", "temperature", "crop_scale"} <= taught.keys()
     assert not {"flip", "padding", "cutout", "small_size", "small_share", "average_epochs"} & taught.keys()
-    assert "temperature" not in recipe.used(teacher=True, cifar=True)
+    assert not {"temperature", "teacher_size"} & recipe.used(teacher=True, cifar=True).keys()
+    soft = replace(recipe, soft_labels=0.9, beta=0, teacher_size=96)
+    assert "mode" not in soft.used(teacher=True, cifar=True)
+    assert soft.used(teacher=True, cifar=True)["teacher_size"] == 96
+    assert "teacher_size" not in soft.used(teacher=False, cifar=True)
 
 
 def test_vectors_do_not_decay_and_momentum_is_nesterovs():

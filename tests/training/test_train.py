@@ -334,6 +334,13 @@ def test_a_folder_with_a_run_is_left_alone(tmp_path):
         with pytest.raises(TrainingError, match=message):
             run_tiny(tmp_path / "run", resume=True, **{"recipe": one, **other})
     assert state_of(tmp_path / "run") == before
+    # Of a version that did not know a hyperparameter, which was off there.
+    state = torch.load(tmp_path / "run" / "checkpoint.pth", weights_only=True)
+    del state["arguments"]["teacher_size"]
+    torch.save(state, tmp_path / "run" / "checkpoint.pth")
+    with pytest.raises(TrainingError, match="has teacher-size 0, not 48;"):
+        run_tiny(tmp_path / "run", resume=True, recipe=replace(one, teacher_size=48))
+    run_tiny(tmp_path / "run", resume=True, recipe=one)
     (tmp_path / "run" / "checkpoint.pth").write_bytes(b"PK")
     with pytest.raises(TrainingError, match=r"checkpoint\.pth': it is damaged or no checkpoint of blockswap train"):
         run_tiny(tmp_path / "run", recipe=one, resume=True)
@@ -468,6 +475,7 @@ def test_classes_are_numbered_as_in_an_evaluation(tmp_path, names):
         ({"pretrained": True, "init": "w.pth"}, {}, r"^a run starts from one place; use pretrained=True or init=, not"),
         ({"init": "teacher"}, {}, r"^there is no teacher to start from; use teacher=, or another init=$"),
         ({}, {"soft_labels": 0.5}, r"^soft labels are a teacher's; use teacher=, or soft_labels=0$"),
+        ({"teacher": "wrn16_1"}, {"beta": 0}, r"^nothing is learned from the teacher; use beta above 0, soft_labels a"),
     ],
 )
 def test_what_would_be_ignored_is_refused(tmp_path, settings, recipe, message):
@@ -651,11 +659,13 @@ def test_the_options_of_a_training_are_used(capsys, tmp_path, monkeypatch):
     few_images(monkeypatch)
     data = ["--data", "torch/cifar10", "--data-dir", tmp_path, "--device", "cpu", "--out", tmp_path / "run"]
     given = "--soft-labels 0.3 --temperature 3 --beta 10 --mode paper --label-smoothing 0.2 --ema 0.7 --padding 2"
+    given += " --teacher-size 40"
     given += " --cutout 6 --flip alternate --seed 5 --batch-size 6 --channels-last --amp bfloat16"
     torch.save(timm.create_model("blockswap_wrn16_1").state_dict(), tmp_path / "teacher.pth")
     teacher = ["--teacher", "wrn16_1", "--teacher-checkpoint", tmp_path / "teacher.pth"]
     task, loader, test_loader, options = training_of(capsys, "wrn16_1", *data, *teacher, *given.split())
     assert (task.soft_labels, task.temperature, task.beta, task.mode) == (0.3, 3, 10, "paper")
+    assert task.teacher_size == 40
     assert task.criterion.label_smoothing == 0.2
     assert task.get_trainable_module(ema=True).decay == 0.7
     assert (loader.padding, loader.cutout, loader.flip, loader.seed, loader.batch_size) == (2, 6, "alternate", 5, 6)
@@ -669,6 +679,7 @@ def test_the_options_of_a_training_are_used(capsys, tmp_path, monkeypatch):
     # Nor are they used where they were not given: those of the recipe are.
     task, loader, _, options = training_of(capsys, "wrn16_1", *data, *teacher, "--batch-size", 6)
     assert (task.soft_labels, task.beta, task.mode, task.criterion.label_smoothing) == (0, 1000, "code", 0)
+    assert task.teacher_size is None
     assert task.get_trainable_module(ema=True) is None
     assert (loader.padding, loader.cutout, loader.flip, loader.seed) == (4, 16, True, 0)
     assert options["dtype"] == torch.float32
