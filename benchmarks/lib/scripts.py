@@ -32,10 +32,10 @@ def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespac
         parser.exit(130, f"interrupted{'; the same command resumes' * resumes}\n")
 
 
-def require_model(name: str, weights: bool = False) -> None:
+def require_model(name: str, weights: bool = False, option: str = "--name") -> None:
     """Refuses the name of no network of timm, or of one without weights where it needs them, with a ValueError."""
     entry, _, tag = name.partition(".")
     if not timm.is_model(entry):
-        raise ValueError(f"no network '{name}'; use one of timm (--name)")
+        raise ValueError(f"no network '{name}'; use one of timm ({option})")
     if (weights or tag) and not is_model_pretrained(name):
-        raise ValueError(f"no weights of '{name}'; use a network and a tag that have some (--name)")
+        raise ValueError(f"no weights of '{name}'; use a network and a tag that have some ({option})")
