@@ -153,7 +153,13 @@ def _fit_alone(trainer: Trainer, students: Sequence[Student], seed: int) -> Iter
         name = student.name + "-labels"
         yield (
             name,
-            trainer.fit(name, seed, student.facts, lambda each=student: trainer.classification(each.build())),
+            trainer.fit(
+                name,
+                seed,
+                student.facts,
+                lambda each=student: trainer.classification(each.build()),
+                record_is_enough=True,
+            ),
         )
 
 
@@ -167,7 +173,7 @@ def fit_together(trainer: Trainer, students: Sequence[Student], seed: int) -> li
 
     def done(student: Student) -> dict[str, Any] | None:
         wanted = {**asdict(trainer.recipe), "seed": seed, **common, **own[student.name]}
-        return finished(trainer.folder(student.name, seed), wanted)
+        return finished(trainer.folder(student.name, seed), wanted, trainer.recorded)
 
     def folder(some: Sequence[Student]) -> Path:
         return trainer.folder(f"together-{digest(*(each.name for each in some))}", seed)

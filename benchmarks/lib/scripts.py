@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import is_model_pretrained
 
 __all__ = ["require_model", "run_script"]
 
@@ -31,7 +32,10 @@ def run_script(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespac
         parser.exit(130, f"interrupted{'; the same command resumes' * resumes}\n")
 
 
-def require_model(name: str) -> None:
-    """Refuses the name of no network of timm with a ValueError."""
-    if not timm.is_model(name.partition(".")[0]):
-        raise ValueError(f"no network '{name}'; use one of timm (--name)")
+def require_model(name: str, weights: bool = False, option: str = "--name") -> None:
+    """Refuses the name of no network of timm, or of one without weights where it needs them, with a ValueError."""
+    entry, _, tag = name.partition(".")
+    if not timm.is_model(entry):
+        raise ValueError(f"no network '{name}'; use one of timm ({option})")
+    if (weights or tag) and not is_model_pretrained(name):
+        raise ValueError(f"no weights of '{name}'; use a network and a tag that have some ({option})")

@@ -2,7 +2,7 @@
 
 A network is trained once for a name, a seed, a number of epochs and of images. An interrupted one goes on from its
 checkpoint; a finished one is not trained again. `records.jsonl` has a line for each finished one, also for those whose
-folders are gone: with this file, another machine goes on.
+folders are gone: with this file and the teachers, another machine goes on.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Trainer:
         recipe = replace(self.recipe, lr=self.recipe.lr * lr_factor)
         folder = self.folder(name, seed)
         arguments = {"name": name, **facts, **self.arguments(teacher)}
-        recorded = self.recorded(folder.name) if record_is_enough else None
+        recorded = self.recorded if record_is_enough else None
         done = finished(folder, {**asdict(recipe), "seed": seed, **arguments}, recorded)
         return done or self.run(folder, seed, make_task, arguments, recipe, at_step=at_step)
 
@@ -256,10 +256,18 @@ class Trainer:
     def fit_student(
         self, name: str, seed: int, facts: dict[str, Any], build: Callable[[], nn.Module], lr_factor: float = 1.0
     ) -> dict[str, Any]:
-        """Trains a network by the attention of the teacher of a seed, as `fit` does; `build` makes it."""
-        teacher = self.teacher_digest(seed)
+        """Trains a network by the attention of the teacher of a seed, as `fit` does; `build` makes it.
+
+        Nothing learns from it, so that its record is enough.
+        """
         return self.fit(
-            name, seed, facts, lambda: self.attention_transfer(build(), seed), teacher=teacher, lr_factor=lr_factor
+            name,
+            seed,
+            facts,
+            lambda: self.attention_transfer(build(), seed),
+            teacher=self.teacher_digest(seed),
+            lr_factor=lr_factor,
+            record_is_enough=True,
         )
 
     def teacher(self, seed: int) -> nn.Module:
@@ -333,13 +341,19 @@ def longest_runs(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if (row["train_images"], row["epochs"]) == most]
 
 
-def finished(folder: Path, wanted: dict[str, Any], recorded: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """Returns the summary of the run in a folder, or its record, None where it has not ended.
+def finished(
+    folder: Path, wanted: dict[str, Any], recorded: Callable[[str], dict[str, Any] | None] | None = None
+) -> dict[str, Any] | None:
+    """Returns the summary of the run in a folder, None where it has not ended.
 
-    Raises TrainingError for another run.
+    `recorded` finds the record of a run whose folder is gone, by its name. Raises TrainingError for another run.
     """
     path = folder / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else recorded
+    summary = None
+    if path.exists():
+        summary = json.loads(path.read_text())
+    elif recorded is not None:
+        summary = recorded(folder.name)
     if summary is None:
         return None
     has = {**summary["recipe"], **summary}

@@ -245,11 +245,13 @@ def library_of(options: argparse.Namespace, images: Images, teacher: nn.Module, 
     loader = cifar_training_loader(*images.train, recipe, options.image_size, seed=options.seed, device=device)
     types = {} if options.types is None else {"types": options.types.split(",")}
     folder = Path(options.out) / "library"
+    # A library of images of another size is another one, and so is what it costs.
+    size = "" if options.image_size is None else f" at {options.image_size} px"
     return train_library(
         teacher,
         loader,
         folder,
-        data="white noise" if options.smoke else "torch/cifar10",
+        data=("white noise" if options.smoke else "torch/cifar10") + size,
         steps=options.steps,
         measure=options.measure,
         seed=options.seed,

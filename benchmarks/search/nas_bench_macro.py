@@ -260,6 +260,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("use --table nas_bench_macro.json and --out macro.jsonl")
     if min(options.networks, options.draws, options.batch_size) < 1:
         raise ValueError("--networks, --draws and --batch-size are at least 1")
+    if options.table is not None and not options.table.is_file():
+        raise ValueError(f"no file '{options.table}'; use the nas_bench_macro.json of NAS-Bench-Macro (--table)")
     out = Path(options.out) / "macro.jsonl" if options.smoke else Path(options.out)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", stats.ConstantInputWarning)
@@ -287,6 +289,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.only_print:
         tasks = [(each, draw) for draw in range(options.draws) for each in networks]
         tasks = [(each, draw) for each, draw in tasks if draw not in rows.get(each.digits, {})]
+        out.parent.mkdir(parents=True, exist_ok=True)
         with open(out, "r+b" if whole else "wb") as file:
             file.truncate(whole)
             file.seek(whole)

@@ -27,6 +27,7 @@ import timm
 import torch
 from timm.task import ClassificationTask, TrainingTask
 
+from benchmarks.lib.scripts import require_model, run_script
 from benchmarks.speed.roofline import Clock, Limits, Work, measure_limits
 from benchmarks.speed.train_speed import learn, typical
 from blockswap_models.data.folders import DataError
@@ -106,10 +107,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a tiny form, on noise")
-    try:
-        run(parser.parse_args())
-    except DataError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    run_script(parser, run)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -118,6 +116,8 @@ def run(options: argparse.Namespace) -> None:
         options.batch_size, options.steps, options.threads, options.amp = 2, 1, 1, "float32"
     elif options.data is None:
         raise DataError("the loader needs the folder of ImageNet, with train and val; use --data")
+    for name in (options.teacher, *options.names):
+        require_model(name, option="--names, --teacher")
     device = find_device(options.device)
     if device.type == "cpu":
         keep_memory()

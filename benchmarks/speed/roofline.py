@@ -26,6 +26,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.lib.scripts import run_script
 from blockswap_models.machine import find_device
 from blockswap_models.nets.devices import describe_device
 
@@ -153,7 +154,10 @@ def main() -> None:
     parser.add_argument("--device", help="cuda or cpu (cuda where there is a GPU)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--smoke", action="store_true", help="tiny tensors")
-    options = parser.parse_args()
+    run_script(parser, run)
+
+
+def run(options: argparse.Namespace) -> None:
     device = find_device(options.device)
     torch.set_num_threads(1 if options.smoke else options.threads)
     about = describe_device(device)

@@ -29,6 +29,7 @@ import torch
 from timm.task import ClassificationTask, TrainingTask
 from tqdm import tqdm
 
+from benchmarks.lib.scripts import require_model, run_script
 from benchmarks.speed.roofline import Clock, Work, measure_limits
 from blockswap_models.data.cifar import CIFAR_CLASSES, CifarLoader
 from blockswap_models.machine import find_device, keep_memory
@@ -193,10 +194,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each case (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="tiny cases")
-    options = parser.parse_args()
-    if options.smoke:
-        options.names, options.teacher = ["blockswap_wrn16_1"] * 2, "blockswap_wrn16_2"
-        options.batch_size, options.steps, options.threads, options.together = 8, 2, 1, True
+    smoke = {"names": ["blockswap_wrn16_1"] * 2, "teacher": "blockswap_wrn16_2"}
+    run_script(parser, run, batch_size=8, steps=2, threads=1, together=True, **smoke)
+
+
+def run(options: argparse.Namespace) -> None:
+    if min(options.steps, options.batch_size, options.threads) < 1:
+        raise ValueError("--steps, --batch-size and --threads are at least 1")
+    for name in (options.teacher, *options.names):
+        require_model(name, option="--names, --teacher")
     device = find_device(options.device)
     if device.type == "cpu":
         # As `blockswap train` does.

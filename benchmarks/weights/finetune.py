@@ -107,6 +107,8 @@ def fit(options: argparse.Namespace, pretrained: bool, recipe: Recipe, images: I
     arguments = {
         "model": options.name,
         "pretrained": pretrained,
+        # Those of a name change from one version of the package to the next.
+        "weights": timm.models.get_pretrained_cfg(options.name).tag if pretrained else None,
         "data": str(options.data) if options.cifar is None else "torch/cifar10",
         "classes": options.classes,
         "images_a_class": options.images,
@@ -161,11 +163,14 @@ def run(options: argparse.Namespace) -> None:
     for name in ("classes", "images", "test_images", "size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is at least 1")
-    require_model(options.name)
+    weights = any(RUNS[name][0] for name in options.only)
+    require_model(options.name, weights)
     torch.set_num_threads(options.threads)
     images = images_of(options)
+    tag = timm.models.get_pretrained_cfg(options.name).tag if weights else ""
+    network = ".".join(filter(None, (options.name.partition(".")[0], tag)))
     print(
-        f"{versions()}, {processor()}, {options.threads} thread\n{options.name}: {options.classes} classes, "
+        f"{versions()}, {processor()}, {options.threads} thread\n{network}: {options.classes} classes, "
         f"{len(images.train[1])} images to train on and {len(images.test[1])} others, {options.size} px, "
         f"{options.epochs} epochs, seed {options.seed}\n\n{'weights':28}{'error, %':>9}{'seconds':>9}"
     )

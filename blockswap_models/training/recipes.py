@@ -19,6 +19,8 @@ __all__ = ["RECIPES", "Recipe", "learning_rate"]
 class Recipe:
     """The hyperparameters of a training run; each default is that of the paper's experiments on CIFAR-10.
 
+    But for the schedule, which is that of the authors' code: the paper's is 'step', of the default factor and epochs.
+
     Args:
         epochs: Passes over the training images.
         batch_size: Images a step, of all processes together.

@@ -63,6 +63,7 @@ def test_smoke(script, capsys, monkeypatch):
             "search.nas_bench_macro --table x --out y --networks 0",
             "--networks, --draws and --batch-size are at least 1",
         ),
+        ("search.nas_bench_macro --table nowhere --out y", "no file 'nowhere'; use the nas_bench_macro.json of "),
         ("search.nas_bench_macro", "use --table nas_bench_macro.json and --out macro.jsonl"),
         ("search.strategies --samples 0", "--samples, --seeds and --batch-size are at least 1"),
         ("search.sureness --params foo", "'foo' is no amount; use "),
@@ -71,10 +72,17 @@ def test_smoke(script, capsys, monkeypatch):
         ("speed.latency_search --network foo", "unknown network 'foo'; use "),
         ("speed.latency_search --beside foo", "no network 'blockswap_foo'; use "),
         ("speed.latency_table --params foo", "'foo' is no amount; use "),
+        ("speed.roofline --device nowhere", "unknown device 'nowhere'; use cpu, cuda or cuda:1"),
+        ("speed.train_speed --device nowhere", "unknown device 'nowhere'; use cpu, cuda or cuda:1"),
+        ("speed.train_speed --names nonesuch", "no network 'nonesuch'; use one of timm (--names, --teacher)"),
+        ("speed.train_speed --steps 0", "--steps, --batch-size and --threads are at least 1"),
+        ("speed.imagenet_speed --data x --device nowhere", "unknown device 'nowhere'; use cpu, cuda or cuda:1"),
         ("weights.finetune", "no images; use --data FOLDER or --cifar FOLDER"),
         ("weights.finetune --name nonesuch", "no network 'nonesuch'; use one of timm (--name)"),
+        ("weights.finetune --name blockswap_wrn16_1.short", "no weights of 'blockswap_wrn16_1.short'; use "),
         ("weights.finetune --data nowhere", "no folder nowhere/train; use "),
         ("weights.linear_probe --name nonesuch", "no network 'nonesuch'; use one of timm (--name)"),
+        ("weights.linear_probe --name blockswap_resnet18", "no weights of 'blockswap_resnet18'; use "),
         ("weights.linear_probe --data-dir nowhere", "no whole CIFAR10 in 'nowhere'; use "),
         ("weights.recipes", "training needs the folder of CIFAR-10; use --data-dir"),
         ("weights.recipes --data-dir x --name nonesuch", "no network 'nonesuch'; use one of timm (--name)"),
@@ -168,6 +176,31 @@ def test_the_last_round_of_a_search_may_be_a_short_one(monkeypatch):
     options = SimpleNamespace(samples=3, batch_size=1, refining=range(1), judging=range(1))
     results = strategies.found(None, Budget(params=1), 0, options)
     assert [each["last round"] for each in results.values()] == pytest.approx([9] * len(results))
+
+
+def test_a_strategy_takes_the_time_of_scores_that_another_has_computed(monkeypatch):
+    clock = [0.0]
+
+    def fisher_potential(*_):
+        clock[0] += 10
+        return 1.0
+
+    def search(*_, score, progress, **__):
+        for draw in progress([SimpleNamespace(genome="a")], 1, 0, "scores"):
+            score(draw, None, None)
+        clock[0] += 1
+        return SimpleNamespace(candidates=[SimpleNamespace(genome="a")])
+
+    monkeypatch.setattr(strategies.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(strategies, "search", search)
+    monkeypatch.setattr(strategies, "fisher_potential", fisher_potential)
+    monkeypatch.setattr(strategies, "again", lambda *_: 1.0)
+    options = SimpleNamespace(samples=1, batch_size=1, refining=range(1), judging=range(1))
+    with mock.patch("builtins.print") as said:
+        strategies.found(None, Budget(params=1), 0, options)
+    lines = [call.args[0] for call in said.call_args_list]
+    assert len(lines) > 1
+    assert [line.split()[-1] for line in lines] == ["11"] * len(lines)
 
 
 def test_a_mean_of_one_value_has_no_deviation():

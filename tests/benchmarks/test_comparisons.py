@@ -1,6 +1,7 @@
 """What benchmarks/paper/table1.py, table3.py, figure2.py, figure3.py, figure4.py and best_of.py compare, and how."""
 
 import json
+import shutil
 from argparse import Namespace
 
 import numpy as np
@@ -182,6 +183,21 @@ def test_records_are_extended_and_students_do_not_depend_on_their_group(tmp_path
     assert json.loads((one / "records.jsonl").read_text().splitlines()[0])["budget"] == 100_000
     train_all(trainer_of(other, teacher), SMALL[:1], options_of())
     assert first.read_bytes() == trainer_of(other, teacher).weights(SMALL[0].name, 0).read_bytes()
+
+
+def test_records_are_enough_where_the_folders_of_runs_are_gone(tmp_path, teacher, monkeypatch):
+    train_all(trainer_of(tmp_path, teacher), SMALL[:2], options_of(together=2))
+    train_all(trainer_of(tmp_path, teacher), SMALL[:1], options_of(labels_alone=True))
+    trainer_of(tmp_path, teacher).fit_student("student", 0, SMALL[0].facts, SMALL[0].build)
+    before = records(tmp_path)
+    assert len(before) == 4
+    for row in before:
+        shutil.rmtree(tmp_path / row["folder"])
+    monkeypatch.setattr(Trainer, "run", lambda *_, **__: pytest.fail("it is trained again"))
+    train_all(trainer_of(tmp_path, teacher), SMALL[:2], options_of(together=2))
+    train_all(trainer_of(tmp_path, teacher), SMALL[:1], options_of(labels_alone=True))
+    trainer_of(tmp_path, teacher).fit_student("student", 0, SMALL[0].facts, SMALL[0].build)
+    assert records(tmp_path) == before
 
 
 def test_an_interrupted_group_goes_on(tmp_path, teacher, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from benchmarks.lib.images import noise_images
 from benchmarks.search import library_proof
 from benchmarks.search.library_proof import SMOKE, make_parser, run, teacher_of
+from blockswap_models.nets.library import LibraryError
 
 
 def options_of(folder, **changed):
@@ -61,3 +62,11 @@ def test_students_have_the_compute_of_the_first_and_meet_both_budgets(tmp_path, 
             assert epochs == "40"
         elif int(epochs):
             assert float(total) <= limit
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_library_of_smaller_images_is_another_one(tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        run(options_of(tmp_path, list=True, image_size=16))
+        with pytest.raises(LibraryError, match="has data 'white noise at 16 px', not 'white noise'; use what it has"):
+            run(options_of(tmp_path, list=True))

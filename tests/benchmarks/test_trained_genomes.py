@@ -1,7 +1,9 @@
 import json
 import math
+import re
 import shutil
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from benchmarks.lib.correlation import correlate_given, share_below
 from benchmarks.lib.images import noise_images
 from benchmarks.lib.trained import Trainer
+from benchmarks.search import trained_genomes
 from benchmarks.search.trained_genomes import (
     SMOKE,
     Planned,
@@ -172,6 +175,21 @@ def test_times_are_of_the_training_itself(tmp_path, capsys, monkeypatch):
         run(options)
     assert found == [torch.bfloat16] * 3
     assert "on one thread, bfloat16, median of 5" in capsys.readouterr().out
+
+
+def test_the_result_has_the_errors_of_its_records():
+    benchmarks = Path(trained_genomes.__file__).parents[1]
+    rows = (benchmarks / "records" / "trained_400k" / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    recorded = {row["genome"]: (row["params"], row["top1_error"], row["seconds"]) for row in map(json.loads, rows)}
+    genomes, printed = {}, {}
+    for line in (benchmarks / "results" / "trained_genomes.txt").read_text(encoding="utf-8").splitlines():
+        if planned := re.fullmatch(r"(\S+) +([\d,]+) +[\d.]+  (\S+/\S+/\S+)", line):
+            genomes[planned[1]] = planned[3], int(planned[2].replace(",", ""))
+        elif finished := re.fullmatch(r"  (\S+) +top-1 error +([\d.]+) %, ([\d,]+) s", line):
+            genome, params = genomes[finished[1]]
+            printed[genome] = params, float(finished[2]), int(finished[3].replace(",", ""))
+    assert printed == {genome: (params, error, round(took)) for genome, (params, error, took) in recorded.items()}
+    assert len(printed) == 27
 
 
 def test_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
