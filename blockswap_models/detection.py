@@ -203,8 +203,10 @@ def mask_rcnn(
     }
     if unknown := kwargs.keys() - known:
         raise TypeError(f"mask_rcnn has no argument {', '.join(sorted(unknown))}; see torchvision's MaskRCNN")
+    # None is torchvision's word for what is not given, which is the network's own here.
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
     predictors = [f"{head}_predictor" for head in ("box", "mask")]
-    given = [name for name in predictors if kwargs.get(name) is not None]
+    given = [name for name in predictors if name in kwargs]
     if len(given) == 1:
         (missing,) = set(predictors) - set(given)
         raise ValueError(f"{given[0]} has classes of its own; use {missing} too, for the same classes, or neither")

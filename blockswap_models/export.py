@@ -367,7 +367,14 @@ def _why_no_onnx(model: nn.Module, error: BaseException) -> str:
 
 def _to_torch_export(model: nn.Module, x: torch.Tensor, about: dict[str, Any]) -> _Written:
     file = io.BytesIO()
-    program = torch.export.export(model, (x,), dynamic_shapes=_ANY_BATCH)
+    try:
+        program = torch.export.export(model, (x,), dynamic_shapes=_ANY_BATCH)
+    except Exception as error:
+        # Its errors have no class in common, and some are pages long.
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise ExportError(
+            f"torch.export cannot trace {type(model).__name__}: {reason.rstrip(':.')}; use a .ts file"
+        ) from error
     for node in program.graph.nodes:
         # It names folders of this machine.
         node.meta.pop("stack_trace", None)

@@ -96,6 +96,15 @@ def test_is_torchvisions_where_torchvision_has_the_network():
             torch.testing.assert_close(found[name], each)
 
 
+def test_none_is_what_is_not_given_as_in_torchvision():
+    names = ("image_mean", "image_std", "rpn_anchor_generator", "rpn_head", "box_roi_pool")
+    given, left_out = small("blockswap_wrn16_1", **dict.fromkeys(names)), small("blockswap_wrn16_1")
+    assert given.transform.image_mean == left_out.transform.image_mean == [0.4914, 0.4822, 0.4465]
+    assert given.transform.image_std == left_out.transform.image_std
+    assert given.rpn.anchor_generator.sizes == left_out.rpn.anchor_generator.sizes
+    assert given.roi_heads.box_roi_pool.featmap_names == left_out.roi_heads.box_roi_pool.featmap_names
+
+
 @pytest.mark.parametrize("layers", [0, 3, 5])
 def test_the_same_parameters_train_as_in_torchvision(layers):
     theirs = backbone_utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=layers)

@@ -358,6 +358,17 @@ def test_features_that_cannot_be_exported_are_named(tmp_path):
         export_model(Texts(), tmp_path / "net.pt2", fold=False)
 
 
+def test_what_torch_export_cannot_trace_is_named(tmp_path):
+    class Choice(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+    with pytest.raises(ExportError, match=r"^torch.export cannot trace Choice: .*; use a .ts file$") as raised:
+        export_model(Choice(), tmp_path / "net.pt2", input_size=(3, 8, 8))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "net.pt2").exists()
+
+
 def test_a_pruned_network_is_exported_with_its_zeros(tmp_path):
     model = trained("blockswap_wrn16_1", genome=TINY)
     prune.l1_unstructured(model.stages[2][0].conv1, "weight", 0.5)

@@ -1,6 +1,8 @@
 """From a folder of images to a network in files: the stages, going on after a stop, and images that do not do."""
 
+import ast
 import json
+import shlex
 import shutil
 from functools import partial
 from pathlib import Path
@@ -14,9 +16,10 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import blockswap_models.making as making
-from blockswap_models import BudgetError, DataError, ExportError, MakeError, SearchSpace, WeightsError, make
+from blockswap_models import BudgetError, DataError, ExportError, Made, MakeError, SearchSpace, WeightsError, make
 from blockswap_models.searching.record import Record
 from blockswap_models.training.evaluate import evaluate, evaluation_loader
+from blockswap_models.training.models import is_folder
 from blockswap_models.training.run_folder import TrainingError, read_summary
 from blockswap_models.zoo.cards import file_digest
 
@@ -423,6 +426,22 @@ def test_mistakes_are_one_line(photos, tmp_path, monkeypatch, arguments, message
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"blockswap make: {message}")
     assert not (tmp_path / "net").exists()
+
+
+def test_what_is_said_of_a_folder_can_be_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("my 'net'", "resnet18"):
+        Path(folder).mkdir()
+        told = Made(folder, "m", "S", 1, 1, ("a",), (3, 8, 8), 1, 0.0, 0.0, None, 1.0, "net.onnx", None, 1.0)
+        monkeypatch.setattr(making, "make", lambda *_, told=told, **__: told)
+        status, out, err = run("make", "--data", "photos", "--params", "60k", "--out", folder)
+        assert status == 0, err
+        loading, trying = out.splitlines()[-2:]
+        call = ast.parse(loading.removeprefix("load it: ")).body[0].value
+        assert call.args[0].value == f"local-dir:{folder}"
+        name = shlex.split(trying.removeprefix("try it: "))[2]
+        assert is_folder(name)
+        assert Path(name) == Path(folder)
 
 
 def test_a_budget_of_latency_is_measured_once(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from ..messages import quote
 from ..progress import progress_bar
 from ..training.recipes import RECIPES
 from .errors import advise_when_interrupted, without_warning
-from .parameters import TYPES, dataset_options, device_option, holdout_options, reader_option, subcommand
+from .parameters import FOLDER, TYPES, dataset_options, device_option, holdout_options, reader_option, subcommand
 from .tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str) -> int:
 @click.option("--in-chans", type=int, help="channels of its images [default: the network's own]")
 @dataset_options
 @holdout_options()
-@click.option("--out", required=True, metavar="FOLDER", help="where the library goes")
+@click.option("--out", type=FOLDER, required=True, metavar="FOLDER", help="where the library goes")
 @click.option("--resume", is_flag=True, help="resume the library in that folder")
 @click.option("--types", type=TYPES, help="block types, such as S,G4,W1 [default: the paper's 23]")
 @click.option("--steps", type=int, default=300, help="minibatches that each block learns from")

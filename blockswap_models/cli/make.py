@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from dataclasses import asdict
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 from ..budget import Budget
 from ..machine import default_workers
 from .errors import advise_when_interrupted, as_options, given_words
-from .parameters import AMOUNT, LATENCY, device_option, subcommand
+from .parameters import AMOUNT, FOLDER, LATENCY, device_option, subcommand
 from .tables import in_megas, print_json, print_table
 
 __all__ = ["make_"]
@@ -24,7 +25,9 @@ __all__ = ["make_"]
 @click.option("--macs", type=AMOUNT, help="a budget of multiply-accumulates, such as 60m")
 @click.option("--latency", type=LATENCY, help="a budget of time, such as ..4ms, measured on this machine")
 @click.option("--tolerance", type=float, default=0.025, help="fraction by which a cost may differ from an amount alone")
-@click.option("--out", required=True, metavar="FOLDER", help="the folder of the network: new, or one to resume")
+@click.option(
+    "--out", type=FOLDER, required=True, metavar="FOLDER", help="the folder of the network: new, or one to resume"
+)
 @click.option(
     "--network",
     metavar="NETWORK",
@@ -74,6 +77,7 @@ def make_(as_json: bool, **arguments: Any) -> None:
     advise_when_interrupted("continue with the same command")
 
     from ..making import make
+    from ..training.models import is_folder
 
     made = make(
         options.data,
@@ -112,5 +116,7 @@ def make_(as_json: bool, **arguments: Any) -> None:
         *([] if made.picture is None else [("picture", made.picture)]),
     ]
     print_table(("folder", made.folder), rows)
-    print(f"\nload it: timm.create_model('local-dir:{made.folder}', pretrained=True)")
-    print(f"try it: blockswap predict {Path(made.folder)} IMAGE")
+    # A name of timm is that of its network, also where a folder has it.
+    folder = made.folder if is_folder(made.folder) else os.path.join(os.curdir, made.folder)
+    print(f"\nload it: timm.create_model({f'local-dir:{made.folder}'!r}, pretrained=True)")
+    print(f"try it: {shlex.join(['blockswap', 'predict', folder])} IMAGE")

@@ -18,6 +18,7 @@ from ..messages import did_you_mean, quote
 __all__ = [
     "AMOUNT",
     "AMOUNTS",
+    "FOLDER",
     "GENOME",
     "LATENCIES",
     "LATENCY",
@@ -100,6 +101,16 @@ def _network(text: str) -> Given:
 
 NETWORK = Read("network", _network)
 GENOME = Read("genome", Genome)
+
+
+def _folder(text: str) -> str:
+    """Reads the name of a folder to write, which an unset variable of a shell is not."""
+    if not text:
+        raise ValueError("an empty name of a folder; use the one to write, or . for this one")
+    return text
+
+
+FOLDER = Read("folder", _folder)
 TYPES = Read("types", lambda text: [BlockType.parse(each.strip()) for each in text.split(",")])
 
 

@@ -9,7 +9,7 @@ import click
 
 from ..machine import default_workers
 from ..messages import counted, quote
-from .parameters import NETWORK, Given, size_options, subcommand
+from .parameters import NETWORK, Given, refuse_given, size_options, subcommand
 from .search import SCORE_NAMES, image_options, minibatch_of, read_images, score_option
 from .tables import print_json, print_networks
 
@@ -39,6 +39,8 @@ def rank_(as_json: bool, **arguments: Any) -> None:
     options = SimpleNamespace(**arguments, minibatches=1, holdout=None)
     if options.data_dir is not None and options.data is None:
         raise ValueError("a data folder needs the dataset's name; use --data torch/cifar10, or --data folder")
+    if options.data is None:
+        refuse_given(["split", "val_share", "val_seed"], "is of a dataset; use --data")
     try:
         lines = [line.partition("#")[0].strip() for line in options.file]
     except UnicodeDecodeError:

@@ -14,7 +14,7 @@ from ..files import encode_json, make_folder, write_atomic
 from ..messages import quote
 from ..zoo.cards import WeightsError, check_weights, make_card, read_card, shipped, training_command
 from .evaluate import measure
-from .parameters import device_option, exclusive, reader_option, subcommand
+from .parameters import FOLDER, device_option, exclusive, reader_option, subcommand
 from .tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _DTYPE = "float16"
     type=int,
     help="side of the images on which the weights are measured, and of a network with them [default: that of the run]",
 )
-@click.option("--out", required=True, metavar="FOLDER", help="where MODEL.TAG.safetensors and .json go")
+@click.option("--out", type=FOLDER, required=True, metavar="FOLDER", help="where MODEL.TAG.safetensors and .json go")
 @click.option("--note", metavar="TEXT", help="what a user must know first of all, such as what it was trained on")
 @reader_option
 @device_option
@@ -133,7 +133,7 @@ def pack(as_json: bool, **arguments: Any) -> None:
 @subcommand("push", "put weights into a folder that timm reads, or on the Hugging Face Hub")
 @click.argument("name", metavar="WEIGHTS", help="MODEL.TAG of the zoo, or the .json card that 'pack' made")
 @click.option("--repo", metavar="USER/NAME", help="the repository on the Hub; made where there is none")
-@click.option("--out", metavar="FOLDER", help="a new folder, and nothing goes to the Hub")
+@click.option("--out", type=FOLDER, metavar="FOLDER", help="a new folder, and nothing goes to the Hub")
 @click.option("--private", is_flag=True, help="make the repository private")
 def push(as_json: bool, **arguments: Any) -> None:
     """Writes the folder of a network with weights, and puts it on the Hub where it is asked for."""

@@ -14,6 +14,7 @@ from ..messages import quote
 from ..training.recipes import RECIPES, Recipe
 from .errors import advise_when_interrupted, as_options, given_words
 from .parameters import (
+    FOLDER,
     GENOME,
     device_option,
     exclusive,
@@ -97,7 +98,7 @@ _recipe_options = together(
 )
 @click.option("--data-dir", metavar="FOLDER", help="the folder of the dataset")
 @holdout_options()
-@click.option("--out", required=True, metavar="FOLDER", help="where checkpoint, log and weights go")
+@click.option("--out", type=FOLDER, required=True, metavar="FOLDER", help="where checkpoint, log and weights go")
 @click.option("--resume", is_flag=True, help="resume the run in that folder")
 @click.option(
     "--genome",

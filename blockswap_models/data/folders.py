@@ -297,7 +297,14 @@ def _folder_reader(root: str, folder: Path, class_map: str | None) -> ReaderImag
         )
     _require_own_names(folder, {os.path.dirname(path) for path in paths})
     if class_map is not None:
-        numbers, numbering = load_class_map(class_map, str(folder)), class_map
+        try:
+            numbers, numbering = load_class_map(class_map, str(folder)), class_map
+        except (AssertionError, AttributeError, OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+            raise DataError(
+                f"cannot read the class map {quote(class_map)}: {reason}; use a .txt file with a name a line "
+                "(class_map=)"
+            ) from None
         if numbers.get("") == max(numbers.values(), default=None):
             # Empty lines at the end of the file.
             numbers.pop("", None)

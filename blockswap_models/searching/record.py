@@ -18,7 +18,7 @@ from ..errors import BlockSwapError
 from ..files import JsonLineError, append_json_line, locked, read_json_lines
 from ..genome import Genome
 from ..layout import RANDOM_WEIGHTS, Layout
-from ..messages import quote
+from ..messages import counted, quote
 from ..zoo.genomes import GENOMES
 from .candidates import Candidate, ScoredDraw, candidates_of, common_cost, estimated, pareto, rank, rank_within
 
@@ -290,7 +290,8 @@ def network_of(path: str | Path, rank: int = 1) -> FoundNetwork:
     front = read_front(path)
     header, ranking = read_ranking(path) if front is None else (front.header, front.front)
     if not 1 <= rank <= len(ranking):
-        raise RecordError(f"{path} has {len(ranking):,} genomes, of which none is number {rank}; use another rank=")
+        found = counted(len(ranking), "genome") + " on its front" * (front is not None)
+        raise RecordError(f"{path} has {found}, of which none is number {rank}; use another rank=")
     try:
         name, (channels, height, width), classes = header["space"], header["input_size"], header["num_classes"]
         about = header.get(_ABOUT) or {}

@@ -107,6 +107,10 @@ def create(
 ) -> nn.Module:
     """Makes the network of an entry, as timm's `create_model` asks for it; `own` is the entry's genome."""
     layout = Layout.named(name)
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    if isinstance(kwargs.get("pretrained_cfg"), (str, type(None))) and (overlay.get("url") or overlay.get("hf_hub_id")):
+        # Before these, timm would load the file of the weights that come with this package.
+        kwargs["pretrained_cfg_overlay"] = {"file": None, **overlay}
     # The network itself sees whether the layout can carry it.
     genome = own if genome is None else Genome(genome)
     source = _genome_of_weights(name, own, **kwargs)
@@ -133,7 +137,6 @@ def create(
     # timm's cfg is that of the weights, which it has adapted to the channels asked for.
     cfg = for_channels(model.pretrained_cfg, model.in_chans)
     if not pretrained:
-        overlay = kwargs.get("pretrained_cfg_overlay") or {}
         # The classes and the size of the weights are not those of a network that is yet to learn.
         if "label_names" not in overlay:
             cfg.pop("label_names", None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -222,14 +223,22 @@ def model_card(card: Card, source: str) -> str:
     architecture = name.partition(".")[0]
     known = architecture in GENOMES or card.get("swapped")
     registered = "" if known else f'blockswap_models.register("{architecture}")\n'
-    table = "\n".join(f"| {title} | {value} |" for title, value in rows.items())
+    # A name of a class or a folder may have what ends a cell.
+    cells = {title: value.replace("|", "\\|") for title, value in rows.items()}
+    table = "\n".join(f"| {title} | {value} |" for title, value in cells.items())
+    known_as = _name_of_dataset(card["data"])
+    datasets = "" if known_as is None else f"datasets: [{json.dumps(known_as)}]\n"
+    where = (
+        ", where DATA is the folder of the dataset"
+        if re.search(r"(?<![\w./-])DATA(?![\w./-])", card["command"])
+        else ""
+    )
     return f"""---
 library_name: timm
 pipeline_tag: image-classification
 license: mit
 tags: [image-classification, timm, blockswap]
-datasets: [{data}]
----
+{datasets}---
 
 # {name}
 
@@ -239,18 +248,28 @@ datasets: [{data}]
 ```python
 import blockswap_models, timm
 
-{registered}model = timm.create_model("{source}", pretrained=True).eval()
+{registered}model = timm.create_model({json.dumps(source, ensure_ascii=False)}, pretrained=True).eval()
 ```
 
 | | |
 | --- | --- |
 {table}
 
-Trained by `{card["command"]}`, where DATA is the folder of the dataset. The test images chose nothing: these are the
+Trained by `{card["command"]}`{where}. The test images chose nothing: these are the
 weights of the last epoch.
 """
 
 
+def _name_of_dataset(data: str) -> str | None:
+    """The name that others know a dataset by; None for a folder of images, whose name means nothing elsewhere."""
+    source, slash, name = data.partition("/")
+    if not slash or source.lower() not in _SOURCES:
+        return None
+    return name
+
+
+# How timm names datasets: by where they come from.
+_SOURCES = ("torch", "hfds", "hfids", "tfds")
 # Options whose values are places on the machine of the run: what a card has in their place.
 _PLACES = {"--data-dir": "DATA", "--out": None, "--teacher-checkpoint": None, "--init": None}
 # And those that may be places, or names.

@@ -129,5 +129,6 @@ def require_model(name: str) -> None:
     if not has_source(name) and not timm.is_model(name):
         ours = f"{_PREFIX}{name}"
         # The zoo's network is a better suggestion than the closest name in timm.
-        names = [ours] if timm.is_model(ours) else timm.list_models()
-        raise ValueError(f"unknown model {quote(name)}; {did_you_mean(name, names, _ADVICE)}")
+        found = timm.is_model(ours)
+        advice = f"did you mean {quote(ours)}?" if found else did_you_mean(name, timm.list_models(), _ADVICE)
+        raise ValueError(f"unknown model {quote(name)}; {advice}")

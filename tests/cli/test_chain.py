@@ -97,8 +97,9 @@ def test_another_network_of_a_record(searched, tmp_path):
     for options, message in {
         ("--rank", 9): "has 3 genomes, of which none is number 9; use another --rank",
         ("--genome", "2xS/2xS/2xS"): "has genomes of its own; use --rank, or a network in place of the record",
+        ("--out", ""): "an empty name of a folder; use the one to write, or . for this one (--out)",
     }.items():
-        status, _, err = run("train", record, *options, *FEW, "--out", tmp_path / "other")
+        status, _, err = run("train", record, *FEW, "--out", tmp_path / "other", *options)
         assert (status, err.count("\n")) == (2, 1)
         assert message in err
     status, _, err = run("train", record, record, "--teacher", "wrn16_1", *FEW, "--out", tmp_path / "other")

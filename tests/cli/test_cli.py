@@ -150,6 +150,7 @@ def test_a_search_that_was_stopped_before_its_first_line_goes_on(tmp_path, monke
             "search wrn16_1 --params 60k --strategy library --library lib --data images --batch-size 0",
             "--batch-size is at least 1, not 0",
         ),
+        ("rank - --split test", "--split is of a dataset; use --data"),
         ("predict wrn16_1 x.png --batch-size 0", "--batch-size is at least 1, not 0"),
         ("predict wrn16_1 x.png --workers -1", "--workers is at least 0, not -1"),
         ("evaluate wrn16_1 --data images --val-seed 3", "--val-seed is of what --val-share holds out; use both"),

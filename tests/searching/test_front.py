@@ -10,9 +10,10 @@ from command_line import run
 
 from blockswap_models import Budget, BudgetError, Cost, Genome, RecordError, SearchSpace, budgets_along, search_front
 from blockswap_models.budget import parse_amount, parse_several
+from blockswap_models.messages import counted
 from blockswap_models.searching import strategies
 from blockswap_models.searching.candidates import Candidate, common_cost, pareto
-from blockswap_models.searching.record import read_front, read_record
+from blockswap_models.searching.record import network_of, read_front, read_record
 from blockswap_models.searching.strategies import Planner
 
 SPACE = SearchSpace("wrn16_1", ["S", "G4", "W1", "B2"])
@@ -84,6 +85,9 @@ def test_cut_off_anywhere_it_goes_on_the_same_way(quick, tmp_path) -> None:
         assert part.read_bytes() == whole.read_bytes()
     with pytest.raises(RecordError, match="of another search: budgets"):
         search_front(SPACE, BUDGETS[:1], record=whole, resume=True, **quick)
+    number = counted(len(front.candidates), "genome")
+    with pytest.raises(RecordError, match=f"has {number} on its front, of which none is number 99; use another rank="):
+        network_of(whole, 99)
     read = read_front(whole)
     assert [each.genome for each in read.front] == [each.genome for each in front.candidates]
     assert [[each.genome for each in own] for own in read.rankings] == [

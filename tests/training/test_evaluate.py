@@ -356,7 +356,8 @@ def test_a_saved_network_brings_its_weights_and_genome(capsys, folder, tmp_path)
             "some of the network's classes, the file with the names of all (--class-map)",
         ),
         ("wrn16_1 --no-pretrained --num-classes 2 --data images", "'images' has 3 classes, but the network has 2; use"),
-        ("wrn16_1 --no-pretrained --data images --class-map nowhere", "no dataset folder in 'images': Cannot locate"),
+        ("wrn16_1 --no-pretrained --data images --class-map nowhere", "cannot read the class map 'nowhere': Cannot"),
+        ("wrn16_1 --no-pretrained --data images --class-map a.csv", "use a .txt file with a name a line (--class-map)"),
         (
             "wrn16_1 --no-pretrained --num-classes 3 --data images --images 10",
             "there are 9 images, not 10; use fewer (--images)",

@@ -17,13 +17,14 @@ import pytest
 import timm
 import torch
 import torchvision
+from huggingface_hub.errors import EntryNotFoundError
 from timm.models import FeatureInfo, get_arch_pretrained_cfgs, group_parameters, save_for_hf
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from blockswap_models import Genome, GenomeError, Layout, count, fold_batchnorm, save_pretrained
+from blockswap_models import Genome, GenomeError, Layout, WeightsError, count, fold_batchnorm, save_pretrained
 from blockswap_models.nets.networks import build, residual_blocks
 from blockswap_models.zoo.genomes import GENOMES, PAPER_ERRORS
 
@@ -218,6 +219,22 @@ def test_weights_for_another_genome_can_be_handed_in(tmp_path):
     name, genome = WRN
     loaded = timm.create_model(name, genome=genome, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
     assert_same_weights(model, loaded)
+
+
+def test_weights_of_another_place_are_not_those_of_the_package(monkeypatch, tmp_path):
+    name = "blockswap_wrn16_1"
+    model = timm.create_model(name)
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+    kwargs = {"pretrained": True, "cache_dir": tmp_path / "cache"}
+    place = {"url": (tmp_path / "mine.pth").as_uri()}
+    assert_same_weights(model, timm.create_model(name, **kwargs, pretrained_cfg_overlay=place))
+
+    def missing(repository, *_, **__):
+        raise EntryNotFoundError(repository)
+
+    monkeypatch.setattr("blockswap_models.zoo.blockswap.hf_hub_download", missing)
+    with pytest.raises(WeightsError, match=r"^me/net has no model.safetensors"):
+        timm.create_model(name, **kwargs, pretrained_cfg_overlay={"hf_hub_id": "me/net"})
 
 
 # Arguments

@@ -57,6 +57,9 @@ def test_mistakes(name: str, genome: str | None, message: str) -> None:
 def test_detection_suggests_the_zoos_name() -> None:
     with pytest.raises(ValueError, match=r"^unknown model 'resnet34_3m'; did you mean 'blockswap_resnet34_3m'\?$"):
         mask_rcnn("resnet34_3m")
+    # Less than half of the name is the user's.
+    with pytest.raises(ValueError, match=r"^unknown model 'wrn16_1'; did you mean 'blockswap_wrn16_1'\?$"):
+        mask_rcnn("wrn16_1")
     with pytest.raises(ValueError, match=r"^unknown model 'resnet181'; did you mean 'resnet18"):
         mask_rcnn("resnet181")
     assert timm.is_model("resnet18")

@@ -1,5 +1,6 @@
 """Weights with their cards: made from a run, pushed, loaded again, refused when they are not what their card says."""
 
+import ast
 import hashlib
 import json
 import re
@@ -109,6 +110,23 @@ def test_five_classes_have_no_top5_error_and_a_note_comes_first(packed):
     assert many["test"]["float16"] == tested
     assert "note" not in many
     assert "top-5" in model_card(many, "local-dir:x")
+
+
+def test_a_model_card_can_be_read_whatever_the_names_in_it(packed):
+    card = {**read_card(packed), "data": "bird: [a, b]", "label_names": ["a|b", "c"], "command": "blockswap train a"}
+    text = model_card(card, 'local-dir:my "net"')
+    # A folder of images is no dataset that the Hub knows, and its name may be no YAML.
+    assert text.startswith("---\nlibrary_name: timm\n")
+    assert "datasets:" not in text
+    code = next(line for line in text.splitlines() if "create_model(" in line)
+    call = ast.parse(code).body[0].value.func.value
+    assert call.args[0].value == 'local-dir:my "net"'
+    assert "| classes | 2: a\\|b, c |" in text
+    assert "DATA" not in text
+    of_the_hub = model_card({**card, "data": "hfds/me/birds"}, "local-dir:x")
+    assert 'datasets: ["me/birds"]\n---\n' in of_the_hub
+    assert 'datasets: ["cifar10"]\n---\n' in model_card(read_card(packed), "local-dir:x")
+    assert "where DATA is the folder" in model_card(read_card(packed), "local-dir:x")
 
 
 def test_weights_are_packed_for_images_of_another_size(capsys, tmp_path):
