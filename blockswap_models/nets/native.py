@@ -37,8 +37,8 @@ def use_native_convs(model: nn.Module, undo: ExitStack) -> None:
     if torch.get_num_threads() != 1 or native_library() is None:
         return
     for module in model.modules():
-        # A layer of another class may do something else with its weights.
-        if type(module) is nn.Conv2d and _is_narrow(module):
+        # A layer of another class, or whose forward pass was replaced, may do something else with its weights.
+        if type(module) is nn.Conv2d and "forward" not in vars(module) and _is_narrow(module):
             override_attribute(module, "forward", functools.partial(_grouped_conv_of, module), undo)
 
 
@@ -78,7 +78,7 @@ def _is_computed(x: torch.Tensor, channels: int) -> bool:
 
 
 def _grouped_conv_of(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype("cpu"))
     if not _is_computed(x, conv.in_channels):
         return nn.Conv2d.forward(conv, x)
@@ -92,11 +92,11 @@ def grouped_conv(x: torch.Tensor, weight: torch.Tensor, stride: int = 1) -> torc
     `x` is float32 or bfloat16, in channels_last on the CPU; its channels are a multiple of 16. `weight` has the shape
     (channels, channels in a group, 3, 3). Sums are in float32. Needs `native_library()`.
     """
-    channels, width = weight.shape[:2]
-    if not (_is_computed(x, channels) and _fits(channels, width)):
+    channels, width, *kernel = weight.shape
+    if not (_is_computed(x, channels) and _fits(channels, width) and kernel == [3, 3]):
         raise ValueError(
             f"grouped_conv does not compute {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} in groups of "
-            f"{width} channels"
+            f"{width} channels by kernels of {'x'.join(map(str, kernel))}"
         )
     output: torch.Tensor = _GroupedConv.apply(x, weight, stride)
     return output
@@ -149,19 +149,28 @@ def native_library() -> ctypes.CDLL | None:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or os.name != "posix":
         return None
-    source = "".join(f'#include "{name}"\n' for name in _SOURCES)
-    with tempfile.TemporaryDirectory() as folder:
-        target = str(Path(folder) / "native.so")
-        command = [*compiler.split(), "-O3", "-std=gnu11", "-shared", "-fPIC", f"-I{Path(__file__).parent}", "-xc", "-"]
-        command += ["-o", target, "-lm"]
-        for options in (["-march=native"], []):
-            try:
-                subprocess.run([*command, *options], input=source.encode(), check=True, capture_output=True, timeout=60)
-                library = ctypes.CDLL(target)
-            except (OSError, subprocess.SubprocessError):
-                continue
-            _declare(library)
-            return library
+    # In brackets, not quotes: those would find files in the folder that the program runs in first.
+    source = "".join(f"#include <{name}>\n" for name in _SOURCES)
+    try:
+        # Some file systems keep what is loaded until the process ends.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            return _compiled(compiler.split(), source, str(Path(folder) / "native.so"))
+    except OSError:
+        # No file can be written.
+        return None
+
+
+def _compiled(compiler: list[str], source: str, target: str) -> ctypes.CDLL | None:
+    command = [*compiler, "-O3", "-std=gnu11", "-shared", "-fPIC", f"-I{Path(__file__).parent}", "-xc", "-"]
+    command += ["-o", target, "-lm"]
+    for options in (["-march=native"], []):
+        try:
+            subprocess.run([*command, *options], input=source.encode(), check=True, capture_output=True, timeout=60)
+            library = ctypes.CDLL(target)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        _declare(library)
+        return library
     return None
 
 

@@ -35,13 +35,19 @@ def use_native_norms(model: nn.Module, undo: ExitStack, probed: Container[nn.Mod
     places = Counter(id(child) for module in model.modules() for child in module._modules.values())
     acts = {norm: act for norm, act in _norm_acts(model) if places[id(norm)] == places[id(act)] == 1}
     for module in model.modules():
-        # A layer of another class may do something else.
-        if type(module) is nn.BatchNorm2d and module.affine:
-            act = None if module in probed else acts.get(module)
-            relu = type(act) is nn.ReLU
+        # A layer of another class, or whose forward pass was replaced, may do something else.
+        if type(module) is nn.BatchNorm2d and module.affine and "forward" not in vars(module):
+            act = None if module in probed or _is_hooked(module) else acts.get(module)
+            relu = type(act) is nn.ReLU and "forward" not in vars(act) and not _is_hooked(act)
             override_attribute(module, "forward", functools.partial(_norm_act_of, module, relu), undo)
             if act is not None and relu:
                 override_attribute(act, "forward", _identity, undo)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether a user's hook sees what goes into a module, or what comes out of it."""
+    hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    return any(hooks)
 
 
 def _norm_acts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
@@ -59,12 +65,15 @@ def _identity(x: torch.Tensor) -> torch.Tensor:
 
 def _norm_act_of(norm: nn.BatchNorm2d, relu: bool, x: torch.Tensor) -> torch.Tensor:
     row = _row(x)
+    if row is not None and x.shape[1] != norm.weight.numel():
+        # PyTorch says so.
+        row = None
     # Statistics of the minibatch are used in training, and where none were kept.
     batch = norm.training or norm.running_var is None
     if norm.training and x.numel() == x.shape[1]:
         # PyTorch says that there is nothing to average over.
         row = None
-    graph = torch.is_grad_enabled() and (x.requires_grad or norm.weight.requires_grad)
+    graph = torch.is_grad_enabled() and any(each.requires_grad for each in (x, norm.weight, norm.bias))
     if row is None or (graph and not batch) or (norm.training and norm.momentum is None):
         y = nn.BatchNorm2d.forward(norm, x)
         return y.relu_() if relu else y
@@ -74,11 +83,13 @@ def _norm_act_of(norm: nn.BatchNorm2d, relu: bool, x: torch.Tensor) -> torch.Ten
     if norm.training and norm.track_running_stats:
         count = x.numel() // x.shape[1]
         with torch.no_grad():
-            norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)  # type: ignore[union-attr,arg-type]
-            # Kept as of a sample, as PyTorch's.
-            variance = variance.to(norm.running_var.dtype) * (count / max(count - 1, 1))  # type: ignore[union-attr]
-            norm.running_var.lerp_(variance, norm.momentum)  # type: ignore[union-attr,arg-type]
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(1)
+            if norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)  # type: ignore[arg-type]
+                # Kept as of a sample, as PyTorch's.
+                variance = variance.to(norm.running_var.dtype) * (count / max(count - 1, 1))
+                norm.running_var.lerp_(variance, norm.momentum)  # type: ignore[arg-type]
     return y
 
 
@@ -107,9 +118,12 @@ class _NormAct(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, relu: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        row = _row(x)
-        if row is None:
-            raise ValueError(f"norm_act does not compute {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()}")
+        row, channels = _row(x), weight.numel()
+        if row is None or x.shape[1] != channels:
+            raise ValueError(
+                f"norm_act does not compute {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} with "
+                f"{channels} channels"
+            )
         y = torch.empty_like(x)
         kept = [_floats(size, x) for size in (row, row, x.shape[1], x.shape[1])]
         ctx.sizes, ctx.half = (x.numel() // row, row, x.shape[1]), int(x.dtype == torch.bfloat16)

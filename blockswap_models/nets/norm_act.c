@@ -50,8 +50,10 @@ INLINE void store(void *to, long at, Floats values, int half) {
     memcpy((unsigned short *)to + at, &rounded, sizeof rounded);
     return;
 #endif
-    Bits bits = (Bits)values;
-    Halves halves = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
+    Bits bits = (Bits)values, nan = (Bits)(values != values);
+    /* What is not a number is not rounded up: it could become a zero. */
+    Bits rounded = ((bits + 0x7fff + ((bits >> 16) & 1)) & ~nan) | (0x7fc00000 & nan);
+    Halves halves = __builtin_convertvector(rounded >> 16, Halves);
     memcpy((unsigned short *)to + at, &halves, sizeof halves);
 }
 

@@ -180,6 +180,7 @@ def measure_blocks(
         return output if isinstance(block, ResidualBlock) else output.clone()
 
     with ExitStack() as undo, torch.inference_mode(False), torch.enable_grad():
+        undo.enter_context(torch.autocast(images.device.type, enabled=False))
         set_scoring_modes(model, undo)
         cast_like_images(model, images, undo, {end for _, end in probes if end is not None})
         # What follows the end of a branch of ours leaves it as it is; it may not be so elsewhere in a block.
@@ -236,9 +237,10 @@ def set_scoring_modes(model: nn.Module, undo: ExitStack, train_norms: bool = Tru
 
     Without `train_norms` BN is in evaluation mode too.
     """
-    if getattr(model, "grad_checkpointing", False):
-        override_attribute(model, "grad_checkpointing", False, undo)
     for module in model.modules():
+        # Of the network, or of each of its stages.
+        if vars(module).get("grad_checkpointing"):
+            override_attribute(module, "grad_checkpointing", False, undo)
         norm = isinstance(module, _BatchNorm)
         override_attribute(module, "training", norm and train_norms, undo)
         if norm:

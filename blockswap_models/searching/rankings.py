@@ -107,6 +107,7 @@ def naswot(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> floa
     there several times counts once. It is computed on the device and in the type of the images.
     """
     with ExitStack() as undo, torch.inference_mode(False), torch.no_grad():
+        undo.enter_context(torch.autocast(images.device.type, enabled=False))
         set_scoring_modes(model, undo)
         cast_like_images(model, images, undo)
         kernel = count_agreements(model, images, undo)

@@ -155,8 +155,11 @@ def step_marker(module: nn.Module) -> Callable[[], None]:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a part of a module is compiled by torch.compile, as timm detects it."""
-    return any(hasattr(each, "_orig_mod") for each in module.modules())
+    """Whether a part of a module is compiled, by torch.compile or in place by its own `compile()`."""
+    return any(
+        hasattr(each, "_orig_mod") or getattr(each, "_compiled_call_impl", None) is not None
+        for each in module.modules()
+    )
 
 
 def evaluation_loader(

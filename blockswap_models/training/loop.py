@@ -158,7 +158,15 @@ def train(
     students: Mapping[str, TrainingTask] = task.students if isinstance(task, SharedTeacherTask) else {"": task}
     if recipe.freeze is not None:
         for each in students.values():
-            freeze(unwrap_model(each.get_eval_model(ema=False)), recipe.freeze)
+            network = unwrap_model(each.get_eval_model(ema=False))
+            trained = [parameter.requires_grad for parameter in network.parameters()]
+            freeze(network, recipe.freeze)
+            frozen = trained != [parameter.requires_grad for parameter in network.parameters()]
+            if frozen and any(isinstance(part, DistributedDataParallel) for part in each.modules()):
+                raise TrainingError(
+                    "DistributedDataParallel waits for gradients of what was frozen after it; use freeze(student, "
+                    f"{recipe.freeze!r}) before prepare_distributed()"
+                )
     optimizer = make_optimizer(module, recipe)
     average = next(iter(students.values())).get_trainable_module(ema=True)
     common: dict[str, Any] = {"seed": seed, "ema": None if average is None else average.decay, "processes": world_size}
@@ -271,14 +279,24 @@ def train(
 
 
 def _hyperparameters(recipe: Recipe, tasks: Collection[TrainingTask]) -> dict[str, Any]:
-    """Lists a recipe's hyperparameters, of attention transfer those of the tasks; a list where they differ."""
+    """Lists a recipe's hyperparameters, of the loss those of the tasks; a list where they differ."""
     result = asdict(recipe)
+    found = {"label_smoothing": [_label_smoothing(task, recipe.label_smoothing) for task in tasks]}
     if all(isinstance(task, AttentionTransferTask) for task in tasks):
         for name in ("beta", "mode", "soft_labels", "temperature", "teacher_size"):
             # As a recipe has it: 0 where the teacher's images are the student's.
-            values = [getattr(task, name) or 0 for task in tasks]
-            result[name] = values[0] if values.count(values[0]) == len(values) else values
+            found[name] = [getattr(task, name) or 0 for task in tasks]
+    for name, values in found.items():
+        result[name] = values[0] if values.count(values[0]) == len(values) else values
     return result
+
+
+def _label_smoothing(task: TrainingTask, otherwise: float) -> float:
+    """The label smoothing of a task's criterion, where it says it, as PyTorch's and timm's do."""
+    criterion = getattr(task, "criterion", None)
+    for name in ("label_smoothing", "smoothing"):
+        otherwise = getattr(criterion, name, otherwise)
+    return otherwise
 
 
 # Minibatches that measure the BN statistics of averaged weights: more change nothing.

@@ -1,6 +1,8 @@
 """Layers in C compute what PyTorch's layers compute, and its gradients."""
 
 import copy
+import os
+import tempfile
 from contextlib import ExitStack
 
 import pytest
@@ -132,6 +134,39 @@ def test_only_what_is_in_c_is_taken(options, taken, one_thread):
         native.use_native_convs(nn.Sequential(conv), undo)
         assert ("forward" in vars(conv)) == taken
     assert "forward" not in vars(conv)
+
+
+@needs_compiler
+def test_grouped_conv_refuses_other_kernels():
+    x = torch.ones(2, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=r"grouped_conv does not compute .* kernels of 1x1"):
+        native.grouped_conv(x, torch.ones(16, 4, 1, 1))
+
+
+@needs_compiler
+def test_autocast_leaves_double_precision_as_pytorch_does(one_thread):
+    conv = nn.Conv2d(16, 16, 3, padding=1, groups=4, bias=False, dtype=torch.float64)
+    images = torch.randn(2, 16, 4, 4, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        right = conv(images)
+        with ExitStack() as undo:
+            native.use_native_convs(nn.Sequential(conv), undo)
+            torch.testing.assert_close(conv(images), right)
+
+
+@needs_compiler
+def test_the_sources_are_those_of_the_package(monkeypatch, tmp_path):
+    # Wherever the program runs, such as among the sources of another version.
+    (tmp_path / "norm_act.c").write_text("#error")
+    monkeypatch.chdir(tmp_path)
+    # Not through what the tests keep of compilations.
+    monkeypatch.setenv("CC", os.environ["CC"].split()[-1])
+    assert native.native_library.__wrapped__() is not None
+
+
+def test_without_a_folder_for_what_is_compiled_there_is_no_library(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert native.native_library.__wrapped__() is None
 
 
 def test_without_a_compiler_there_is_no_library(monkeypatch):

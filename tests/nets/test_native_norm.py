@@ -59,12 +59,28 @@ def test_norm_act_keeps_what_is_not_finite():
 
 
 @needs_compiler
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000])
+def test_rounding_to_bfloat16_keeps_every_nan(bits):
+    # The first is the NaN that GPUs make: it must not be rounded up to a zero.
+    weight = torch.ones(16)
+    weight.view(torch.int32)[3] = bits - (bits >> 31 << 32)
+    x = torch.randn(2, 16, 4, 4).to(torch.bfloat16, memory_format=torch.channels_last)
+    y = native_norm.norm_act(x, weight, torch.zeros(16), 1e-5, True)
+    assert y.isnan().sum(dim=(0, 2, 3)).tolist() == [32 * (channel == 3) for channel in range(16)]
+
+
+@needs_compiler
 @pytest.mark.parametrize(
-    "x", [torch.ones(2, 4, 4, 4), torch.ones(1, 5, 3, 3).contiguous(memory_format=torch.channels_last)]
+    ("x", "channels"),
+    [
+        (torch.ones(2, 4, 4, 4), 4),
+        (torch.ones(1, 5, 3, 3).contiguous(memory_format=torch.channels_last), 5),
+        (torch.ones(2, 32, 4, 4).contiguous(memory_format=torch.channels_last), 16),
+    ],
 )
-def test_norm_act_refuses_what_it_cannot_compute(x):
-    with pytest.raises(ValueError, match="norm_act does not compute"):
-        native_norm.norm_act(x, torch.ones(x.shape[1]), torch.zeros(x.shape[1]), 1e-5, True)
+def test_norm_act_refuses_what_it_cannot_compute(x, channels):
+    with pytest.raises(ValueError, match=f"norm_act does not compute .* with {channels} channels"):
+        native_norm.norm_act(x, torch.ones(channels), torch.zeros(channels), 1e-5, True)
 
 
 def native_model(model):
@@ -175,3 +191,83 @@ def test_a_probed_norm_keeps_its_own_output(one_thread):
         model(torch.randn(2, 16, 4, 4).contiguous(memory_format=torch.channels_last))
     assert outputs[0].min() < 0
     assert all("forward" not in vars(module) for module in model)
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", ["training", "evaluation", "scoring"])
+def test_images_of_other_channels_are_refused_as_by_pytorch(mode, one_thread):
+    model = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU()).train(mode != "evaluation")
+    model[0].track_running_stats = mode != "scoring"
+    fast, undo = native_model(model)
+    # C would read the weights of channels that are not there.
+    with undo, torch.no_grad(), pytest.raises(RuntimeError, match="should contain 32 elements not 16"):
+        fast(torch.randn(2, 32, 4, 4).contiguous(memory_format=torch.channels_last))
+
+
+@needs_compiler
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_one_parameter_of_a_norm_with_kept_statistics_is_trained(trained, one_thread):
+    model = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU()).eval().requires_grad_(False)
+    getattr(model[0], trained).requires_grad_()
+    images = torch.randn(2, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    model(images).sum().backward()
+    fast, undo = native_model(model)
+    fast.zero_grad()
+    with undo:
+        fast(images).sum().backward()
+    torch.testing.assert_close(getattr(fast[0], trained).grad, getattr(model[0], trained).grad)
+
+
+@needs_compiler
+@pytest.mark.parametrize("missing", [["running_mean", "running_var", "num_batches_tracked"], ["num_batches_tracked"]])
+def test_statistics_that_are_not_there_are_not_kept(missing, one_thread):
+    model = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU())
+    for name in missing:
+        setattr(model[0], name, None)
+    fast, undo = native_model(model)
+    images = torch.randn(2, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    with undo:
+        torch.testing.assert_close(fast(images), model(images))
+    torch.testing.assert_close(dict(fast.named_buffers()), dict(model.named_buffers()))
+
+
+def look_at_output(norm, act, seen):
+    norm.register_forward_hook(lambda module, args, output: seen.append(output.clone()))
+
+
+def look_at_gradient(norm, act, seen):
+    norm.register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0]))
+
+
+def look_at_input(norm, act, seen):
+    act.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("look", [look_at_output, look_at_gradient, look_at_input])
+def test_a_hook_between_norm_and_activation_sees_what_it_saw(look, one_thread):
+    images = torch.randn(2, 16, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    seen = []
+    for fast in (False, True):
+        model = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU())
+        look(*model, seen)
+        with ExitStack() as undo:
+            if fast:
+                native_norm.use_native_norms(model, undo)
+            (model(images) - 3).square().sum().backward()
+    torch.testing.assert_close(*seen)
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_layer_with_a_forward_pass_of_its_own_keeps_it(place, one_thread):
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=4, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    model = model.to(memory_format=torch.channels_last)
+    # As programs do that change a layer of a network they were given.
+    model[place].forward = lambda x: x - 5
+    images = torch.randn(2, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    right = copy.deepcopy(model)(images)
+    fast, undo = native_model(model)
+    use_native_convs(fast, undo)
+    with undo:
+        torch.testing.assert_close(fast(images), right, rtol=1e-4, atol=1e-4)

@@ -246,9 +246,23 @@ def test_is_the_same_whatever_surrounds_it():
         assert fisher_potential(model, images, labels) == expected
     with torch.inference_mode():
         assert fisher_potential(model, images, labels) == expected
+    # It computes in the type of the images.
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fisher_potential(model, images, labels) == expected
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     assert fisher_potential(model, images, labels) == expected
+
+
+def test_stages_that_compute_again_are_seen_once():
+    # In networks of timm such as this one each stage has the setting, and not the network.
+    torch.manual_seed(0)
+    model = timm.create_model("regnetx_002", zero_init_last=False)
+    images, labels = minibatch()
+    expected = fisher_balanced(model, images, labels)
+    model.set_grad_checkpointing()
+    assert fisher_balanced(model, images, labels) == expected
+    assert model.s1.grad_checkpointing
 
 
 def test_uses_the_statistics_of_the_minibatch():

@@ -16,7 +16,7 @@ from blockswap_models import save_pretrained
 from blockswap_models.cli.main import main
 from blockswap_models.data.cifar import CifarLoader
 from blockswap_models.data.folders import DataError
-from blockswap_models.training.evaluate import evaluate, evaluation_loader, load_weights
+from blockswap_models.training.evaluate import evaluate, evaluation_loader, is_compiled, load_weights
 
 # Where the right class of each of ten images stands among the logits of the rigged model.
 RANKS = (0, 0, 0, 0, 1, 4, 5, 6, 9, 0)
@@ -473,3 +473,11 @@ def test_evaluate_on_images_of_other_channels(capsys, tmp_path, name, channels):
     options = ["--no-pretrained", "--num-classes", 2, "--in-chans", channels, "--workers", 0, "--device", "cpu"]
     status, out, _ = run(capsys, "evaluate", name, "--data", tmp_path, *options, "--json")
     assert (status, json.loads(out)["images"]) == (0, 2)
+
+
+def test_a_part_that_is_compiled_in_place_is_seen():
+    # As PyTorch's guide to regional compilation does; layers in C would break its graphs.
+    model = nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU())
+    assert not is_compiled(model)
+    model[0].compile(backend="eager")
+    assert is_compiled(model)

@@ -14,6 +14,7 @@ from blockswap_models import save_pretrained
 from blockswap_models.training.freezing import freeze
 from blockswap_models.training.loop import make_optimizer, train
 from blockswap_models.training.recipes import RECIPES
+from blockswap_models.training.run_folder import TrainingError
 
 
 def network(**arguments):
@@ -63,6 +64,18 @@ def test_what_is_frozen_stays_to_the_bit(tmp_path):
         assert torch.equal(value, before[name]) == frozen, name
     # The statistics and counts of BN too; the others have moved.
     assert any("running_mean" in name for name in before if name.startswith("stages.0."))
+
+
+def test_what_ddp_waits_for_is_not_frozen_after_it(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        task = ClassificationTask(network()).prepare_distributed()
+        recipe = replace(TINY, epochs=1, freeze="1")
+        with pytest.raises(TrainingError, match=r"use freeze\(student, '1'\) before prepare_distributed\(\)$"):
+            train(task, *loaders(recipe=recipe), recipe, tmp_path / "run", progress=False)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not (tmp_path / "run").exists()
 
 
 def test_learning_rates_fall_from_block_to_block():

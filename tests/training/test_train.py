@@ -284,10 +284,12 @@ def test_a_log_has_what_was_trained_with(tmp_path, monkeypatch):
     loader = Timed([(images[:4].float(), labels[:4]), (images[4:].float(), labels[4:])])
     monkeypatch.setattr(loop, "new_bar", lambda *given, **_: bars.append(LogLines(*given)) or bars[-1])
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: loader.seconds))
-    summary = train(make_task(teacher=True), loader, list(loader), replace(TINY, epochs=1, batch_size=32), tmp_path)
+    recipe = replace(TINY, epochs=1, batch_size=32, label_smoothing=0.1)
+    summary = train(make_task(teacher=True), loader, list(loader), recipe, tmp_path)
     header, row = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
-    # The recipe has 1000.
+    # The recipe has 1000, and the task's cross-entropy smooths nothing.
     assert header["recipe"]["beta"] == summary["recipe"]["beta"] == 10
+    assert header["recipe"]["label_smoothing"] == summary["recipe"]["label_smoothing"] == 0
     assert (bars[0].n, bars[0].total, row["images_per_second"]) == (6, 6, 1)
 
 
