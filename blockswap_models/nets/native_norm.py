@@ -64,10 +64,7 @@ def _identity(x: torch.Tensor) -> torch.Tensor:
 
 
 def _norm_act_of(norm: nn.BatchNorm2d, relu: bool, x: torch.Tensor) -> torch.Tensor:
-    row = _row(x)
-    if row is not None and x.shape[1] != norm.weight.numel():
-        # PyTorch says so.
-        row = None
+    row = _row(x, norm.weight.numel())
     # Statistics of the minibatch are used in training, and where none were kept.
     batch = norm.training or norm.running_var is None
     if norm.training and x.numel() == x.shape[1]:
@@ -118,8 +115,9 @@ class _NormAct(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, relu: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        row, channels = _row(x), weight.numel()
-        if row is None or x.shape[1] != channels:
+        channels = weight.numel()
+        row = _row(x, channels)
+        if row is None:
             raise ValueError(
                 f"norm_act does not compute {x.dtype} of shape {tuple(x.shape)} and strides {x.stride()} with "
                 f"{channels} channels"
@@ -154,11 +152,13 @@ def _floats(size: int, x: torch.Tensor) -> torch.Tensor:
     return torch.empty(size, dtype=torch.float32, device=x.device)
 
 
-def _row(x: torch.Tensor) -> int | None:
-    """The length of a row for the C code, or None if it cannot compute this tensor."""
+def _row(x: torch.Tensor, channels: int) -> int | None:
+    """The length of a row for the C code, or None if it cannot compute this tensor by a norm of so many channels."""
     if x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != "cpu" or x.ndim != 4 or not x.numel():
         return None
-    channels, pixels = x.shape[1], x.numel() // x.shape[1]
+    if x.shape[1] != channels:
+        return None
+    pixels = x.numel() // channels
     together = _LANES // math.gcd(_LANES, channels)
     if pixels % together or not x.is_contiguous(memory_format=torch.channels_last):
         return None

@@ -294,9 +294,9 @@ class AttentionTransferTask(TrainingTask):
         Returns:
             What `forward` of each task takes.
         """
-        if self.teacher_size is not None and tuple(input.shape[-2:]) != (self.teacher_size, self.teacher_size):
+        size = input.shape[-2:] if self.teacher_size is None else (self.teacher_size, self.teacher_size)
+        if input.shape[-2:] != size:
             # Antialiased bicubic interpolation is Pillow's, by which timm's loaders resize.
-            size = (self.teacher_size, self.teacher_size)
             input = F.interpolate(input, size, mode="bicubic", antialias=True)
         input = self.teacher.normalize_input(input, self.student_mean, self.student_std)
         return self._run_teacher(self.teacher.model, input, self.teacher_stages, self.soft_labels > 0)
