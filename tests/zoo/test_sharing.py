@@ -414,7 +414,7 @@ PINNED = {
     "blockswap_wrn40_2_217k.at_cifar10_22": ("031feb3313bdb240", 9.7),
     "blockswap_wrn40_2_289k.at_cifar10_20": ("17c1a49ff03b6b63", 10.5),
     "blockswap_wrn40_2_404k.at_cifar10_34": ("97e34108442ef614", 9.5),
-    "blockswap_wrn40_2_556k.at_cifar10_10": ("f5c78e1dd6b8557d", 9.5),
+    "blockswap_wrn40_2_556k.at_cifar10_18": ("df3e385c7040497b", 9.4),
     "blockswap_wrn40_2_811k.at_cifar10_22": ("7f0d3bda6f6f4ef2", 9.6),
 }
 
