@@ -15,7 +15,7 @@ from blockswap_models import Cost, Genome, Layout, count, count_blocks, register
 from blockswap_models.cli.main import main
 from blockswap_models.nets.networks import build
 from blockswap_models.searching.candidates import ScoredDraw
-from blockswap_models.searching.plot import plot_genome, plot_record
+from blockswap_models.searching.plot import plot_genome, plot_ranking, plot_record
 from blockswap_models.searching.record import Record, read_ranking
 from blockswap_models.strips import FAMILIES
 
@@ -56,6 +56,11 @@ def panels(figure):
     return strips, shares, histogram, costs
 
 
+def drawn(path):
+    """Draws the record of a search to no file, which takes most of the time."""
+    return plot_ranking(*read_ranking(path))
+
+
 def texts(axes):
     return [text.get_text() for text in axes.texts]
 
@@ -75,9 +80,9 @@ def test_the_suffix_says_what_is_written(record, tmp_path, suffix, signature):
     assert out.read_bytes().startswith(signature)
 
 
-def test_the_strips_are_the_best_genomes(record, tmp_path):
+def test_the_strips_are_the_best_genomes(record):
     _, ranking = read_ranking(record)
-    strips = panels(plot_record(record, tmp_path / "a.png"))[0]
+    strips = panels(drawn(record))[0]
     assert len(strips.patches) == 5 * 6
     labels = [str(block) for each in ranking[:5] for block in each.genome.blocks]
     assert texts(strips)[: len(labels)] == labels
@@ -93,9 +98,9 @@ def test_the_strips_are_the_best_genomes(record, tmp_path):
     assert lefts[2] - lefts[1] > lefts[1] - lefts[0] + 0.2
 
 
-def test_the_shares_stand_below_their_blocks(record, tmp_path):
+def test_the_shares_stand_below_their_blocks(record):
     _, ranking = read_ranking(record)
-    strips, shares, *_ = panels(plot_record(record, tmp_path / "a.png"))
+    strips, shares, *_ = panels(drawn(record))
     _, dots, dashes = shares.collections
     assert dots.get_offsets()[:, 1].tolist() == pytest.approx(ranking[0].shares)
     assert dashes.get_offsets()[:, 1].tolist() == pytest.approx([0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125])
@@ -108,8 +113,8 @@ def test_the_shares_stand_below_their_blocks(record, tmp_path):
     assert shares.get_xticklabels()[0].get_text() == "1\n50%\n50%"
 
 
-def test_the_histogram_holds_every_finite_score(record, tmp_path):
-    histogram = panels(plot_record(record, tmp_path / "a.png"))[2]
+def test_the_histogram_holds_every_finite_score(record):
+    histogram = panels(drawn(record))[2]
     assert sum(bar.get_height() for bar in histogram.patches) == 90
     assert histogram.get_xscale() == "log"
     assert histogram.get_title(loc="left") == "Scores (2 not finite, left out)"
@@ -118,9 +123,9 @@ def test_the_histogram_holds_every_finite_score(record, tmp_path):
     assert texts(histogram)[0] == f"best {best:.3g}"
 
 
-def test_costs_stand_against_scores(record, tmp_path):
+def test_costs_stand_against_scores(record):
     _, ranking = read_ranking(record)
-    costs = panels(plot_record(record, tmp_path / "a.png"))[3]
+    costs = panels(drawn(record))[3]
     points, mark = (collection.get_offsets() for collection in costs.collections)
     assert points.tolist() == [[each.cost.params, each.score] for each in ranking[:90]]
     assert mark.tolist() == points[:1].tolist()
@@ -135,7 +140,7 @@ def test_the_cost_is_that_of_the_budget(tmp_path, windows, title):
     with Record(path, {**SEARCH, "budget": windows}) as record:
         for place in range(2):
             record.add(ScoredDraw(Genome("2xS/2xS/2xS"), Cost(1, 2, 0.0041), place, 1.0 + place))
-    *_, costs = panels(plot_record(path, tmp_path / "a.png"))
+    *_, costs = panels(drawn(path))
     assert costs.get_xlabel() == title
 
 
@@ -153,7 +158,7 @@ def refined(tmp_path):
 def test_the_best_is_the_highest_of_those_with_most_draws(tmp_path):
     path = refined(tmp_path)
     _, ranking = read_ranking(path)
-    strips, _, histogram, costs = panels(plot_record(path, tmp_path / "a.png"))
+    strips, _, histogram, costs = panels(drawn(path))
     best = ranking[0]
     assert best.cost.params == 50_002
     columns = texts(strips)[24:]
@@ -175,7 +180,7 @@ def test_the_best_is_the_highest_of_those_with_most_draws(tmp_path):
 def test_no_colour_but_those_of_families(tmp_path):
     from matplotlib.colors import to_rgb
 
-    figure = plot_record(refined(tmp_path), tmp_path / "a.png")
+    figure = drawn(refined(tmp_path))
     strips, *others = panels(figure)
     assert {to_rgb(box.get_facecolor()) for box in strips.patches} <= {to_rgb(each) for each, _ in FAMILIES.values()}
     for axes in others:
@@ -231,7 +236,7 @@ def test_any_scores_are_drawn(tmp_path, scores):
 
 
 def test_ranks_are_drawn_as_they_are_and_factors_by_logarithms(record, tmp_path):
-    figure = plot_record(record, tmp_path / "a.png")
+    figure = drawn(record)
     _, shares, histogram, costs = panels(figure)
     assert shares.get_title(loc="left") == "Share of the score by block"
     assert (histogram.get_xscale(), costs.get_yscale()) == ("log", "log")
@@ -241,7 +246,7 @@ def test_ranks_are_drawn_as_they_are_and_factors_by_logarithms(record, tmp_path)
             parts = {"fisher": float(place), "naswot": float(place)}
             genome = Genome(f"S,S/S,S/S,{TYPES[place - 1]}")
             sums.add(ScoredDraw(genome, Cost(50_000 + place, 9_000_000), 0, math.nan, (float(place),) * 6, parts))
-    _, shares, histogram, costs = panels(plot_record(path, tmp_path / "b.png"))
+    _, shares, histogram, costs = panels(drawn(path))
     assert shares.get_title(loc="left") == "Share of fisher by block"
     assert (histogram.get_xscale(), costs.get_yscale()) == ("linear", "linear")
 
